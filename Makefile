@@ -1,0 +1,43 @@
+# make demo   the whole pipeline on the embedded teacher, on a CPU, in minutes; shows the result
+# make test   style and tests
+# Both create the environment (.venv) first.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: demo test test-slow test-gpu teacher clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(VENV)/ready: requirements.txt requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: $(VENV)/ready
+	$(PY) demo.py
+
+test: $(VENV)/ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest
+
+test-slow: $(VENV)/ready
+	$(PY) -m pytest -m slow
+
+test-gpu: $(VENV)/ready
+	$(PY) -m pytest -m gpu -rs
+
+# Train the embedded teacher from scratch (about 25 minutes on 2 cores) and put it in place.
+teacher: $(VENV)/ready
+	$(PY) -m t3d.embedded --sft --init models/embedded-init
+	$(PY) train/self_ddo_sdar_full.py config=configs/demo/teacher.yaml experiment.run_name=teacher experiment.resume=auto
+	rm -rf models/embedded-teacher
+	cp -r experiments/embedded-init/math/teacher/teacher/ckpt/optimized models/embedded-teacher
+
+clean:
+	rm -rf experiments/demo $(VENV)

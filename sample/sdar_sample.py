@@ -1,0 +1,22 @@
+"""Stage 1, rollouts: python sample/sdar_sample.py config=configs/sdar_sample.yaml evaluation.eval_dataset=..."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from t3d.config import SampleConfig, load
+from t3d.errors import run_main
+
+
+def main() -> None:
+    config = load(SampleConfig, default="configs/sdar_sample.yaml")
+    from t3d.paths import setup_cache
+    from t3d.rollout import roll_out
+
+    setup_cache()
+    roll_out(config)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,631 @@
+"""Configuration: dataclasses are the schema, hold the defaults, the help and the limits; OmegaConf does the merging.
+
+    config = load(TrainConfig, sys.argv[1:], default="configs/ddo_sdar_full_self.yaml")
+
+Order, the later one wins: defaults <- ``training.preset`` <- YAML file (``config=FILE``) <- command line (``a.b=c``).
+Whatever is wrong with them is a one-line ``UserError`` before any model loads.
+"""
+
+import dataclasses
+import difflib
+import math
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from t3d import paths
+from t3d.decoding import STRATEGIES, DecodeSettings
+from t3d.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    fixed: str | None = None,
+) -> Any:
+    """A dataclass field with its help and its limits; for a list the limits hold for every item.
+
+    ``fixed`` marks a key that is accepted but has no effect: any value but the default is an error, and the text of
+    ``fixed`` tells what to do instead.
+    """
+    limits = {"choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt, "fixed": fixed}
+    metadata = {"help": help} | {name: limit for name, limit in limits.items() if limit is not None}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+# DecodeSettings belongs to the decoder, which knows nothing of configuration: its help and limits are kept here.
+DECODE_OPTIONS: dict[str, dict[str, Any]] = {
+    "rollout.block_size": {"help": "positions of one block", "ge": 1},
+    "rollout.denoising_steps_per_block": {
+        "help": "steps in which a block is denoised, 1..block_size (block_size / this = tokens per step)",
+        "ge": 1,
+    },
+    "rollout.remasking_strategy": {"help": "which positions a step unmasks", "choices": STRATEGIES},
+    "rollout.dynamic_threshold": {"help": "low_confidence_dynamic: unmask all above it", "ge": 0, "le": 1},
+    "rollout.eb_threshold": {"help": "entropy_bounded: bound on a step's summed entropy (nats)", "ge": 0},
+    "rollout.temperature": {"help": "0 = greedy", "ge": 0},
+    "rollout.top_k": {"help": "keep the k most likely tokens; 0 = all", "ge": 0},
+    "rollout.top_p": {"help": "keep the smallest set of tokens with this mass; 1 = all", "gt": 0, "le": 1},
+    "rollout.max_token": {"help": "an answer's longest length in tokens", "ge": 1},
+}
+
+DATA_TYPES = ("math", "code", "option")
+ATTENTION = ("sdpa", "eager", "flex_attention", "flash_attention_2")
+ATTENTION_HELP = "attention kernel; null = the one that suits the device"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rollouts and evaluation
+
+
+@dataclass
+class RolloutConfig(DecodeSettings):
+    engine: str = option("local", "what decodes", choices=("local",))
+    tensor_parallel_size: int = option(
+        1, "processes that share one model", fixed="the local engine keeps a whole model per process; leave it at 1"
+    )
+    max_active: int = option(256, "answers decoded at once per process; lower it when memory runs out", ge=1)
+    num_task_per_step: int = option(
+        1, "the release's; not used", fixed="a rollout always runs over the whole set; leave it at 1"
+    )
+    num_response_per_task: int = option(1, "answers drawn per question", ge=1)
+    start_with_think: bool = option(False, "open every answer with <think>")
+    random_init_ratio: float = option(
+        0.0, "share of a block's masks replaced by random tokens at the start", fixed="not supported; leave it at 0"
+    )
+    batch_size: int | None = option(
+        50, "questions handed to the engine and written to one shard at a time; null or 0 = all", ge=0
+    )
+    fused_commit: bool = option(True, "write a finished block's cache in the next block's first forward (same result)")
+    seed: int = option(
+        10086, "random seed; each answer's stream depends on it and the question only", ge=0, le=2**32 - 1
+    )
+    num_processes: int | None = option(None, "decoding processes; null = one per visible GPU, else 1", ge=1)
+    dtype: str = option("auto", "weights; auto = as stored", choices=("auto", "float32", "bfloat16", "float16"))
+    attn_implementation: str | None = option(None, ATTENTION_HELP, choices=ATTENTION)
+
+    def decode_settings(self) -> DecodeSettings:
+        """The decoder's own part, as the plain record that a trajectory keeps."""
+        return DecodeSettings(**{f.name: getattr(self, f.name) for f in fields(DecodeSettings)})
+
+
+@dataclass
+class SampleExperiment:
+    project: str = option("your_project", "output folder; rollouts go to <project>/temp_data/")
+
+
+@dataclass
+class SampleEvaluation:
+    checkpoint_path: str = option("JetLM/SDAR-4B-Chat", "model: a folder or a hub id")
+    eval_dataset: str = option("MATH_train", "data/<name>.json, or the path of a file")
+    data_type: str = option("math", "kind of task: decides prompt and scoring", choices=DATA_TYPES)
+    num_node: int = option(1, "machines that share the data set", ge=1)
+    node_index: int = option(0, "this machine's share, 0..num_node-1", ge=0)
+    output_unmasking_history: bool = option(True, "write the unmask steps (step_map) into the JSON file")
+    limit: int | None = option(None, "the first N rows only; null = all", ge=1)
+
+
+@dataclass
+class SampleConfig:
+    """Stage 1: record a model's decoding trajectories over a data set."""
+
+    experiment: SampleExperiment = field(default_factory=SampleExperiment)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    evaluation: SampleEvaluation = field(default_factory=SampleEvaluation)
+
+    def check(self) -> None:
+        rollout, data = self.rollout, self.evaluation
+        if rollout.denoising_steps_per_block > rollout.block_size:
+            raise _fault(
+                "rollout.denoising_steps_per_block",
+                rollout.denoising_steps_per_block,
+                f"more steps than the block has positions; at most rollout.block_size={rollout.block_size}",
+            )
+        if data.node_index >= data.num_node:
+            raise _fault(
+                "evaluation.node_index",
+                data.node_index,
+                f"nodes count from 0; must be below evaluation.num_node={data.num_node}",
+            )
+
+
+@dataclass
+class EvalEvaluation(SampleEvaluation):
+    method: str = option("original", "the result's label, for example original or t3d")
+    output: str | None = option(None, "results file (JSON); null = <project>/results/<model>-<data set>-....json")
+
+
+@dataclass
+class EvalExecute:
+    num_chunk: int = option(64, "code answers run side by side when they are scored", ge=1)
+
+
+@dataclass
+class EvalConfig(SampleConfig):
+    """Stage 3: score a checkpoint on a data set under given decode settings."""
+
+    experiment: SampleExperiment = field(default_factory=lambda: SampleExperiment(project="eval"))
+    rollout: RolloutConfig = field(
+        default_factory=lambda: RolloutConfig(temperature=1.0, max_active=128, denoising_steps_per_block=1)
+    )
+    evaluation: EvalEvaluation = field(default_factory=lambda: EvalEvaluation(eval_dataset="MATH500"))
+    execute: EvalExecute = field(default_factory=EvalExecute)
+    model_base: str = option("sdar", "model family", choices=("sdar",))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+# What a preset changes in `training`. `release` keeps the quirks of the paper's own scripts, to compare with it.
+PRESETS: dict[str, dict[str, Any]] = {
+    "t3d": {},
+    "algorithm1": {"round_interval": 1},
+    "release": {
+        "trace_order": "reversed",
+        "path_loss": "levels",
+        "block_grid": "response",
+        "instruction": False,
+        "block_size": 8,
+    },
+}
+
+
+@dataclass
+class WandbConfig:
+    entity: str | None = option(None, "user or team")
+    project: str | None = option(None, "project; null = experiment.project")
+    resume: bool = option(False, "go on with the run run_id")
+    run_id: str | None = option(None, "null = a new one")
+
+
+@dataclass
+class TrainExperiment:
+    project: str = option(
+        "ddo_sdar_full_self", "a run's folder is <output_root>/<model>/<data_type>/<project>/<run_name>"
+    )
+    start_from_scratch: bool = option(True, "start from model.pretrained_model; experiment.resume goes before it")
+    num_node: int = option(1, "machines (for the record; accelerate launch starts them)", ge=1)
+    save_every_steps: int = option(256, "optimizer steps between checkpoints", ge=1)
+    max_grad_norm: float = option(1.0, "gradient norm to clip at", gt=0)
+    gradient_clipping: bool = option(True, "clip at all")
+    checkpoints_total_limit: int | None = option(None, "keep the newest N checkpoints; null = all", ge=1)
+    output_root: str = option("experiments", "folder of all runs")
+    run_name: str | None = option(None, "null = the time of the start")
+    resume: str | None = option(None, "null = a new run; auto = this project's newest run; or a run's folder")
+    tracker: str = option(
+        "none",
+        "besides the run's own JSONL log; wandb is offline unless logged in",
+        choices=("none", "wandb", "tensorboard"),
+    )
+
+
+@dataclass
+class TrainModel:
+    pretrained_model: str = option("JetLM/SDAR-4B-Chat", "teacher and start of the student: a folder or a hub id")
+    optimized_name: str = option("optimized", "name of the checkpoints, below <run>/ckpt/")
+    random_ratio: float = option(
+        0.1, "share of the masked positions that show a random token instead of the mask", ge=0, le=1
+    )
+    attn_implementation: str | None = option(None, ATTENTION_HELP, choices=ATTENTION)
+    dtype: str = option("float32", "master weights", choices=("float32", "bfloat16"))
+
+
+@dataclass
+class TrainDataset:
+    optimization_data: str = option(
+        "SDAR-4B-Chat-MATH_train_renamed", "data/<name>.json, or the path of a JSON file or a folder of shards"
+    )
+    data_type: str = option("math", "kind of task: decides the prompt", choices=DATA_TYPES)
+    limit: int | None = option(None, "the first N rows only; null = all", ge=1)
+    answer_key: str = option("solution", "objective sft: the column with the answer to learn")
+
+
+@dataclass
+class TrainingConfig:
+    preset: str = option(
+        "t3d", "starting values of this section; YAML and command line change them", choices=tuple(PRESETS)
+    )
+    objective: str = option(
+        "t3d", "t3d: DDO + path on trajectories; sft: block NELBO on given answers", choices=("t3d", "sft")
+    )
+    gradient_checkpointing_enable: bool = option(True, "recompute activations: less memory, slower")
+    gradient_accumulation_steps: int = option(32, "sequences per step = batch_size_lm x this x processes", ge=1)
+    batch_size_lm: int = option(1, "sequences of one micro-batch per process", ge=1)
+    mixed_precision: str = option(
+        "bf16", "precision of the forward and backward passes", choices=("no", "bf16", "fp16")
+    )
+    enable_tf32: bool = option(True, "TF32 products on NVIDIA GPUs")
+    seed: int = option(10086, "seed of the data order, the masks and the random tokens", ge=0, le=2**32 - 1)
+    num_train_epochs: int = option(30, "passes over the data", ge=1)
+    max_steps: int | None = option(
+        None, "stop after so many optimizer steps; the schedule then runs over them; null = all epochs", ge=1
+    )
+    max_grad_norm: float | None = option(None, "the release's double of experiment.max_grad_norm, which counts", gt=0)
+    method: str = option("semi-ar", "block by block, the only one", choices=("semi-ar",))
+    mask_strategy: str = option(
+        "trace", "which tokens a training state masks: by the trajectory, or at random", choices=("trace", "random")
+    )
+    block_size: int = option(4, "block of training, at which the student is decoded", ge=1)
+    post_num: int | None = option(2, "pad tokens after the end that count in the loss; null = none", ge=0)
+    max_gen_length: int = option(1024, "longer answers are cut at a block's end (tokens)", ge=1)
+    max_prompt_len: int = option(512, "longer prompts are left out (tokens)", ge=1)
+    target_temp: float = option(
+        0.0,
+        "the release's; not used: y is the reference's draw",
+        fixed="has no effect, y is drawn by the reference; set training.reference_temp",
+    )
+    reference_temp: float = option(0.0, "temperature at which the reference draws y; 0 = argmax", ge=0)
+    alpha: float = option(0.5, "weight of DDO's term on the reference's draw", ge=0)
+    beta: float = option(0.1, "DDO: scale of the log-probability ratio", gt=0)
+    path_k_steps: int = option(4, "path_loss levels: tokens per level", ge=1)
+    lambda_path: float = option(0.2, "weight of the path-consistency term; 0 = off", ge=0)
+    mask_ratios: list[float] = option(
+        [1.0, 0.75, 0.5, 0.25], "masked shares of a block; one is drawn per sequence", gt=0, le=1
+    )
+    mask_ratio_exponent: float = option(8.0, "a ratio is drawn with p ~ ratio^exponent", ge=0)
+    multi_round: bool = option(True, "refresh the reference from the student")
+    round_interval: int = option(10, "optimizer steps between refreshes; 1 needs no second model", ge=1)
+    ddo_level: str = option(
+        "sequence", "log-probabilities are means per sequence or block", choices=("sequence", "block")
+    )
+    trace_order: str = option(
+        "visible_first",
+        "a state shows the tokens decoded first, or hides them (the release)",
+        choices=("visible_first", "reversed"),
+    )
+    path_loss: str = option(
+        "rank", "weights by decode rank, or a mean over levels of k tokens (the release)", choices=("rank", "levels")
+    )
+    block_grid: str = option(
+        "absolute", "blocks count from position 0, or from the response (the release)", choices=("absolute", "response")
+    )
+    instruction: bool = option(True, "keep the rollout's prompt; false: the bare question (the release)")
+    t_min: float = option(0.05, "sft: lowest mask probability", gt=0, le=1)
+    t_max: float = option(1.0, "sft: highest mask probability", gt=0, le=1)
+    sft_t_per: str = option("block", "sft: one mask probability per block or sequence", choices=("block", "sequence"))
+    head_chunk: int = option(1024, "rows of the vocabulary projection at once: less memory when lower", ge=1)
+
+
+@dataclass
+class OptimizerParams:
+    learning_rate: float = option(1e-5, "peak learning rate", gt=0)
+    scale_lr: bool = option(False, "the release's; not used", fixed="the rate is not scaled; set learning_rate itself")
+    beta1: float = option(0.9, "decay of the gradient's mean", ge=0, lt=1)
+    beta2: float = option(0.999, "decay of the squared gradient's mean", ge=0, lt=1)
+    weight_decay: float = option(0.01, "decoupled weight decay", ge=0)
+    epsilon: float = option(1e-8, "added to the denominator", gt=0)
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = option("adamw", "optimizer", choices=("adamw",))
+    params: OptimizerParams = field(default_factory=OptimizerParams)
+
+
+@dataclass
+class SchedulerParams:
+    learning_rate: float | None = option(
+        None, "the release's double of optimizer.params.learning_rate; null = the same", gt=0
+    )
+    warmup_steps: int = option(20, "optimizer steps of linear warm-up", ge=0)
+    min_lr_scale: float = option(0.1, "floor as a share of the peak", ge=0, le=1)
+
+
+@dataclass
+class SchedulerConfig:
+    scheduler: str = option("cosine", "course after the warm-up", choices=("cosine", "constant", "linear"))
+    params: SchedulerParams = field(default_factory=SchedulerParams)
+
+
+@dataclass
+class TrainConfig:
+    """Stage 2: train a student on the teacher's trajectories (or a model on given answers: training.objective=sft)."""
+
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    experiment: TrainExperiment = field(default_factory=TrainExperiment)
+    model: TrainModel = field(default_factory=TrainModel)
+    dataset: TrainDataset = field(default_factory=TrainDataset)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lr_scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+    @property
+    def clip_norm(self) -> float | None:
+        """The gradient norm to clip at; None = no clipping. The release reads the experiment's, and so do we."""
+        return self.experiment.max_grad_norm if self.experiment.gradient_clipping else None
+
+    def check(self) -> None:
+        training, experiment = self.training, self.experiment
+        if not training.mask_ratios:
+            raise _fault("training.mask_ratios", [], "give at least one ratio, for example training.mask_ratios=[1.0]")
+        if training.t_min >= training.t_max:
+            raise _fault("training.t_min", training.t_min, f"must be below training.t_max={training.t_max}")
+        if training.max_gen_length < training.block_size:
+            raise _fault(
+                "training.max_gen_length",
+                training.max_gen_length,
+                f"shorter than one block; at least training.block_size={training.block_size}",
+            )
+        if training.max_grad_norm not in (None, experiment.max_grad_norm) and experiment.max_grad_norm == 1.0:
+            raise _fault(
+                "training.max_grad_norm",
+                training.max_grad_norm,
+                f"experiment.max_grad_norm counts; set experiment.max_grad_norm={training.max_grad_norm}",
+            )
+        peak, scheduled = self.optimizer.params.learning_rate, self.lr_scheduler.params.learning_rate
+        if scheduled not in (None, peak):
+            raise _fault(
+                "lr_scheduler.params.learning_rate",
+                scheduled,
+                f"differs from optimizer.params.learning_rate={peak}; set that one and leave this null",
+            )
+        if not experiment.start_from_scratch and experiment.resume is None:
+            raise _fault("experiment.start_from_scratch", False, "nothing to go on from; set experiment.resume=auto")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+def load(schema: type[Config], argv: Sequence[str] | None = None, default: str | None = None) -> Config:
+    """The configuration of one run, checked.
+
+    Args:
+        schema: SampleConfig, EvalConfig or TrainConfig.
+        argv: ``config=FILE`` and dotted overrides ``a.b=c``; None = the process's own. ``--help`` prints and exits 0.
+        default: the YAML file to read where ``config=`` is not given; None = only the dataclasses' defaults.
+
+    Raises:
+        UserError: unknown key, wrong type, impossible value, missing or malformed file, malformed override.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(help_text(schema, default))
+        raise SystemExit(0)
+
+    known = _items(schema())
+    given: dict[str, Any] = {}
+    file, overrides = _split(argv)
+    file = file or default
+    layers = [(_read_yaml(file), f" (in {file})")] if file else []
+    layers += [({key: value}, "") for key, value in overrides]
+    for values, place in layers:
+        for key, value in _flatten(values, known):
+            given[key] = value
+            if key not in known:
+                raise _fault(key, value, _unknown(key, known) + place)
+
+    preset = PRESETS.get(str(given.get("training.preset")), {}) if "training.preset" in known else {}
+    config = OmegaConf.structured(schema())
+    for key, value in ({f"training.{name}": value for name, value in preset.items()} | given).items():
+        try:
+            OmegaConf.update(config, key, _accept(key, value, known[key]))
+        except OmegaConfBaseException:
+            raise _type_fault(key, value, known[key]) from None
+    try:
+        config = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or to a wrong type
+        key = (error.full_key or "").partition("[")[0]
+        reason = str(error).splitlines()[0]
+        raise _fault(key, given.get(key), f"{reason}; write the value itself, or ${{section.key}} of another") from None
+    validate(config)
+    return config
+
+
+def validate(config: Any) -> None:
+    """Check every value's limits and how the values go together. Raises UserError at the first that does not hold."""
+    defaults = _items(type(config)())
+    for key, item in _items(config).items():
+        for value in item.value if isinstance(item.value, list) else [item.value]:
+            if value is not None and (remedy := _violation(value, item.limits, defaults[key].value)):
+                raise _fault(key, value, remedy)
+    config.check()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain nested dictionaries."""
+    return dataclasses.asdict(config)
+
+
+def save(config: Any, path: str | Path) -> None:
+    """Write the resolved configuration as YAML; ``config=<path>`` gives the same one back."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(to_dict(config)), path)
+
+
+def help_text(schema: type, default: str | None = None) -> str:
+    """What ``--help`` prints: usage, then every key with its default, type, limits and help."""
+    lines = [
+        f"usage: {sys.argv[0] or 'script'} [config=FILE] [section.key=value ...]",
+        "",
+        schema.__doc__ or "",
+        "",
+        f"config=FILE: YAML file, looked up from here and from the repository's root; default {default or 'none'}",
+        "Values: null, true, numbers, text, [lists], ${other.key}. Later ones win:",
+        "defaults <- training.preset (training only) <- FILE <- command line.",
+    ]
+    section = None
+    for key, item in _items(schema()).items():
+        if (head := key.rpartition(".")[0]) != section:
+            section = head
+            lines += ["", f"{section or 'top'}:"]
+        limits = ", ".join(filter(None, [_type_name(item.hint), _limits_text(item.limits)]))
+        for text, indent in ((f"{key}={_show(item.value)}  ({limits})", "  "), (item.limits.get("help", ""), "      ")):
+            lines += textwrap.wrap(text, 116, initial_indent=indent, subsequent_indent=" " * 6, break_on_hyphens=False)
+    if issubclass(schema, TrainConfig):
+        lines += ["", "presets (training.preset):"]
+        lines += [
+            f"  {name}: " + (", ".join(f"{k}={_show(v)}" for k, v in p.items()) or "the defaults")
+            for name, p in PRESETS.items()
+        ]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The parts
+
+
+@dataclass(frozen=True)
+class _Item:
+    value: Any
+    hint: Any
+    limits: Any  # the field's metadata: help, choices, ge, gt, le, lt, fixed
+
+
+def _items(config: Any, prefix: str = "") -> dict[str, _Item]:
+    """Dotted key -> item, for every leaf of a configuration object."""
+    hints, items = get_type_hints(type(config)), {}
+    for f in fields(config):
+        key, value = prefix + f.name, getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            items |= _items(value, key + ".")
+        else:
+            items[key] = _Item(value, hints[f.name], f.metadata or DECODE_OPTIONS.get(key, {}))
+    return items
+
+
+def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, Any]]]:
+    """The tokens of a command line -> (the config file or None, the overrides with their values parsed as YAML)."""
+    file, overrides = None, []
+    for token in argv:
+        key, equals, text = token.partition("=")
+        if not equals or not key or key.startswith("-"):
+            raise UserError(f"{token}: not understood; write key=value, for example rollout.block_size=4, or --help")
+        if key == "config":
+            if file is not None:
+                raise UserError(f"{token}: config= is given twice; give one file")
+            if not text:
+                raise UserError(f"{token}: no file; write config=FILE")
+            file = text
+            continue
+        try:
+            overrides.append((key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]))
+        except (yaml.YAMLError, OmegaConfBaseException):
+            raise UserError(f"{token}: the value is malformed; check its brackets and quotes") from None
+    return file, overrides
+
+
+def _read_yaml(file: str) -> dict[Any, Any]:
+    path = paths.resolve(file)
+    if not path.is_file():
+        raise UserError(f"config={file}: no such file (looked in the current folder and in {paths.ROOT})")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise UserError(f"config={file}: not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config={file}: cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"config={file}: holds a list; write `section:` and below it `key: value`")
+    return values
+
+
+def _flatten(values: dict[Any, Any], known: dict[str, _Item], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values -> (dotted key, value) pairs. A section without keys reads as null in YAML: nothing is set."""
+    pairs = []
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        section = any(other.startswith(key + ".") for other in known)
+        if isinstance(value, dict) and key not in known and (value or section):
+            pairs += _flatten(value, known, key + ".")
+        elif section and value is not None:
+            below = ", ".join(k.removeprefix(key + ".") for k in known if k.startswith(key + "."))
+            raise _fault(key, value, f"is a section; set one of its keys: {below}")
+        elif not section:
+            pairs.append((key, value))
+    return pairs
+
+
+def _unknown(key: str, known: dict[str, _Item]) -> str:
+    same_name = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    guess = close[0] if close else same_name[0] if len(same_name) == 1 else None
+    return f"unknown key; did you mean {guess}?" if guess else "unknown key; --help lists all keys"
+
+
+def _accept(key: str, value: Any, item: _Item) -> Any:
+    """The value to hand to OmegaConf, which takes some that are mistakes: `???`, nested lists, true and false as text.
+
+    YAML reads a bare `no` as false; where "no" is a choice, that is what was meant.
+    """
+    if value is False and "no" in item.limits.get("choices", ()):
+        return "no"
+    nested = isinstance(value, list) and any(isinstance(part, list | dict) for part in value)
+    if value == "???" or nested or (isinstance(value, bool) and _plain(item.hint) is str):
+        raise _type_fault(key, value, item)
+    return value
+
+
+def _type_fault(key: str, value: Any, item: _Item) -> UserError:
+    example = f", for example {key}={_show(item.value)}" if item.value is not None else ""
+    return _fault(key, value, f"expected {_type_name(item.hint)}{example}")
+
+
+def _fault(key: str, value: Any, remedy: str) -> UserError:
+    return UserError(f"{key}={_show(value)}: {remedy}")
+
+
+def _violation(value: Any, limits: Any, default: Any) -> str | None:
+    """Why a value is not allowed and what is, or None."""
+    if limits.get("fixed") is not None and value != default:
+        return limits["fixed"]
+    choices = limits.get("choices")
+    if choices is not None and value not in choices:
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        return f"must be {_limits_text(limits)}" + (f"; did you mean {close[0]}?" if close else "")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    inside = (
+        ("ge" not in limits or value >= limits["ge"])
+        and ("gt" not in limits or value > limits["gt"])
+        and ("le" not in limits or value <= limits["le"])
+        and ("lt" not in limits or value < limits["lt"])
+    )
+    return None if inside else f"must be {_limits_text(limits)}"
+
+
+def _limits_text(limits: Any) -> str:
+    if choices := limits.get("choices"):
+        return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{word} {limits[name]}" for name, word in words.items() if name in limits)
+
+
+def _plain(hint: Any) -> Any:
+    """The type without its `| None`."""
+    return next(arg for arg in get_args(hint) if arg is not NoneType) if NoneType in get_args(hint) else hint
+
+
+def _type_name(hint: Any) -> str:
+    plain = _plain(hint)
+    if get_origin(plain) is list:
+        name = "a list of numbers"
+    else:
+        name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[plain]
+    return name if plain is hint else name + " or null"
+
+
+def _show(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "[" + ", ".join(map(_show, value)) + "]" if isinstance(value, list) else str(value)

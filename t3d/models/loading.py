@@ -1,0 +1,232 @@
+"""Model folders: load an SDAR model and its tokenizer, know its special ids, export a student as such a folder."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict, snapshot_download, try_to_load_from_cache
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from t3d.errors import UserError
+from t3d.models.sdar import SDARConfig, SDARForCausalLM
+from t3d.paths import model_source
+from t3d.prompts import stop_ids
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+# What an export does not take over from the source: weights in any format, and indices of their shards.
+WEIGHT_FILES = (
+    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.index.json",
+)  # fmt: skip
+
+
+def load_model(
+    source: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str | None = None,
+    device: str | torch.device = "cpu",
+    key: str = "model.pretrained_model",
+) -> SDARForCausalLM:
+    """An SDAR model in eval mode, from a folder or a hub id, without running code that the folder brings.
+
+    Args:
+        dtype: of the weights; "auto" = as stored.
+        attn_implementation: sdpa, eager or flex_attention; None = sdpa. Given explicitly because released folders ask
+            for flex_attention, which does not suit every device.
+        key: the setting that named ``source``, for error messages.
+
+    Raises:
+        UserError: not to be found, not an SDAR model, damaged or incomplete weights, or flash attention.
+    """
+    attn_implementation = attn_implementation or "sdpa"
+    if attn_implementation.startswith("flash_attention"):
+        raise UserError(
+            f"attn_implementation={attn_implementation}: it cannot express block-causal attention; "
+            "use sdpa or, on a GPU, flex_attention"
+        )
+    path = model_source(source, key)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unreadable(key, source, "model", error) from error
+    if not isinstance(config, SDARConfig):
+        raise UserError(f"{key}={source}: a {config.model_type!r} model; give an SDAR model (model_type sdar)")
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
+        )
+    except Exception as error:  # damaged files raise errors of several libraries, without a common base
+        raise _unreadable(key, source, "model", error) from error
+    for fault, name in (("lack", "missing"), ("do not belong to SDAR", "unexpected"), ("misfit", "mismatched")):
+        found = sorted(str(item[0] if isinstance(item, tuple) else item) for item in info[f"{name}_keys"])
+        if found:
+            few = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+            told = f"its weights lack {few}" if fault == "lack" else f"weights that {fault}: {few}"
+            raise UserError(f"{key}={source}: {told}; the folder is not a complete SDAR model, get it again")
+    return model.to(device).eval()
+
+
+def load_tokenizer(source: str, key: str = "model.pretrained_model") -> Any:
+    """The tokenizer of a model folder or hub id. Raises UserError where there is none to read."""
+    try:
+        return AutoTokenizer.from_pretrained(model_source(source, key), trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unreadable(key, source, "tokenizer", error) from error
+
+
+def _unreadable(key: str, source: str, what: str, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    return UserError(
+        f"{key}={source}: no readable {what} ({reason}); give a complete SDAR folder, or a hub id that is "
+        "reachable or downloaded already"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SpecialIds:
+    """The token ids with a role of their own.
+
+    Attributes:
+        mask_id: "not yet decoded". pad_id: what fills up behind the end. stop_ids: what ends an answer.
+        forbidden_ids: ids that no decoder may draw: the mask, and those of the model beyond the tokenizer.
+        ordinary_ids: (ordinary,) int64, what random noise is drawn from: ids of the tokenizer that are not special.
+    """
+
+    mask_id: int
+    pad_id: int
+    stop_ids: tuple[int, ...]
+    forbidden_ids: tuple[int, ...]
+    ordinary_ids: Tensor
+
+
+def special_ids(model_config: Any, tokenizer: Any, generation_config: Any | None = None) -> SpecialIds:
+    """Collect the special ids from a model's configurations and its tokenizer.
+
+    Raises:
+        UserError: no mask, pad or stop token, or one that the model has no embedding for.
+    """
+    words, vocabulary = len(tokenizer), model_config.vocab_size
+    mask_id = _first(model_config.mask_token_id, tokenizer.mask_token_id)
+    if mask_id is None:
+        raise UserError("mask_token_id: neither config.json nor the tokenizer has one; set it in config.json")
+    pad_id = _first(tokenizer.pad_token_id, getattr(generation_config, "pad_token_id", None), model_config.pad_token_id)
+    if pad_id is None:
+        raise UserError("pad_token: neither the tokenizer nor config.json has one; set it in tokenizer_config.json")
+    stops = stop_ids(tokenizer, generation_config)
+    for name, token in (("mask_token_id", mask_id), ("pad_token_id", pad_id), *(("eos_token_id", i) for i in stops)):
+        if not 0 <= token < vocabulary:
+            raise UserError(f"{name}={token}: the model has ids 0..{vocabulary - 1} only; mend config.json")
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    special |= {*tokenizer.all_special_ids, mask_id, pad_id, *stops}
+    ordinary = torch.tensor([token for token in range(min(words, vocabulary)) if token not in special])
+    return SpecialIds(mask_id, pad_id, stops, tuple(sorted({mask_id, *range(words, vocabulary)})), ordinary)
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
+
+
+def export_model(
+    model: SDARForCausalLM,
+    source: str,
+    folder: Path,
+    *,
+    state_dict: dict[str, Tensor] | None = None,
+    block_size: int | None = None,
+) -> Path:
+    """Write a trained model as a Hugging Face folder that loads wherever its teacher did. One process calls it.
+
+    Weights have the teacher's names and dtype; all other files of the teacher's folder are copied as they are, because
+    re-saving a configuration loses keys that other loaders read. In config.json only ``block_size`` may change. An
+    older export at ``folder`` stays in place until the new one is complete.
+
+    Args:
+        source: the teacher: a folder, or a hub id (non-weight files that are not in the local cache are downloaded).
+        state_dict: weights gathered from shards; None = the model's own.
+        block_size: the block that the student was trained at; None = as in the teacher's config.
+
+    Raises:
+        UserError: ``folder`` is the teacher's own.
+    """
+    teacher, folder = _source_folder(source), Path(folder)
+    if folder.exists() and folder.samefile(teacher):
+        raise UserError(f"export to {folder}: this is the teacher's own folder; choose another")
+    fresh, stale = (folder.with_name(f".{kind}-{folder.name}") for kind in ("tmp", "old"))
+    for leftover in (fresh, stale):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+
+    config = json.loads((teacher / "config.json").read_text())
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    weights = _named_weights(model, state_dict, _weight_names(teacher), dtype)
+    save_torch_state_dict(weights, fresh, max_shard_size="5GB", metadata={"format": "pt"})
+    for file in teacher.iterdir():
+        if file.is_file() and not file.name.startswith(".") and not any(file.match(p) for p in WEIGHT_FILES):
+            shutil.copyfile(file, fresh / file.name)
+    if (templates := teacher / "additional_chat_templates").is_dir():
+        shutil.copytree(templates, fresh / templates.name)
+    if block_size is not None and config.get("block_size") != block_size:
+        text = json.dumps(config | {"block_size": block_size}, indent=2, ensure_ascii=False)
+        (fresh / "config.json").write_text(text + "\n")
+
+    if folder.exists():
+        folder.rename(stale)
+    fresh.rename(folder)
+    shutil.rmtree(stale, ignore_errors=True)
+    return folder
+
+
+def _source_folder(source: str) -> Path:
+    """The folder of a model; for a hub id the cached snapshot that was loaded, completed by its other files."""
+    path = model_source(source)
+    if Path(path).is_dir():
+        return Path(path)
+    # Remote code is among the files that loading did not fetch; it must be of the revision that is in the cache.
+    # Offline, what the cache has must do.
+    cached = try_to_load_from_cache(path, "config.json")
+    revision = Path(cached).parent.name if isinstance(cached, str) else None
+    return Path(snapshot_download(path, revision=revision, ignore_patterns=list(WEIGHT_FILES)))
+
+
+def _weight_names(folder: Path) -> list[str] | None:
+    """The names of a folder's weights; None where they are not in safetensors files."""
+    if (folder / WEIGHTS_INDEX).exists():
+        return list(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"])
+    if (folder / WEIGHTS).exists():
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            return list(file.keys())
+    return None
+
+
+def _named_weights(
+    model: SDARForCausalLM, state_dict: dict[str, Tensor] | None, names: list[str] | None, dtype: str | None
+) -> dict[str, Tensor]:
+    """The weights under ``names`` (None: all of them, tied ones once), floating point ones in ``dtype``."""
+    weights = dict(model.state_dict() if state_dict is None else state_dict)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, original in tied.items():  # gathering may drop one of the two
+        weights.setdefault(name, weights[original])
+    if names is None:
+        names = [name for name in weights if name not in tied]
+    lacking = [name for name in names if name not in weights]
+    assert not lacking, f"the state dict lacks {lacking[:3]}"
+    target = getattr(torch, dtype) if dtype else None
+    result = {}
+    for name in names:
+        weight = weights[name].detach().to("cpu", target if weights[name].is_floating_point() else None).contiguous()
+        result[name] = weight.clone() if name in tied else weight  # a teacher may store both of a tied pair
+    return result

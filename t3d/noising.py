@@ -1,0 +1,347 @@
+"""Training states: a clean sequence becomes (x_0, x_t), and several of them a batch in the training layout.
+
+The grid is absolute: block b covers positions [bB, (b+1)B) of prompt + response, in training and decoding alike.
+The layout is [clean | noisy]: the noisy copy holds the blocks with response tokens; of the clean copy the last block is
+left out, as no one sees it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from t3d.attention import Labels, dense_mask, flex_mask
+
+
+def generator_for(seed: int, epoch: int, sample_id: str) -> torch.Generator:
+    """The random numbers of one sample in one epoch: a pure function of (seed, epoch, id)."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{sample_id}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass
+class Grid:
+    """Where the blocks of one sequence lie.
+
+    Attributes:
+        block: (whole blocks,) block index of every position, to the end of the last block.
+        rows: (blocks, width) positions of the blocks that hold response tokens, -1 where the block has none there.
+        start: first position of the noisy copy.
+    """
+
+    block: Tensor
+    rows: Tensor
+    start: int
+
+
+def absolute_grid(prompt_length: int, length: int, block_size: int) -> Grid:
+    """Block = position // B, counted over the unpadded sequence, prompt included (DESIGN: the block grid)."""
+    block = torch.arange(-(-length // block_size) * block_size) // block_size
+    return _grid(block, prompt_length, length, block_size)
+
+
+def response_grid(prompt_length: int, length: int, block_size: int) -> Grid:
+    """The release's training grid: blocks counted from the response, the prompt one block that sees itself whole."""
+    position = torch.arange(length + (prompt_length - length) % block_size)
+    block = torch.where(position < prompt_length, 0, 1 + (position - prompt_length).clamp(min=0) // block_size)
+    return _grid(block, prompt_length, length, block_size)
+
+
+def _grid(block: Tensor, prompt_length: int, length: int, block_size: int) -> Grid:
+    first = int(block[prompt_length])
+    position = torch.arange(prompt_length, length)
+    starts = torch.searchsorted(block, torch.arange(first, int(block[-1]) + 1))
+    rows = torch.full((len(starts), block_size), -1)
+    rows[block[position] - first, position - starts[block[position] - first]] = position
+    return Grid(block, rows, int(starts[0]))
+
+
+@dataclass
+class State:
+    """One training state of one sequence. Tensors are on the CPU.
+
+    Attributes:
+        ids: (length,) the clean sequence x_0, prompt included, filled to the end of the last block.
+        block: (length,) block of each position.
+        start: first position of the noisy copy.
+        noisy: (length - start,) x_t over the noisy blocks.
+        position: (targets,) absolute positions the loss looks at, ascending.
+        masked: (targets,) bool, whether x_t hides the target.
+        weight: (targets,) the objective's weight of each target.
+        rank: (targets,) the target's rank in its block's decode order, 1-based; 0 where there is no trajectory.
+        u: (targets,) uniforms for what an objective draws there.
+    """
+
+    ids: Tensor
+    block: Tensor
+    start: int
+    noisy: Tensor
+    position: Tensor
+    masked: Tensor
+    weight: Tensor
+    rank: Tensor
+    u: Tensor
+
+    def __len__(self) -> int:
+        """Tokens the forward pays for."""
+        return self.clean_length + len(self.noisy)
+
+    @property
+    def clean_length(self) -> int:
+        return int(torch.searchsorted(self.block, self.block[-1]))
+
+
+PER_TARGET = ("masked", "weight", "rank", "u")
+
+
+@dataclass
+class Batch:
+    """States in the training layout. N targets over S sequences.
+
+    Attributes:
+        input_ids, position_ids: (rows, length).
+        attention_mask: (rows, 1, length, length) bool or a BlockMask.
+        loss_index: (N,) places of the targets in the flattened (rows x length) hidden states.
+        targets: (N,) x_0 at those places.
+        masked, weight, rank, u: (N,) from the states.
+        sequence: (N,) which sequence, 0..S-1; ascending.
+        block: (N,) the target's block on its sequence's grid.
+        sequences: S.
+        tokens: real tokens in the layout (no padding).
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: object
+    loss_index: Tensor
+    targets: Tensor
+    masked: Tensor
+    weight: Tensor
+    rank: Tensor
+    u: Tensor
+    sequence: Tensor
+    block: Tensor
+    sequences: int
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False, device="cpu") -> Batch:
+    """Lay states out in rows; states that share a row are packed, each a segment of its own.
+
+    Args:
+        rows: a micro-batch; each row is a list of states laid one after another.
+        flex: build a FlexAttention block mask in place of the dense one.
+    """
+    length = max(sum(len(state) for state in row) for row in rows)
+    shape = (len(rows), length)
+    input_ids = torch.full(shape, pad_id)
+    position_ids = torch.zeros(shape, dtype=torch.long)
+    labels = Labels(torch.full(shape, -1), torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool))
+    index, targets, sequence, block, states = [], [], [], [], []
+    for r, row in enumerate(rows):
+        at = 0
+        for segment, state in enumerate(row):
+            clean, noisy = state.clean_length, len(state.noisy)
+            here = slice(at, at + clean + noisy)
+            position = torch.cat([torch.arange(clean), torch.arange(state.start, state.start + noisy)])
+            input_ids[r, here] = torch.cat([state.ids[:clean], state.noisy])
+            position_ids[r, here] = position
+            labels.segment[r, here] = segment
+            labels.block[r, here] = state.block[position]
+            labels.noisy[r, at + clean : here.stop] = True
+            index.append(r * length + at + clean + state.position - state.start)
+            targets.append(state.ids[state.position])
+            block.append(state.block[state.position])
+            sequence.append(torch.full_like(state.position, len(states)))
+            states.append(state)
+            at = here.stop
+    labels = Labels(*(label.to(device) for label in labels))
+    return Batch(
+        input_ids=input_ids.to(device),
+        position_ids=position_ids.to(device),
+        attention_mask=flex_mask(labels) if flex else dense_mask(labels),
+        loss_index=torch.cat(index).to(device),
+        targets=torch.cat(targets).to(device),
+        **{name: torch.cat([vars(state)[name] for state in states]).to(device) for name in PER_TARGET},
+        sequence=torch.cat(sequence).to(device),
+        block=torch.cat(block).to(device),
+        sequences=len(states),
+        tokens=sum(map(len, states)),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# States of a teacher's trajectory (T3D)
+
+
+def decode_order(unmask_step: Tensor, present: Tensor) -> Tensor:
+    """Rank of each token in its block's decode order: by unmask step, ties by position; 1-based.
+
+    Args:
+        unmask_step: (blocks, width); present: (blocks, width) bool, where the block holds a response token.
+
+    Returns:
+        (blocks, width) ranks 1..n, 0 where not present.
+    """
+    last = torch.iinfo(unmask_step.dtype).max
+    order = unmask_step.masked_fill(~present, last).argsort(dim=-1, stable=True)
+    return (order.argsort(-1) + 1) * present
+
+
+def masked_count(unmask_step: Tensor, present: Tensor, ratio: float) -> Tensor:
+    """How many tokens of each block a state of the given mask ratio hides.
+
+    A state of the trajectory lies on a boundary of the decode order: all tokens of a step appear together. Of the
+    boundaries with something masked, the one nearest to ratio x (response tokens of the block) is taken; a tie masks
+    more.
+
+    Returns:
+        (blocks,) counts, at least 1.
+    """
+    # later[i] = tokens decoded at token i's step or later = the number masked just before that step.
+    later = ((unmask_step.unsqueeze(-2) >= unmask_step.unsqueeze(-1)) & present.unsqueeze(-2)).sum(-1)
+    wanted = ratio * present.sum(-1, keepdim=True)
+    distance = (later - wanted).abs() - 1e-3 * later  # the small term breaks ties towards more masks
+    best = distance.masked_fill(~present, torch.inf).argmin(-1, keepdim=True)
+    return later.gather(-1, best).squeeze(-1)
+
+
+@dataclass
+class TrajectoryNoise:
+    """How (x_0, x_t) is drawn from a trajectory (DESIGN: training states).
+
+    Attributes:
+        block_size: the student's block B.
+        mask_ratios: one is drawn per sequence with probability proportional to ratio ** exponent.
+        random_ratio: each masked position is shown as a uniform ordinary token, in place of the mask, with this
+            probability, and still counts.
+        post_num: positions after the answer's end that stay in the loss.
+        reversed_trace: hide what was decoded first (the release's quirk) instead of what was decoded last.
+        random_trace: mask positions at random instead of along the trajectory (``mask_strategy: random``).
+        from_response: count blocks from the response (the release's quirk).
+        every_target: the loss looks at every response token, masked or not (the release's path loss does).
+    """
+
+    block_size: int
+    mask_id: int
+    ordinary_ids: Tensor
+    mask_ratios: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    mask_ratio_exponent: float = 8.0
+    random_ratio: float = 0.1
+    post_num: int = 2
+    reversed_trace: bool = False
+    random_trace: bool = False
+    from_response: bool = False
+    every_target: bool = False
+
+    def __call__(self, sample: dict, generator: torch.Generator) -> State:
+        """Draw a state of ``sample`` (prompt_ids, response_ids, unmask_step, length).
+
+        A training block larger than the rollout's may reach beyond the response; what lies there stays masked, as it is
+        when the student decodes that block, and is no target.
+        """
+        prompt = len(sample["prompt_ids"])
+        ids = torch.tensor(list(sample["prompt_ids"]) + list(sample["response_ids"]))
+        length = len(ids)
+        grid = (response_grid if self.from_response else absolute_grid)(prompt, length, self.block_size)
+        ids = torch.nn.functional.pad(ids, (0, len(grid.block) - length), value=self.mask_id)
+        present = grid.rows >= 0
+        step = torch.zeros_like(grid.rows)
+        step[present] = torch.tensor(sample["unmask_step"])[grid.rows[present] - prompt]
+        rank = decode_order(step, present)
+
+        hidden_first = step
+        if self.random_trace:
+            hidden_first = torch.rand(step.shape, generator=generator).argsort(-1)
+        elif self.reversed_trace:
+            hidden_first = -step
+        count = masked_count(hidden_first, present, self._ratio(generator))
+        revealed = present.sum(-1) - count
+        masked = present & (decode_order(hidden_first, present) > revealed.unsqueeze(-1))
+
+        hidden = grid.rows[masked].sort().values
+        noisy = ids[grid.start :].clone()
+        scrambled = torch.rand(len(hidden), generator=generator) < self.random_ratio
+        lottery = torch.randint(len(self.ordinary_ids), (len(hidden),), generator=generator)
+        noisy[hidden - grid.start] = torch.where(scrambled, self.ordinary_ids[lottery], self.mask_id)
+
+        rank_of = torch.zeros(len(ids), dtype=torch.long)
+        rank_of[grid.rows[present]] = rank[present]
+        is_masked = torch.zeros(len(ids), dtype=torch.bool)
+        is_masked[hidden] = True
+        end = min(length, prompt + sample["length"] + self.post_num)
+        position = torch.arange(prompt, end)
+        if not self.every_target:
+            position = position[is_masked[position]]
+        return State(
+            ids=ids,
+            block=grid.block,
+            start=grid.start,
+            noisy=noisy,
+            position=position,
+            masked=is_masked[position],
+            weight=torch.ones(len(position)),
+            rank=rank_of[position],
+            u=torch.rand(len(position), generator=generator),
+        )
+
+    def _ratio(self, generator: torch.Generator) -> float:
+        ratios = torch.tensor(self.mask_ratios)
+        chance = (ratios / ratios.max()) ** self.mask_ratio_exponent
+        return float(ratios[torch.multinomial(chance, 1, generator=generator)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# States of the block-diffusion NELBO (SFT)
+
+
+@dataclass
+class BlockDiffusionNoise:
+    """q(z_t | x): every response token of a block is masked with probability t, t ~ U(t_min, t_max).
+
+    Source: MDLM (arXiv 2406.07524, eq. 10), BD3-LM (arXiv 2503.09573, eq. 7) with the log-linear schedule: mask
+    probability t, weight 1/t; clipped schedules (BD3-LM, section 5) narrow [t_min, t_max].
+
+    Attributes:
+        per_block: one t a block, else one a sequence.
+        pad_id: fills the last block after the answer; these positions are masked and learnt like any other, so nothing
+            leaks the end.
+    """
+
+    block_size: int
+    mask_id: int
+    pad_id: int
+    t_min: float = 0.05
+    t_max: float = 1.0
+    per_block: bool = True
+
+    def __call__(self, sample: dict, generator: torch.Generator) -> State:
+        """``sample`` has prompt_ids and response_ids. ``weight`` is 1/t over the response's length; a state may have no
+        target by chance."""
+        prompt = len(sample["prompt_ids"])
+        ids = list(sample["prompt_ids"]) + list(sample["response_ids"])
+        ids = torch.tensor(ids + [self.pad_id] * (-len(ids) % self.block_size))
+        grid = absolute_grid(prompt, len(ids), self.block_size)
+        t = torch.rand(len(grid.rows) if self.per_block else 1, generator=generator)
+        t = (self.t_min + (self.t_max - self.t_min) * t).expand(len(grid.rows))
+        masked = (grid.rows >= 0) & (torch.rand(grid.rows.shape, generator=generator) < t.unsqueeze(-1))
+        position = grid.rows[masked]
+        noisy = ids[grid.start :].clone()
+        noisy[position - grid.start] = self.mask_id
+        weight = (1 / t).unsqueeze(-1).expand(grid.rows.shape)[masked] / (len(ids) - prompt)
+        return State(
+            ids=ids,
+            block=grid.block,
+            start=grid.start,
+            noisy=noisy,
+            position=position,
+            masked=torch.ones(len(position), dtype=torch.bool),
+            weight=weight,
+            rank=torch.zeros_like(position),
+            u=torch.zeros(len(position)),
+        )

@@ -1,0 +1,69 @@
+"""The interface of an objective, and the one forward they all make."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from t3d.noising import Batch, State
+from t3d.objectives.likelihood import token_log_probs
+
+
+class Terms(NamedTuple):
+    """loss: (sequences,) with gradients; metrics: name -> (sequences,) detached. The trainer averages over the global
+    batch, whatever the micro-batches."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """What to noise and what to minimise.
+
+    ``needs_reference``: a frozen reference model takes part. ``state`` draws a training state of a sample; one without
+    targets has nothing to learn, and the trainer skips and counts it. Calling the objective gives the loss of a batch;
+    ``reference`` is None where the reference is stopgrad(student) of this very step.
+    """
+
+    needs_reference: bool
+
+    def state(self, sample: dict, generator: torch.Generator) -> State: ...
+
+    def __call__(self, student: Callable, reference: Callable | None, batch: Batch) -> Terms: ...
+
+
+def score(
+    model: Callable,
+    batch: Batch,
+    *,
+    draw: Callable[[Tensor, Tensor], Tensor] | None = None,
+    negatives: Tensor | None = None,
+    chunk: int = 1024,
+) -> tuple[Tensor, Tensor | None]:
+    """One forward of ``model`` on the batch; log-probabilities where the loss looks.
+
+    Args:
+        draw: (hidden (N, width), head weight) -> y (N,), drawn from this very forward.
+        negatives: y (N,) drawn before. With neither, only x_0 is scored.
+
+    Returns:
+        (log-probabilities (N, 1 or 2) fp32 of x_0 and y, y or None).
+    """
+
+    def head(hidden: Tensor, weight: Tensor):
+        rows = hidden.flatten(0, 1)[batch.loss_index]
+        if torch.is_autocast_enabled(rows.device.type):  # so that the backward pass projects in the same precision
+            rows = rows.to(torch.get_autocast_dtype(rows.device.type))
+        y = draw(rows.detach(), weight) if draw else negatives
+        targets = [batch.targets] if y is None else [batch.targets, y]
+        return token_log_probs(rows, weight, torch.stack(targets, -1), chunk), y
+
+    return model(batch.input_ids, batch.attention_mask, position_ids=batch.position_ids, use_cache=False, head=head)
+
+
+def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Mean of (N,) values by (N,) group index; (groups,), 0 for an empty group."""
+    total = torch.zeros(groups, dtype=values.dtype, device=values.device).index_add(0, group, values)
+    count = torch.zeros_like(total).index_add(0, group, torch.ones_like(values))
+    return total / count.clamp(min=1)

@@ -1,0 +1,30 @@
+"""The block-diffusion NELBO on ground-truth answers: the supervised baseline, and how the embedded teacher is trained.
+
+    L = E_t E_{x_t} [ 1/t  sum_{masked l} -log p_theta(x_0^l | x_t) ] / length        (log-linear schedule)
+
+Sources: MDLM (arXiv 2406.07524, eq. 10); BD3-LM (arXiv 2503.09573, eq. 8), earlier blocks clean as context.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from t3d.noising import Batch, BlockDiffusionNoise, State
+from t3d.objectives.base import Terms, score
+
+
+@dataclass
+class SFT:
+    """NELBO per response token in nats, one (t, x_t) a sequence; the mean over sequences is the trainer's."""
+
+    noise: BlockDiffusionNoise
+    chunk: int = 1024
+    needs_reference = False
+
+    def state(self, sample: dict, generator: torch.Generator) -> State:
+        return self.noise(sample, generator)
+
+    def __call__(self, student, reference, batch: Batch) -> Terms:
+        log_probs, _ = score(student, batch, chunk=self.chunk)
+        loss = log_probs.new_zeros(batch.sequences).index_add(0, batch.sequence, -batch.weight * log_probs[:, 0])
+        return Terms(loss, {"nelbo": loss.detach()})

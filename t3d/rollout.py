@@ -1,0 +1,234 @@
+"""Stage 1: record a model's own decoding trajectories over a set of questions. Evaluation decodes by the same code.
+
+Every process takes its share of the requests and appends finished trajectories to a shard of its own, so a killed run
+loses at most the answers in flight and goes on with what is missing, on however many processes.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from t3d import paths
+from t3d.config import SampleConfig
+from t3d.engines.base import Engine, Request
+from t3d.engines.local import LocalEngine
+from t3d.grading.math import extract_answer
+from t3d.models.loading import load_model, load_tokenizer, special_ids
+from t3d.prompts import render
+from t3d.release import write_release_json
+from t3d.shards import ShardWriter, claim_folder, finished_ids
+from t3d.tasks import Problem, load_problems
+
+log = logging.getLogger(__name__)
+
+
+def roll_out(config: SampleConfig) -> Path:
+    """Decode the data set and write the release's JSON beside the shards; returns the JSON's path."""
+    data = config.evaluation
+    everything = load_problems(data.eval_dataset, data.data_type, data.limit)
+    problems = node_share(everything, data.num_node, data.node_index)
+    stem = paths.rollout_stem(
+        config.experiment.project, data.checkpoint_path, data.eval_dataset, data.num_node, data.node_index
+    )
+    decode(config, problems, stem)
+    output = paths.json_file(stem)
+    if is_main_process():
+        count = write_release_json(
+            output,
+            stem,
+            rows=[problem.raw for problem in everything],
+            extract=lambda text, row: extract_answer(text) or "",
+            step_map=data.output_unmasking_history,
+        )
+        print(f"{output}: {count} questions")
+    return output
+
+
+def node_share(problems: list[Problem], num_node: int, node_index: int) -> list[Problem]:
+    """This machine's contiguous share of the data set."""
+    start, end = (len(problems) * k // num_node for k in (node_index, node_index + 1))
+    return problems[start:end]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Decoding over processes
+
+
+def decode(config: SampleConfig, problems: list[Problem], folder: Path) -> None:
+    """Fill ``folder`` with one trajectory per problem and sample, by all processes; returns when all are there.
+
+    Processes are those of ``accelerate launch``, or one per visible GPU (``rollout.num_processes``) started here.
+
+    Raises:
+        UserError: the folder holds trajectories of other weights or settings.
+    """
+    source = paths.model_source(config.evaluation.checkpoint_path, "evaluation.checkpoint_path")
+    if is_main_process():
+        claim_folder(folder, claimed_settings(config, source))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+        state.wait_for_everyone()
+        decode_share(config, source, problems, folder, state.process_index, world)
+        state.wait_for_everyone()
+        return
+    processes = config.rollout.num_processes or max(1, torch.cuda.device_count())
+    if processes == 1:
+        decode_share(config, source, problems, folder, 0, 1)
+    else:
+        arguments = (processes, config, source, problems, folder)
+        torch.multiprocessing.spawn(_spawned, args=arguments, nprocs=processes)
+
+
+def _spawned(rank: int, processes: int, *arguments) -> None:
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    decode_share(*arguments, rank, processes)
+
+
+def is_main_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def claimed_settings(config: SampleConfig, source: str) -> dict:
+    """What must not change while a folder fills: everything the tokens depend on."""
+    data, rollout = config.evaluation, config.rollout
+    return {
+        **asdict(rollout.decode_settings()),
+        "seed": rollout.seed,
+        "start_with_think": rollout.start_with_think,
+        "data_type": data.data_type,
+        "eval_dataset": str(data.eval_dataset),
+        "model": data.checkpoint_path,
+        "weights": weights_fingerprint(source),
+    }
+
+
+def weights_fingerprint(source: str) -> str:
+    """A quick digest of a model folder's weights: names, sizes, both ends of every file. A hub id stands for itself."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}/{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def decode_share(
+    config: SampleConfig, source: str, problems: list[Problem], folder: Path, rank: int, world: int
+) -> None:
+    """One process's part: every world-th request that no shard holds yet."""
+    rollout = config.rollout
+    samples = rollout.num_response_per_task
+    wanted = [(problem, sample) for problem in problems for sample in range(samples)][rank::world]
+    done = finished_ids(folder)
+    missing = [(problem, sample) for problem, sample in wanted if f"{problem.id}/{sample}" not in done]
+    if not missing:
+        return
+    tokenizer = load_tokenizer(source, key="evaluation.checkpoint_path")
+    requests, problem_of = [], {}
+    for problem, sample in missing:
+        ids = render(
+            problem.question,
+            config.evaluation.data_type,
+            tokenizer=tokenizer,
+            start_with_think=rollout.start_with_think,
+            prefix=problem.raw.get("prefix"),
+            test_method=problem.raw.get("test_method"),
+        )
+        requests.append(Request(problem.id, sample, tuple(ids)))
+        problem_of[requests[-1].id] = problem
+    engine = make_engine(config, source, tokenizer, rank)
+
+    label = f"decode {rank + 1}/{world}" if world > 1 else "decode"
+    bar = tqdm(
+        total=len(wanted),
+        initial=len(wanted) - len(missing),
+        desc=label,
+        unit="answer",
+        dynamic_ncols=True,
+        disable=rank != 0,
+    )
+    tokens, steps, began = 0, 0, time.perf_counter()
+    with ShardWriter(folder, rank) as writer:
+        for trajectory in engine.generate(requests, rollout.decode_settings(), rollout.seed):
+            problem = problem_of[trajectory.id]
+            trajectory.model = config.evaluation.checkpoint_path
+            trajectory.question, trajectory.ground_truth = problem.question, problem.ground_truth
+            trajectory.text = tokenizer.decode(trajectory.response_ids[: trajectory.length], skip_special_tokens=True)
+            writer.write(trajectory)
+            tokens, steps = tokens + trajectory.length, steps + trajectory.steps
+            rate = tokens / (time.perf_counter() - began)
+            bar.set_postfix_str(f"{rate:.0f} tokens/s, {tokens / steps:.2f} tokens/step", refresh=False)
+            bar.update()
+    bar.close()
+    session = Session(rank, len(missing), tokens, time.perf_counter() - began)
+    with (folder / "sessions.jsonl").open("a") as file:
+        file.write(json.dumps({**asdict(session), "host": socket.gethostname()}) + "\n")
+
+
+@dataclass
+class Session:
+    """What one process decoded in one go: answers, tokens, wall-clock seconds (without loading)."""
+
+    rank: int
+    answers: int
+    tokens: int
+    seconds: float
+
+
+def throughput(folder: Path) -> tuple[float | None, float]:
+    """(tokens/s of all processes together, wall-clock seconds) of the sessions that ended; (None, 0) without one."""
+    tokens: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for session in _sessions(folder):
+        tokens[session["rank"]] = tokens.get(session["rank"], 0) + session["tokens"]
+        seconds[session["rank"]] = seconds.get(session["rank"], 0.0) + session["seconds"]
+    if not seconds:
+        return None, 0.0
+    return sum(tokens[rank] / seconds[rank] for rank in tokens), max(seconds.values())
+
+
+def _sessions(folder: Path) -> Iterator[dict]:
+    path = folder / "sessions.jsonl"
+    if path.exists():
+        yield from (json.loads(line) for line in path.read_text().splitlines() if line.endswith("}"))
+
+
+def make_engine(config: SampleConfig, source: str, tokenizer, rank: int) -> Engine:
+    """The engine of ``rollout.engine`` on this process's device."""
+    rollout = config.rollout
+    gpus = torch.cuda.device_count()
+    device = torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
+    model = load_model(
+        source,
+        dtype=rollout.dtype,
+        attn_implementation=rollout.attn_implementation,
+        device=device,
+        key="evaluation.checkpoint_path",
+    ).eval()
+    ids = special_ids(model.config, tokenizer, model.generation_config)
+    return LocalEngine(
+        model,
+        mask_id=ids.mask_id,
+        stop_ids=ids.stop_ids,
+        forbidden_ids=ids.forbidden_ids,
+        max_active=min(rollout.max_active, rollout.batch_size or rollout.max_active),
+        fused_commit=rollout.fused_commit,
+    )

@@ -1,0 +1,90 @@
+"""Data sets of problems, in the layout of the Gen-Verse sets: a JSON list of rows, checked row by row."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from t3d import paths
+from t3d.errors import UserError
+
+# What a row must hold, by kind of question.
+_REQUIRED = {
+    "math": ("question", "ground_truth_answer"),
+    "option": ("question", "ground_truth_answer"),
+    "code": ("question", "test_list", "test_method"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of a data set.
+
+    id: "<dataset>/<row>", rows counted from 0. ground_truth: the final answer ("" for code, whose tests are in `raw`).
+    solution: a worked solution where the set has one (SFT needs it). raw: the whole row, as it was read.
+    """
+
+    id: str
+    question: str
+    ground_truth: str
+    solution: str | None = None
+    raw: dict[str, Any] = field(default_factory=dict)
+
+
+def load_problems(name_or_path: str | Path, data_type: str, limit: int | None = None) -> list[Problem]:
+    """Read a data set, by name or by path; the first `limit` rows only, where given.
+
+    Raises UserError, in one line that names file, row, field and remedy, where the file is missing or a row is not
+    sound.
+    """
+    if data_type not in _REQUIRED:
+        raise UserError(f"evaluation.data_type: {data_type!r} is not known; use one of {', '.join(_REQUIRED)}")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit: {limit} is not a number of problems; use 1 or more, or leave it out")
+    path = paths.data_file(name_or_path)
+    rows = _read_rows(path)[:limit]
+    return [_problem(path, index, row, data_type) for index, row in enumerate(rows)]
+
+
+def _read_rows(path: Path) -> list[Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; get it with: python data/download_data.py --dataset {path.stem}")
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); download it again") from error
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path}: expected a JSON list of problems with at least one row; check the file")
+    return rows
+
+
+def _problem(path: Path, index: int, row: Any, data_type: str) -> Problem:
+    where = f"{path}: row {index}"
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object, found {type(row).__name__}; mend or remove the row")
+    for name in _REQUIRED[data_type]:
+        _check(where, row, name, (str, list) if name == "test_list" else (str,), f"data_type={data_type} needs it")
+    if row.get("solution") is not None:
+        _check(where, row, "solution", (str,), "where it is given")
+    return Problem(
+        id=f"{path.stem}/{index}",
+        question=row["question"],
+        ground_truth=row.get("ground_truth_answer") or "",
+        solution=row.get("solution"),
+        raw=row,
+    )
+
+
+def _check(where: str, row: dict[str, Any], name: str, types: tuple[type, ...], reason: str) -> None:
+    value = row.get(name)
+    if value is None:
+        raise UserError(f"{where}: field {name!r} is missing ({reason}); add it, or remove the row")
+    if not isinstance(value, types):
+        wanted = " or ".join("text" if kind is str else "a list" for kind in types)
+        raise UserError(f"{where}: field {name!r} must be {wanted}, found {value!r}; put it in quotation marks")
+    # An empty ground truth is no obstacle: rollouts need none, and in evaluation no answer matches it. MATH_train has
+    # two.
+    if name != "ground_truth_answer" and not (value.strip() if isinstance(value, str) else value):
+        raise UserError(f"{where}: field {name!r} is empty ({reason}); fill it, or remove the row")

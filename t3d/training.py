@@ -1,0 +1,398 @@
+"""Stage 3: train a student on what a teacher decoded (or, with the SFT objective, a model on given answers).
+
+Reads downward: data and models are set up, then every optimizer step draws its sequences' states, accumulates their
+gradients in micro-batches, steps, logs, refreshes the reference and saves. An optimizer step is always batch_size_lm x
+gradient_accumulation_steps x processes sequences; which ones, and how they are noised, is a pure function of the seed
+and the step, so a resumed run repeats nothing and skips nothing.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
+
+from t3d import checkpoint, paths
+from t3d import config as configuration
+from t3d.config import TrainConfig
+from t3d.dataset import SampleOrder, load_examples, load_trajectories
+from t3d.errors import UserError
+from t3d.models.loading import SpecialIds, export_model, load_model, load_tokenizer, special_ids
+from t3d.noising import BlockDiffusionNoise, State, TrajectoryNoise, collate, generator_for
+from t3d.objectives.base import Objective
+from t3d.objectives.sft import SFT
+from t3d.objectives.t3d import T3D
+from t3d.prompts import answer_ids, render
+from t3d.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> Path:
+    """Run a training as configured; the run's folder, with the trained model in ``ckpt/<optimized_name>``."""
+    source = paths.model_source(config.model.pretrained_model, "model.pretrained_model")
+    data_path = paths.data_file(config.dataset.optimization_data)
+    accelerator = make_accelerator(config)
+    torch.manual_seed(config.training.seed)
+    run, resumed = run_folder(config, accelerator)
+
+    tokenizer = load_tokenizer(source, key="model.pretrained_model")
+    student = load_student(config, source, accelerator)
+    ids = special_ids(student.config, tokenizer, student.generation_config)
+    objective = make_objective(config, ids)
+    with accelerator.main_process_first():
+        samples = load_samples(config, data_path, tokenizer, ids)
+    trainer = Trainer(config, accelerator, student, objective, samples, ids.pad_id, source)
+    state = checkpoint.load(accelerator, resumed) if resumed else {"step": 0}
+    if accelerator.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        configuration.save(config, run / "config.yaml")
+    tracker = Tracker(
+        run,
+        kind=config.experiment.tracker,
+        config=configuration.to_dict(config),
+        wandb_config=config.wandb,
+        name=config.experiment.project,
+        resume_step=state["step"],
+        main=accelerator.is_main_process,
+    )
+    try:
+        trainer.run(run, tracker, first_step=state["step"])
+    finally:
+        tracker.close()
+    final = trainer.export(run / "ckpt" / config.model.optimized_name)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        print(f"trained model: {final}")
+    accelerator.end_training()
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Set-up
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    training = config.training
+    on_cpus = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()  # several processes without a GPU
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if on_cpus else []
+    accelerator = Accelerator(mixed_precision=training.mixed_precision, kwargs_handlers=handlers)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = training.enable_tf32
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        plugin = accelerator.state.deepspeed_plugin
+        if plugin.zero_stage == 3:
+            raise UserError("deepspeed zero_stage=3: parameters are not gathered for the loss yet; use stage 1 or 2")
+        plugin.deepspeed_config["gradient_clipping"] = config.clip_norm or 0.0
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = training.batch_size_lm
+    return accelerator
+
+
+def run_folder(config: TrainConfig, accelerator: Accelerator) -> tuple[Path, Path | None]:
+    """This run's folder, the same on every process, and the checkpoint to go on from (None: from the start)."""
+    experiment = config.experiment
+    root = paths.run_root(
+        experiment.output_root, config.model.pretrained_model, config.dataset.data_type, experiment.project
+    )
+    run = root / (experiment.run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    if experiment.resume == "auto" and not experiment.run_name:
+        runs = [path.parent for path in root.glob("*/config.yaml")]
+        run = max(runs, key=lambda path: path.stat().st_mtime, default=run)
+    elif experiment.resume not in (None, "auto"):
+        run = paths.resolve(experiment.resume)
+        if not run.is_dir():
+            raise UserError(f"experiment.resume={experiment.resume}: no such run folder; give one, auto, or null")
+    elif experiment.resume is None and (run / "config.yaml").exists():
+        raise UserError(
+            f"experiment.run_name={experiment.run_name}: {run} exists; choose another name or experiment.resume=auto"
+        )
+    found = checkpoint.latest(run / "checkpoints") if experiment.resume else None
+    shared = [str(run), str(found) if found else None]
+    broadcast_object_list(shared)
+    return Path(shared[0]), Path(shared[1]) if shared[1] else None
+
+
+def load_student(config: TrainConfig, source: str, accelerator: Accelerator):
+    model = load_model(
+        source,
+        dtype=config.model.dtype,
+        attn_implementation=config.model.attn_implementation,
+        device=accelerator.device,
+        key="model.pretrained_model",
+    )
+    if config.training.gradient_checkpointing_enable:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def make_objective(config: TrainConfig, ids: SpecialIds) -> Objective:
+    training = config.training
+    if training.objective == "sft":
+        noise = BlockDiffusionNoise(
+            training.block_size,
+            ids.mask_id,
+            ids.pad_id,
+            t_min=training.t_min,
+            t_max=training.t_max,
+            per_block=training.sft_t_per == "block",
+        )
+        return SFT(noise, chunk=training.head_chunk)
+    levels = training.path_loss == "levels"
+    noise = TrajectoryNoise(
+        training.block_size,
+        ids.mask_id,
+        torch.as_tensor(ids.ordinary_ids),
+        mask_ratios=tuple(training.mask_ratios),
+        mask_ratio_exponent=training.mask_ratio_exponent,
+        random_ratio=config.model.random_ratio,
+        post_num=training.post_num or 0,
+        reversed_trace=training.trace_order == "reversed",
+        random_trace=training.mask_strategy == "random",
+        from_response=training.block_grid == "response",
+        every_target=levels,
+    )
+    return T3D(
+        noise,
+        torch.as_tensor(ids.forbidden_ids),
+        alpha=training.alpha,
+        beta=training.beta,
+        lambda_path=training.lambda_path,
+        reference_temp=training.reference_temp,
+        per_block=training.ddo_level == "block",
+        path_k_steps=training.path_k_steps if levels else None,
+        chunk=training.head_chunk,
+    )
+
+
+def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds):
+    """The training set as memory-mapped columns: trajectories, or for SFT questions with their answers."""
+    training, data_type = config.training, config.dataset.data_type
+    prompt_ids = partial(render, data_type=data_type, tokenizer=tokenizer, instruction=training.instruction)
+    limits = {
+        "max_prompt_len": training.max_prompt_len,
+        "max_gen_length": training.max_gen_length,
+        "limit": config.dataset.limit,
+    }
+    if training.objective == "sft":
+        encode = partial(answer_ids, tokenizer=tokenizer)
+        key = config.dataset.answer_key
+        columns = load_examples(path, prompt_ids=prompt_ids, answer_ids=encode, answer_key=key, **limits)
+    else:
+        bare = None if training.instruction else prompt_ids
+        columns = load_trajectories(path, tokenizer=tokenizer, mask_id=ids.mask_id, prompt_ids=bare, **limits)
+    return columns[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+class Trainer:
+    """The student, its reference, its optimizer, and the loop over optimizer steps."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, student, objective, samples, pad_id, source):
+        self.config, self.accelerator, self.objective = config, accelerator, objective
+        self.samples, self.pad_id, self.source = samples, pad_id, source
+        training, params = config.training, config.optimizer.params
+        batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
+        self.order = SampleOrder(len(samples), batch, training.seed)
+        self.total_steps = training.max_steps or self.order.steps(training.num_train_epochs)
+        self.flex = student.config._attn_implementation == "flex_attention"
+        optimizer = torch.optim.AdamW(
+            student.parameters(),
+            lr=params.learning_rate,
+            betas=(params.beta1, params.beta2),
+            weight_decay=params.weight_decay,
+            eps=params.epsilon,
+        )
+        # With interval 1 the reference is the student of this very step, and no second model is held.
+        self.reference = None
+        if objective.needs_reference and not (training.multi_round and training.round_interval == 1):
+            self.reference = load_reference(config, source, accelerator)
+            accelerator.register_for_checkpointing(self.reference)
+        self.student, self.optimizer = accelerator.prepare(student, optimizer)
+
+    def run(self, run: Path, tracker: Tracker, first_step: int) -> None:
+        """Optimizer steps first_step+1 .. total_steps, with a checkpoint every ``save_every_steps``."""
+        config, accelerator = self.config, self.accelerator
+        bar = tqdm(
+            total=self.total_steps,
+            initial=first_step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not accelerator.is_local_main_process,
+        )
+        for step in range(first_step + 1, self.total_steps + 1):
+            began = time.perf_counter()
+            rate = learning_rate(config, step, self.total_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            metrics = self.optimizer_step(step)
+            metrics["tokens_per_second"] = metrics.pop("tokens") / (time.perf_counter() - began)
+            tracker.log({"epoch": self.order.indices(step - 1)[0][0], **metrics, "lr": rate}, step)
+            bar.update()
+            bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{rate:.1e}", refresh=False)
+            self.refresh_reference(step)
+            if step % config.experiment.save_every_steps == 0 and step < self.total_steps:
+                self.save(run, step)
+        bar.close()
+        if first_step < self.total_steps:
+            self.save(run, self.total_steps)
+
+    def optimizer_step(self, step: int) -> dict[str, float]:
+        """Accumulate this step's sequences and update the student; the metrics of the global batch.
+
+        The loss of a step is the mean over all its sequences, on all processes: every micro-batch contributes the sum
+        over its own, divided by the global count, so neither micro-batches nor processes change it.
+        """
+        accelerator, config = self.accelerator, self.config
+        states = self.draw_states(step)
+        learning = [state for state in states if len(state.position)]
+        counts = self.sum_over_processes(torch.tensor([len(learning), len(states)], dtype=torch.float64))
+        sequences, drawn = counts.tolist()
+        sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+        micro_batches = list(self.micro_batches(learning or states[:1]))
+        for i, rows in enumerate(micro_batches):
+            batch = collate(rows, self.pad_id, flex=self.flex, device=accelerator.device)
+            with accumulation(accelerator, self.student, last=i == len(micro_batches) - 1):
+                # the reference goes through autocast by hand: it is not wrapped by accelerate
+                loss, metrics = self.objective(self.student, self.reference and self.score_reference, batch)
+                # DDP and DeepSpeed average gradients over processes; the loss is a sum over them
+                total = loss.sum() * (accelerator.num_processes / max(sequences, 1))
+                if not torch.isfinite(total):
+                    names = [self.samples[i]["id"] for _, i in self.local_indices(step)]
+                    raise UserError(
+                        f"loss is {total.item()} at step {step}, among sequences {', '.join(names)}; nothing was "
+                        "overwritten; lower optimizer.params.learning_rate or leave the sequences out"
+                    )
+                accelerator.backward(total)
+            sums["loss"] += loss.detach().double().sum().cpu()
+            for name, value in metrics.items():
+                sums[name] += value.double().sum().cpu()
+            sums["tokens"] += batch.tokens
+        grad_norm = self.update(config.clip_norm)
+        names = sorted(sums)
+        reduced = self.sum_over_processes(torch.stack([sums[name] for name in names])).tolist()
+        totals = dict(zip(names, reduced, strict=True))
+        tokens = totals.pop("tokens")
+        means = {name: value / max(sequences, 1) for name, value in totals.items()}
+        means = {"loss": means.pop("loss"), **means, "grad_norm": grad_norm, "tokens": tokens}
+        round_number = (step - 1) // config.training.round_interval + 1 if config.training.multi_round else 1
+        return {**means, "sequences": int(sequences), "skipped": int(drawn - sequences), "round": round_number}
+
+    def draw_states(self, step: int) -> list[State]:
+        """This process's states of one optimizer step: fresh masks each epoch, seeded by (seed, epoch, sample id)."""
+        states = []
+        for epoch, index in self.local_indices(step):
+            sample = self.samples[index]
+            states.append(self.objective.state(sample, generator_for(self.config.training.seed, epoch, sample["id"])))
+        return states
+
+    def local_indices(self, step: int) -> list[tuple[int, int]]:
+        return self.order.share(step - 1, self.accelerator.process_index, self.accelerator.num_processes)
+
+    def micro_batches(self, states: list[State]) -> Iterator[list[list[State]]]:
+        """Groups of batch_size_lm sequences of like length, one a row."""
+        ordered = sorted(states, key=len, reverse=True)
+        size = self.config.training.batch_size_lm
+        return ([[state] for state in ordered[i : i + size]] for i in range(0, len(ordered), size))
+
+    def score_reference(self, *args, **kwargs):
+        with self.accelerator.autocast():
+            return self.reference(*args, **kwargs)
+
+    def update(self, clip_norm: float | None) -> float:
+        """Clip, step, clear; the gradient norm before clipping. DeepSpeed has done the first three in backward."""
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm())
+        norm = self.accelerator.clip_grad_norm_(self.student.parameters(), clip_norm or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(values.to(self.accelerator.device), "sum").cpu()
+
+    def refresh_reference(self, step: int) -> None:
+        """ref <- stopgrad(theta) every ``round_interval`` optimizer steps."""
+        training = self.config.training
+        if self.reference is None or not training.multi_round or step % training.round_interval:
+            return
+        with torch.no_grad():
+            student = self.accelerator.unwrap_model(self.student)
+            for theirs, mine in zip(self.reference.parameters(), student.parameters(), strict=True):
+                theirs.copy_(mine)
+
+    def save(self, run: Path, step: int) -> None:
+        """A checkpoint to resume from, and (but for the last step) a model folder to evaluate."""
+        limit = self.config.experiment.checkpoints_total_limit
+        checkpoint.save(self.accelerator, run / "checkpoints", step, {}, limit)
+        if step < self.total_steps:
+            epoch = self.order.indices(step - 1)[0][0]
+            self.export(run / "ckpt" / f"{self.config.model.optimized_name}-{epoch}-{step}")
+            if self.accelerator.is_main_process:
+                prune_exports(run / "ckpt", self.config.model.optimized_name, limit)
+
+    def export(self, folder: Path) -> Path:
+        """The student as a Hugging Face folder like its teacher's."""
+        state_dict = self.accelerator.get_state_dict(self.student)
+        if self.accelerator.is_main_process:
+            student = self.accelerator.unwrap_model(self.student)
+            export_model(
+                student, self.source, folder, state_dict=state_dict, block_size=self.config.training.block_size
+            )
+        self.accelerator.wait_for_everyone()
+        return folder
+
+
+def prune_exports(folder: Path, name: str, limit: int | None) -> None:
+    """Keep the newest ``limit`` of the exports <name>-<epoch>-<step> of a run under way."""
+    exports = sorted(folder.glob(f"{name}-*-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in exports[: -limit if limit else 0]:
+        shutil.rmtree(path)
+
+
+def load_reference(config: TrainConfig, source: str, accelerator: Accelerator):
+    """The frozen reference, in bf16 where the student computes in bf16."""
+    half = accelerator.mixed_precision == "bf16" and accelerator.device.type == "cuda"
+    reference = load_model(
+        source,
+        dtype="bfloat16" if half else config.model.dtype,
+        attn_implementation=config.model.attn_implementation,
+        device=accelerator.device,
+        key="model.pretrained_model",
+    )
+    return reference.requires_grad_(False).eval()
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """The rate of optimizer step 1..total_steps: linear warm-up, then cosine (or linear) down to the floor."""
+    peak, schedule = config.optimizer.params.learning_rate, config.lr_scheduler
+    warmup, floor = schedule.params.warmup_steps, schedule.params.min_lr_scale
+    if step <= warmup:
+        return peak * step / warmup
+    if schedule.scheduler == "constant":
+        return peak
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    fall = 1 - progress if schedule.scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (floor + (1 - floor) * fall)
+
+
+@contextlib.contextmanager
+def accumulation(accelerator: Accelerator, model, last: bool):
+    """Gradients are exchanged between processes (and DeepSpeed steps) with the last micro-batch only."""
+    accelerator.gradient_state._set_sync_gradients(last)
+    quiet = not last and accelerator.distributed_type != DistributedType.DEEPSPEED
+    with accelerator.no_sync(model) if quiet else contextlib.nullcontext():
+        yield

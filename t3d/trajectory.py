@@ -1,0 +1,118 @@
+"""The record of one rollout.
+
+A `Trajectory` is (prompt, x0, unmask_step): the teacher's answer together with the denoising step at which each of its
+tokens was unmasked. Rollouts append to JSONL shards as they finish (`shards`); the published release's JSON is read and
+written too (`release`).
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+FINISH_REASONS = ("stop", "length")
+
+
+@dataclass
+class Trajectory:
+    """One finished rollout. Token ids are the truth, `text` is for people.
+
+    Block b covers the positions [b * block_size, (b + 1) * block_size) of prompt + response, so the first response
+    tokens share the block in which the prompt ends. Building a record checks everything but the mask id (`ValueError`).
+    """
+
+    id: str  # "<dataset>/<row>/<sample>"
+    prompt_ids: list[int]
+    response_ids: list[int]  # to the end of the last block decoded
+    unmask_step: list[int]  # one per response token; 1-based, growing over blocks
+    length: int  # where the answer ends, first stop id included
+    block_size: int
+    finish_reason: str  # "stop" | "length"
+    steps: int = 0  # denoising forwards; 0 = take max(unmask_step)
+    forwards: int = 0  # all forwards, prefill and cache writes included
+    seconds: float = 0.0
+    decode: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    question: str = ""
+    ground_truth: str = ""
+    text: str = ""
+
+    def __post_init__(self):
+        if not self.steps and self.unmask_step:
+            self.steps = max(self.unmask_step)
+        self.validate()
+
+    def validate(self, mask_id: int | None = None) -> "Trajectory":
+        """Check the record, with `mask_id` also that no mask is left. Returns it; `ValueError` names the record."""
+        if problem := self._problem(mask_id):
+            raise ValueError(f"trajectory {self.id}: {problem}")
+        return self
+
+    def _problem(self, mask_id: int | None) -> str | None:
+        size, response, step = self.block_size, self.response_ids, self.unmask_step
+        if size < 1:
+            return f"block_size {size} is not positive"
+        if not response:
+            return "the response is empty"
+        if len(step) != len(response):
+            return f"{len(response)} response ids but {len(step)} unmask steps"
+        if (len(self.prompt_ids) + len(response)) % size:
+            return f"prompt ({len(self.prompt_ids)}) + response ({len(response)}) do not end on a block of {size}"
+        if not 1 <= self.length <= len(response):
+            return f"length {self.length} is not in 1..{len(response)}"
+        if self.finish_reason not in FINISH_REASONS:
+            return f"finish_reason {self.finish_reason!r} is not one of {', '.join(FINISH_REASONS)}"
+        if min(step) < 1:
+            return f"unmask step {min(step)} is below 1"
+        if self.steps != max(step):
+            return f"steps {self.steps} is not the last unmask step {max(step)}"
+        if len(set(step)) != self.steps:
+            return f"step {min(set(range(1, self.steps + 1)) - set(step))} unmasks no token"
+        if not grows_over_blocks(step, len(self.prompt_ids), size):
+            return "the unmask steps do not grow from block to block"
+        if mask_id is not None and mask_id in self.prompt_ids:
+            return f"mask id {mask_id} in the prompt"
+        if mask_id is not None and mask_id in response:
+            return f"mask id {mask_id} in the response"
+        return None
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> "Trajectory":
+        """Build from a JSON object; metadata may be missing. `ValueError` names an unknown key or a missing one."""
+        name = record.get("id", "without id")
+        known = {f.name for f in fields(cls)}
+        needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        if unknown := sorted(record.keys() - known):
+            raise ValueError(f"trajectory {name}: unknown key {unknown[0]!r}")
+        if missing := sorted(needed - record.keys()):
+            raise ValueError(f"trajectory {name}: key {missing[0]!r} is missing")
+        return cls(**record)
+
+
+def response_blocks(prompt_len: int, response_len: int, block_size: int) -> list[tuple[int, int]]:
+    """[start, end) of each block's part of the response, on the grid of prompt + response."""
+    first = block_size - prompt_len % block_size
+    borders = [0, *range(first, response_len, block_size), response_len]
+    return list(zip(borders, borders[1:], strict=False))
+
+
+def grows_over_blocks(unmask_step: Sequence[int], prompt_len: int, block_size: int) -> bool:
+    """Whether every step of a block comes before every step of the next block."""
+    last = 0
+    for start, end in response_blocks(prompt_len, len(unmask_step), block_size):
+        block = unmask_step[start:end]
+        if min(block) <= last:
+            return False
+        last = max(block)
+    return True
+
+
+def split_id(trajectory_id: str) -> tuple[str, int, int]:
+    """("<dataset>", row, sample) of a trajectory id; `ValueError` when it has another form."""
+    parts = trajectory_id.rsplit("/", 2)
+    if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
+        raise ValueError(f"trajectory id {trajectory_id!r} is not <dataset>/<row>/<sample>")
+    return parts[0], int(parts[1]), int(parts[2])

@@ -1,0 +1,143 @@
+"""The local engine against a slow oracle that knows no cache, no batches and no lanes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from t3d.decoding import DecodeSettings, choose, draw, quota, stream_key, uniforms
+from t3d.engines.base import Request
+from t3d.engines.local import LocalEngine
+from t3d.errors import UserError
+from tests.conftest import MASK, PAD, STOP, tiny_model
+
+
+def engine(model, **options) -> LocalEngine:
+    return LocalEngine(model, mask_id=MASK, stop_ids=[STOP, PAD], forbidden_ids=[], **options)
+
+
+def requests(lengths=(1, 3, 4, 6, 8, 11, 13, 2), seed=0) -> list[Request]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Request(f"p/{i}", 0, tuple(torch.randint(0, 60, (n,), generator=generator).tolist()))
+        for i, n in enumerate(lengths)
+    ]
+
+
+def oracle(model, request: Request, settings: DecodeSettings, seed: int):
+    """Decode one prompt with whole forwards over the sequence so far: ids and unmask steps of the response."""
+    model.config.block_size = size = settings.block_size
+    ids, steps, when = list(request.prompt_ids), 0, []
+    key = torch.tensor([stream_key(seed, request.prompt, request.sample)])
+    while True:
+        start = len(ids) // size * size
+        known = len(ids) - start
+        block = ids[start:] + [MASK] * (size - known)
+        unmasked_at = [0] * size
+        for share in quota(settings).tolist() + [1] * size:
+            masked = torch.tensor([[token == MASK for token in block]])
+            if not masked.any():
+                break
+            steps += 1
+            with torch.no_grad():
+                logits = model(torch.tensor([ids[:start] + block])).logits[0, start:].clone()
+            logits[:, MASK] = -torch.inf
+            position = torch.arange(start, start + size)
+            u = uniforms(key, position, torch.tensor(steps))
+            token, confidence, entropy = draw(logits, u, settings, need_entropy=True)
+            order = uniforms(key, position, torch.tensor(steps), stream=1)
+            picked = choose(masked, confidence[None], torch.tensor([share]), settings, entropy[None], order[None])[0]
+            for i in picked.nonzero().flatten().tolist():
+                block[i], unmasked_at[i] = int(token[i]), steps
+        ids = ids[:start] + block
+        when += unmasked_at[known:]
+        prompt = len(request.prompt_ids)
+        answer = ids[prompt : prompt + settings.max_token]
+        if STOP in answer or PAD in answer or len(ids) >= prompt + settings.max_token:
+            return ids[prompt:], when
+
+
+CASES = [
+    DecodeSettings(temperature=0.0, max_token=18),
+    DecodeSettings(temperature=0.0, max_token=18, denoising_steps_per_block=1),
+    DecodeSettings(temperature=0.0, max_token=17, denoising_steps_per_block=3),
+    DecodeSettings(temperature=1.0, max_token=18, denoising_steps_per_block=2),
+    DecodeSettings(temperature=1.0, top_k=5, top_p=0.8, max_token=18, block_size=8, denoising_steps_per_block=3),
+    DecodeSettings(temperature=0.7, top_p=0.9, max_token=18, remasking_strategy="random"),
+    DecodeSettings(temperature=0.0, max_token=18, remasking_strategy="sequential", denoising_steps_per_block=2),
+    DecodeSettings(temperature=0.0, max_token=18, remasking_strategy="low_confidence_dynamic", dynamic_threshold=0.3),
+    DecodeSettings(temperature=0.0, max_token=18, remasking_strategy="entropy_bounded", eb_threshold=1.5),
+]
+
+
+@pytest.mark.parametrize("settings", CASES, ids=lambda s: f"{s.remasking_strategy}-T{s.temperature}-B{s.block_size}")
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+def test_equals_the_oracle(model, settings, fused):
+    expected = {r.id: oracle(model, r, settings, seed=5) for r in requests()}
+    results = list(engine(model, max_active=3, fused_commit=fused).generate(requests(), settings, seed=5))
+    assert {r.id for r in results} == set(expected) and len(results) == len(expected)
+    for result in results:
+        assert (result.response_ids, result.unmask_step) == expected[result.id], result.id
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_slots_and_order_change_nothing(model, temperature):
+    settings = DecodeSettings(temperature=temperature, max_token=20, remasking_strategy="low_confidence_dynamic")
+    runs = []
+    for lanes, prompts in [(1, requests()), (3, requests()[::-1]), (64, requests())]:
+        results = engine(model, max_active=lanes).generate(prompts, settings, seed=1)
+        runs.append({r.id: (r.response_ids, r.unmask_step, r.length, r.finish_reason) for r in results})
+    assert runs[0] == runs[1] == runs[2]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+def test_forwards_per_block(model, steps, fused):
+    """Aligned prompt of two blocks: one prefill, then `steps` forwards a block, plus a commit each but the last."""
+    model.lm_head.weight.data[[STOP, PAD]] = 0
+    settings = DecodeSettings(temperature=0.0, denoising_steps_per_block=steps, max_token=20)
+    (result,) = engine(model, fused_commit=fused).generate(requests([8]), settings, seed=0)
+    blocks = len(result.response_ids) // 4
+    assert result.steps == steps * blocks
+    assert result.forwards == 1 + result.steps + (0 if fused else blocks - 1)
+
+
+def test_stop_and_length(model):
+    model.lm_head.weight.data[:] = 0
+    model.lm_head.weight.data[STOP] = 0
+    settings = DecodeSettings(temperature=1.0, max_token=10)
+    results = list(engine(model).generate(requests(range(1, 30)), settings, seed=3))
+    assert {r.finish_reason for r in results} == {"stop", "length"}
+    for r in results:
+        answer = r.response_ids[: r.length]
+        if r.finish_reason == "stop":
+            assert answer[-1] in (STOP, PAD) and not {STOP, PAD} & set(answer[:-1])
+        else:
+            assert r.length == 10 and not {STOP, PAD} & set(answer)
+        assert MASK not in r.response_ids
+
+
+def test_a_request_that_cannot_fit_is_refused(model):
+    with pytest.raises(UserError, match="rollout.max_token=400: prompt p/0/0 has 5 tokens, and the model has 256"):
+        list(engine(model).generate(requests([5]), DecodeSettings(max_token=400), seed=0))
+    with pytest.raises(UserError, match="contains the mask token"):
+        list(engine(model).generate([Request("p/0", 0, (1, MASK))], DecodeSettings(max_token=8), seed=0))
+
+
+def test_samples_differ_and_repeat(model):
+    settings = DecodeSettings(temperature=1.0, max_token=12)
+    prompt = requests([6])[0]
+    pair = [dataclasses.replace(prompt, sample=k) for k in range(2)]
+    first = {r.id: r.response_ids for r in engine(model).generate(pair, settings, seed=0)}
+    again = {r.id: r.response_ids for r in engine(model).generate(pair, settings, seed=0)}
+    other = {r.id: r.response_ids for r in engine(model).generate(pair, settings, seed=1)}
+    assert first == again and first != other
+    assert len(set(map(tuple, first.values()))) == 2
+
+
+def test_larger_block_model():
+    settings = DecodeSettings(temperature=0.0, block_size=8, denoising_steps_per_block=8, max_token=20)
+    model = tiny_model(3)
+    for result in engine(model, max_active=4).generate(requests(), settings, seed=0):
+        expected = oracle(model, next(r for r in requests() if r.id == result.id), settings, 0)
+        assert (result.response_ids, result.unmask_step) == expected

@@ -1,0 +1,156 @@
+"""data/download_data.py and data/rename_key.py as commands, from two working directories."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from t3d.release import read_release_json, write_release_json
+from t3d.shards import ShardWriter
+from t3d.trajectory import Trajectory
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+QUESTIONS = [{"question": f"question {i}", "ground_truth_answer": str(i), "level": i} for i in range(3)]
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """The scripts and the package in a folder of their own, so that no test writes into the repository's data/."""
+    root = tmp_path / "repo"
+    shutil.copytree(ROOT / "t3d", root / "t3d", ignore=shutil.ignore_patterns("__pycache__", "embedded"))
+    (root / "data").mkdir()
+    for name in ("download_data.py", "rename_key.py"):
+        shutil.copy(ROOT / "data" / name, root / "data")
+    return root
+
+
+def run(root: Path, folder: str, script: str, *arguments: str, code: int = 0, **env: str) -> str:
+    """Run data/<script> from <root>/<folder>; the output, or the one line on stderr when it should fail."""
+    command = [sys.executable, str(Path("data" if folder == "." else ".") / script), *arguments]
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | env
+    done = subprocess.run(command, cwd=root / folder, env=environ, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
+
+
+def record(row: int, sample: int = 0) -> Trajectory:
+    return Trajectory(
+        id=f"MATH_train/{row}/{sample}",
+        prompt_ids=[5, 6],
+        response_ids=[7, 8, 9, 2, 2, 2],
+        unmask_step=[1, 2, 3, 3, 4, 4],
+        length=4,
+        block_size=4,
+        finish_reason="stop",
+        question=f"question {row}",
+        ground_truth=str(row),
+        text="some text",
+    )
+
+
+@pytest.mark.parametrize("folder", [".", "data"])
+def test_rename_key_reads_the_data_folder(copy, folder):
+    write_release_json(
+        copy / "data" / "SDAR-1.7B-Chat-MATH_train.json", [record(0), record(2), record(2, 1)], QUESTIONS
+    )
+    said = run(copy, folder, "rename_key.py", "--model_name", "SDAR-1.7B-Chat", "--dataset", "MATH_train")
+    output = copy / "data" / "SDAR-1.7B-Chat-MATH_train_renamed.json"
+    assert list(read_release_json(output)) == [record(0), record(2), record(2, 1)]
+    assert json.loads(output.read_text())[1]["answer"] == ["some text"] * 2
+    for line in (
+        "kept: 3 responses in 2 rows",
+        "left out: 0 invalid, 0 mismatched, 0 repeated",
+        "finish reasons: 3 stop",
+        "tokens: 12, 4.0 per response",
+        "tokens per step: 1.50",
+        f"written: {output}",
+    ):
+        assert line in said.splitlines()
+
+
+@pytest.mark.parametrize("folder", [".", "data"])
+def test_rename_key_reads_a_project(copy, folder):
+    temp = copy / "math" / "temp_data"
+    command = ("rename_key.py", "--model_name", "teacher", "--dataset", "MATH_train", "--project", "math")
+    output = copy / "data" / "teacher-MATH_train_renamed.json"
+
+    said = run(copy, folder, *command, code=2)
+    assert (
+        "outputs-eval-teacher-MATH_train.json does not exist: run sample/sdar_sample.py with experiment.project=math"
+        in said
+    )
+    assert said.count("\n") == 1
+
+    (copy / "data" / "MATH_train.json").write_text(json.dumps(QUESTIONS))
+    with ShardWriter(temp / "outputs-eval-teacher-MATH_train", 0) as writer:
+        writer.write(record(1))
+    run(copy, folder, *command)  # the shards of rollouts that have not ended
+    assert list(read_release_json(output)) == [record(1)] and json.loads(output.read_text())[0]["level"] == 1
+
+    for node in range(2):
+        write_release_json(temp / f"outputs-{node}-eval-teacher-MATH_train.json", [record(node)], QUESTIONS)
+    run(copy, folder, *command)
+    assert list(read_release_json(output)) == [record(0), record(1)]
+
+    write_release_json(temp / "outputs-eval-teacher-MATH_train.json", [record(2)], QUESTIONS)
+    run(copy, folder, *command)
+    assert list(read_release_json(output)) == [record(2)]
+
+
+def test_rename_key_input_and_output(copy, tmp_path):
+    with ShardWriter(tmp_path / "shards", 0) as writer:
+        writer.write(record(1))
+    command = ("rename_key.py", "--model_name", "any", "--dataset", "MATH_train", "--output", "out.json", "--input")
+    run(copy, "data", *command, str(tmp_path / "shards"))
+    assert list(read_release_json(copy / "data" / "out.json")) == [record(1)]
+    (copy / "data" / "MATH_train.json").write_text(json.dumps(QUESTIONS))
+    said = run(copy, "data", *command, "MATH_train.json", code=2)
+    assert "row 0: key 'full_output' is missing; this is no rollout file" in said
+    assert "data/any-MATH_train.json does not exist: run sample/sdar_sample.py first" in run(
+        copy, "data", *command[:5], code=2
+    )
+    assert "Stage 2" in run(copy, ".", "rename_key.py", "--help")
+
+
+@pytest.mark.parametrize("folder", [".", "data"])
+def test_download_from_a_file(copy, folder, tmp_path):
+    source = tmp_path / "source.json"
+    source.write_text(json.dumps(QUESTIONS, indent=2))
+    said = run(copy, folder, "download_data.py", "--dataset", "MATH500", "--from", str(source))
+    output = copy / "data" / "MATH500.json"
+    assert output.read_bytes() == source.read_bytes()
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    facts = ["rows: 3", "fields: question, ground_truth_answer, level", f"sha256: {digest}"]
+    assert said.splitlines() == [f"{output} written", *facts]
+
+    source.write_text('[{"question": "new"}]')
+    said = run(copy, folder, "download_data.py", "--dataset", "MATH500", "--from", str(source))
+    assert said.splitlines() == [f"{output} is there already (--force replaces it)", *facts]
+    run(copy, folder, "download_data.py", "--dataset", "MATH500", "--from", str(source), "--force")
+    assert output.read_text() == source.read_text()
+
+    source.write_text('[{"question": "a"}, {"prompt": "b"}]')
+    command = ("download_data.py", "--dataset", "GSM8K", "--from", str(source))
+    assert "source.json, row 1: no text under 'question'" in run(copy, folder, *command, code=2)
+    assert not (copy / "data" / "GSM8K.json").exists()
+
+
+def test_download_offline_says_what_to_do(copy, tmp_path):
+    env = dict(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
+    said = run(copy, ".", "download_data.py", "--dataset", "MATH_train", code=2, **env)
+    assert said.startswith("error: cannot download train/MATH_train.json of Gen-Verse/MATH_train: ")
+    assert "--from FILE" in said and said.count("\n") == 1
+    assert "invalid choice" in run(copy, ".", "download_data.py", "--dataset", "MATH", code=2)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real question sets (../shared/data) are not here")
+@pytest.mark.parametrize("name, rows", [("MATH_train", 8523), ("MBPP", 498)])
+def test_real_question_sets(copy, name, rows):
+    said = run(copy, "data", "download_data.py", "--dataset", name, "--from", str(SHARED / f"{name}.json"))
+    assert f"rows: {rows}" in said

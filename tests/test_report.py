@@ -1,0 +1,188 @@
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from t3d.errors import UserError
+from t3d.report import (
+    main,
+    markdown_table,
+    print_table,
+    read_log,
+    read_results,
+    split_blocks,
+    step_colour,
+    write_report,
+)
+
+
+def row(method, tokens_per_step, accuracy, **more):
+    base = {"method": method, "dataset": "Sums", "block_size": 4, "tokens_per_step": tokens_per_step, "n": 500}
+    base |= {"strategy": "low_confidence_static", "accuracy": accuracy, "ci_low": accuracy - 0.03}
+    return base | {"ci_high": accuracy + 0.03, "tokens_per_forward": 1.234, "seconds": 5.06} | more
+
+
+ROWS = [row("original", 1, 0.93), row("original", 4, 0.18), row("t3d", 1, 0.92), row("t3d", 4, 0.725)]
+LOG = [
+    {
+        "step": s,
+        "loss": 1.1,
+        "ddo_real": 0.69,
+        "ddo_fake": 0.35,
+        "path": 0.3 / s,
+        "reward_margin": 0.0,
+        "ddo_accuracy": None,
+    }
+    for s in range(1, 401)
+]
+WALK = {
+    "title": "T3D <student>",
+    "question": "Is 1 < 2 & 3?",
+    "ground_truth": "yes",
+    "prompt": "<|im_start|>user",
+    "tokens": ["a", "<script>", "\n", " ", "e"],
+    "unmask_step": [1, 3, 2, 2, 4],
+    "block_size": 4,
+    "offset": 3,
+    "correct": True,
+    "steps": 4,
+    "forwards": 6,
+}
+
+
+def report(tmp_path, **parts):
+    given = {"title": "T", "results": ROWS, "training_logs": {"": LOG}, "walkthrough": [WALK]} | parts
+    return write_report(tmp_path / "new" / "report.html", **given).read_text(encoding="utf-8")
+
+
+class Balance(HTMLParser):
+    """Fails on tags that close what is not open."""
+
+    VOID = {"meta", "line", "circle", "polyline", "path"}
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID or tag == "circle":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
+    page = report(tmp_path)
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert not re.search(r"https?://|<script|<link|\bsrc=|@import|url\(", page)
+    assert page.count("<svg") == 3  # accuracy, loss, reward margin; no panel where nothing was logged
+
+
+def test_everything_from_outside_is_escaped(tmp_path):
+    evil = '<script>alert(1)</script>&"'
+    rows = [row(evil, 1, 0.5, dataset=evil, strategy=evil)]
+    page = report(
+        tmp_path,
+        title=evil,
+        results=rows,
+        walkthrough=[WALK | {"question": evil, "prompt": evil, "ground_truth": evil}],
+    )
+    assert "<script" not in page and "alert(1)" in page
+    assert "&lt;script&gt;" in page and "T3D &lt;student&gt;" in page
+
+
+def test_the_lead_says_the_effect_at_the_fastest_setting(tmp_path):
+    text = re.sub("<[^>]+>", "", report(tmp_path))
+    assert "At 4 tokens per step on Sums, the original model answers 18.0 % right, T3D 72.5 %." in text
+    assert "72.0 – 75.5" not in text and "69.5 – 75.5" in text
+
+
+def test_blocks_follow_the_absolute_grid():
+    # Three positions of the first block belong to the prompt.
+    assert split_blocks(6, 4, 3) == [range(0, 1), range(1, 5), range(5, 6)]
+    assert split_blocks(4, 4, 0) == [range(0, 4)]
+    assert split_blocks(2, 4, 1) == [range(0, 2)]
+
+
+def test_tokens_carry_their_step_within_the_block(tmp_path):
+    page = report(tmp_path)
+    chips = re.findall(r'class="tok (r\d)" title="([^"]+)">([^<]+)<small>(\d)', page)
+    assert [(c, text, step) for c, _, text, step in chips] == [
+        ("r1", "a", "1"),
+        ("r2", "&lt;script&gt;", "3"),
+        ("r1", "↵", "2"),
+        ("r1", "␣", "2"),
+        ("r3", "e", "4"),
+    ]
+    assert chips[1][1] == "block 2, step 2 of 3 in it, step 3 of the answer"
+    assert page.count('class="block"') == 2
+
+
+def test_step_colours_run_from_dark_to_light():
+    luminances = [sum(int(step_colour(rank, 8)[0][i : i + 2], 16) for i in (1, 3, 5)) for rank in (1, 4, 8)]
+    assert luminances == sorted(luminances)
+    assert step_colour(1, 4)[1] == "#fff" and step_colour(4, 4)[1] == "#000"
+    assert step_colour(1, 1) == step_colour(1, 4)
+
+
+def test_parts_without_input_are_left_out(tmp_path):
+    page = report(tmp_path, results=[], training_logs=None, walkthrough=[])
+    assert "<svg" not in page and "<table" not in page and "<h2" not in page
+
+
+@pytest.mark.parametrize(
+    "rows", [ROWS[:1], [row("sft", 1.9, 0.0, ci_low=0.0), row("t3d", 1.5, 1.0, strategy="sequential")]]
+)
+def test_unusual_results_are_drawn_too(tmp_path, rows):
+    page = report(tmp_path, results=rows)
+    assert page.count("<svg") == 3 and "nan" not in page and 'class="lead"' not in page
+
+
+def test_print_table_is_aligned():
+    out = io.StringIO()
+    print_table(ROWS, file=out)
+    lines = out.getvalue().splitlines()
+    assert lines[0].split()[:3] == ["Method", "Data", "set"]
+    assert "T3D" in lines[5] and "72.5 %" in lines[5] and "69.5 – 75.5" in lines[5] and "1.23" in lines[5]
+    column = lines[0].index("Accuracy") + len("Accuracy")
+    assert all(line[:column].endswith("%") for line in lines[2:])
+
+
+def test_markdown_of_several_folders(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(ROWS[:1]))
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| Run | Method |") and len(lines) == 4
+    assert markdown_table([row("a|b", 1, 0.5)]).splitlines()[2].startswith("| a\\|b |")
+
+
+def test_errors_are_one_line(tmp_path, capsys):
+    with pytest.raises(UserError, match="results.json: no such file"):
+        read_results(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_log_cut_off_by_a_killed_run_is_read_up_to_there(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_log(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_importing_loads_no_heavy_library():
+    code = "import sys, t3d.report, t3d.grading.math, t3d.tasks, t3d.prompts, t3d.statistics as s; "
+    code += "sys.exit(bool({'torch', 'transformers', 'sympy', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
