@@ -1,7 +1,8 @@
 """Score a checkpoint: python eval.py config=configs/eval.yaml evaluation.checkpoint_path=... rollout...."""
 
-from t3d.config import EvalConfig, load
+from t3d.config import EvalConfig
 from t3d.errors import run_main
+from t3d.options import load
 
 
 def main() -> None:

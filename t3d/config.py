@@ -1,71 +1,10 @@
-"""Configuration: dataclasses are the schema, hold the defaults, the help and the limits; OmegaConf does the merging.
+"""The configurations of the three stages and of evaluation: every key, its default, its help and its limits."""
 
-    config = load(TrainConfig, sys.argv[1:], default="configs/ddo_sdar_full_self.yaml")
-
-Order, the later one wins: defaults <- ``training.preset`` <- YAML file (``config=FILE``) <- command line (``a.b=c``).
-Whatever is wrong with them is a one-line ``UserError`` before any model loads.
-"""
-
-import dataclasses
-import difflib
-import math
-import sys
-import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from t3d import paths
-from t3d.decoding import STRATEGIES, DecodeSettings
-from t3d.errors import UserError
-
-Config = TypeVar("Config")
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[str] | None = None,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    fixed: str | None = None,
-) -> Any:
-    """A dataclass field with its help and its limits; for a list the limits hold for every item.
-
-    ``fixed`` marks a key that is accepted but has no effect: any value but the default is an error, and the text of
-    ``fixed`` tells what to do instead.
-    """
-    limits = {"choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt, "fixed": fixed}
-    metadata = {"help": help} | {name: limit for name, limit in limits.items() if limit is not None}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-# DecodeSettings belongs to the decoder, which knows nothing of configuration: its help and limits are kept here.
-DECODE_OPTIONS: dict[str, dict[str, Any]] = {
-    "rollout.block_size": {"help": "positions of one block", "ge": 1},
-    "rollout.denoising_steps_per_block": {
-        "help": "steps in which a block is denoised, 1..block_size (block_size / this = tokens per step)",
-        "ge": 1,
-    },
-    "rollout.remasking_strategy": {"help": "which positions a step unmasks", "choices": STRATEGIES},
-    "rollout.dynamic_threshold": {"help": "low_confidence_dynamic: unmask all above it", "ge": 0, "le": 1},
-    "rollout.eb_threshold": {"help": "entropy_bounded: bound on a step's summed entropy (nats)", "ge": 0},
-    "rollout.temperature": {"help": "0 = greedy", "ge": 0},
-    "rollout.top_k": {"help": "keep the k most likely tokens; 0 = all", "ge": 0},
-    "rollout.top_p": {"help": "keep the smallest set of tokens with this mass; 1 = all", "gt": 0, "le": 1},
-    "rollout.max_token": {"help": "an answer's longest length in tokens", "ge": 1},
-}
+from t3d.decoding import DecodeSettings
+from t3d.options import fault, help_text, load, option, save, to_dict, validate  # noqa: F401
 
 DATA_TYPES = ("math", "code", "option")
 ATTENTION = ("sdpa", "eager", "flex_attention", "flash_attention_2")
@@ -92,7 +31,7 @@ class RolloutConfig(DecodeSettings):
         0.0, "share of a block's masks replaced by random tokens at the start", fixed="not supported; leave it at 0"
     )
     batch_size: int | None = option(
-        50, "questions handed to the engine and written to one shard at a time; null or 0 = all", ge=0
+        50, "most answers in flight per process (with max_active, the smaller one counts); null or 0 = no limit", ge=0
     )
     fused_commit: bool = option(True, "write a finished block's cache in the next block's first forward (same result)")
     seed: int = option(
@@ -134,13 +73,13 @@ class SampleConfig:
     def check(self) -> None:
         rollout, data = self.rollout, self.evaluation
         if rollout.denoising_steps_per_block > rollout.block_size:
-            raise _fault(
+            raise fault(
                 "rollout.denoising_steps_per_block",
                 rollout.denoising_steps_per_block,
                 f"more steps than the block has positions; at most rollout.block_size={rollout.block_size}",
             )
         if data.node_index >= data.num_node:
-            raise _fault(
+            raise fault(
                 "evaluation.node_index",
                 data.node_index,
                 f"nodes count from 0; must be below evaluation.num_node={data.num_node}",
@@ -160,7 +99,7 @@ class EvalExecute:
 
 @dataclass
 class EvalConfig(SampleConfig):
-    """Stage 3: score a checkpoint on a data set under given decode settings."""
+    """Score a checkpoint on a data set under given decode settings."""
 
     experiment: SampleExperiment = field(default_factory=lambda: SampleExperiment(project="eval"))
     rollout: RolloutConfig = field(
@@ -174,7 +113,7 @@ class EvalConfig(SampleConfig):
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 
-# What a preset changes in `training`. `release` keeps the quirks of the paper's own scripts, to compare with it.
+# What training.preset changes beside it. `release` keeps the quirks of the paper's own scripts, to compare with it.
 PRESETS: dict[str, dict[str, Any]] = {
     "t3d": {},
     "algorithm1": {"round_interval": 1},
@@ -337,7 +276,9 @@ class SchedulerConfig:
 
 @dataclass
 class TrainConfig:
-    """Stage 2: train a student on the teacher's trajectories (or a model on given answers: training.objective=sft)."""
+    """Stage 3: train a student on the teacher's trajectories (or a model on given answers: training.objective=sft)."""
+
+    PRESETS: ClassVar = {"training.preset": PRESETS}
 
     wandb: WandbConfig = field(default_factory=WandbConfig)
     experiment: TrainExperiment = field(default_factory=TrainExperiment)
@@ -355,277 +296,27 @@ class TrainConfig:
     def check(self) -> None:
         training, experiment = self.training, self.experiment
         if not training.mask_ratios:
-            raise _fault("training.mask_ratios", [], "give at least one ratio, for example training.mask_ratios=[1.0]")
+            raise fault("training.mask_ratios", [], "give at least one ratio, for example training.mask_ratios=[1.0]")
         if training.t_min >= training.t_max:
-            raise _fault("training.t_min", training.t_min, f"must be below training.t_max={training.t_max}")
+            raise fault("training.t_min", training.t_min, f"must be below training.t_max={training.t_max}")
         if training.max_gen_length < training.block_size:
-            raise _fault(
+            raise fault(
                 "training.max_gen_length",
                 training.max_gen_length,
                 f"shorter than one block; at least training.block_size={training.block_size}",
             )
         if training.max_grad_norm not in (None, experiment.max_grad_norm) and experiment.max_grad_norm == 1.0:
-            raise _fault(
+            raise fault(
                 "training.max_grad_norm",
                 training.max_grad_norm,
                 f"experiment.max_grad_norm counts; set experiment.max_grad_norm={training.max_grad_norm}",
             )
         peak, scheduled = self.optimizer.params.learning_rate, self.lr_scheduler.params.learning_rate
         if scheduled not in (None, peak):
-            raise _fault(
+            raise fault(
                 "lr_scheduler.params.learning_rate",
                 scheduled,
                 f"differs from optimizer.params.learning_rate={peak}; set that one and leave this null",
             )
         if not experiment.start_from_scratch and experiment.resume is None:
-            raise _fault("experiment.start_from_scratch", False, "nothing to go on from; set experiment.resume=auto")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Loading
-
-
-def load(schema: type[Config], argv: Sequence[str] | None = None, default: str | None = None) -> Config:
-    """The configuration of one run, checked.
-
-    Args:
-        schema: SampleConfig, EvalConfig or TrainConfig.
-        argv: ``config=FILE`` and dotted overrides ``a.b=c``; None = the process's own. ``--help`` prints and exits 0.
-        default: the YAML file to read where ``config=`` is not given; None = only the dataclasses' defaults.
-
-    Raises:
-        UserError: unknown key, wrong type, impossible value, missing or malformed file, malformed override.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(help_text(schema, default))
-        raise SystemExit(0)
-
-    known = _items(schema())
-    given: dict[str, Any] = {}
-    file, overrides = _split(argv)
-    file = file or default
-    layers = [(_read_yaml(file), f" (in {file})")] if file else []
-    layers += [({key: value}, "") for key, value in overrides]
-    for values, place in layers:
-        for key, value in _flatten(values, known):
-            given[key] = value
-            if key not in known:
-                raise _fault(key, value, _unknown(key, known) + place)
-
-    preset = PRESETS.get(str(given.get("training.preset")), {}) if "training.preset" in known else {}
-    config = OmegaConf.structured(schema())
-    for key, value in ({f"training.{name}": value for name, value in preset.items()} | given).items():
-        try:
-            OmegaConf.update(config, key, _accept(key, value, known[key]))
-        except OmegaConfBaseException:
-            raise _type_fault(key, value, known[key]) from None
-    try:
-        config = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or to a wrong type
-        key = (error.full_key or "").partition("[")[0]
-        reason = str(error).splitlines()[0]
-        raise _fault(key, given.get(key), f"{reason}; write the value itself, or ${{section.key}} of another") from None
-    validate(config)
-    return config
-
-
-def validate(config: Any) -> None:
-    """Check every value's limits and how the values go together. Raises UserError at the first that does not hold."""
-    defaults = _items(type(config)())
-    for key, item in _items(config).items():
-        for value in item.value if isinstance(item.value, list) else [item.value]:
-            if value is not None and (remedy := _violation(value, item.limits, defaults[key].value)):
-                raise _fault(key, value, remedy)
-    config.check()
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain nested dictionaries."""
-    return dataclasses.asdict(config)
-
-
-def save(config: Any, path: str | Path) -> None:
-    """Write the resolved configuration as YAML; ``config=<path>`` gives the same one back."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(to_dict(config)), path)
-
-
-def help_text(schema: type, default: str | None = None) -> str:
-    """What ``--help`` prints: usage, then every key with its default, type, limits and help."""
-    lines = [
-        f"usage: {sys.argv[0] or 'script'} [config=FILE] [section.key=value ...]",
-        "",
-        schema.__doc__ or "",
-        "",
-        f"config=FILE: YAML file, looked up from here and from the repository's root; default {default or 'none'}",
-        "Values: null, true, numbers, text, [lists], ${other.key}. Later ones win:",
-        "defaults <- training.preset (training only) <- FILE <- command line.",
-    ]
-    section = None
-    for key, item in _items(schema()).items():
-        if (head := key.rpartition(".")[0]) != section:
-            section = head
-            lines += ["", f"{section or 'top'}:"]
-        limits = ", ".join(filter(None, [_type_name(item.hint), _limits_text(item.limits)]))
-        for text, indent in ((f"{key}={_show(item.value)}  ({limits})", "  "), (item.limits.get("help", ""), "      ")):
-            lines += textwrap.wrap(text, 116, initial_indent=indent, subsequent_indent=" " * 6, break_on_hyphens=False)
-    if issubclass(schema, TrainConfig):
-        lines += ["", "presets (training.preset):"]
-        lines += [
-            f"  {name}: " + (", ".join(f"{k}={_show(v)}" for k, v in p.items()) or "the defaults")
-            for name, p in PRESETS.items()
-        ]
-    return "\n".join(lines)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The parts
-
-
-@dataclass(frozen=True)
-class _Item:
-    value: Any
-    hint: Any
-    limits: Any  # the field's metadata: help, choices, ge, gt, le, lt, fixed
-
-
-def _items(config: Any, prefix: str = "") -> dict[str, _Item]:
-    """Dotted key -> item, for every leaf of a configuration object."""
-    hints, items = get_type_hints(type(config)), {}
-    for f in fields(config):
-        key, value = prefix + f.name, getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            items |= _items(value, key + ".")
-        else:
-            items[key] = _Item(value, hints[f.name], f.metadata or DECODE_OPTIONS.get(key, {}))
-    return items
-
-
-def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, Any]]]:
-    """The tokens of a command line -> (the config file or None, the overrides with their values parsed as YAML)."""
-    file, overrides = None, []
-    for token in argv:
-        key, equals, text = token.partition("=")
-        if not equals or not key or key.startswith("-"):
-            raise UserError(f"{token}: not understood; write key=value, for example rollout.block_size=4, or --help")
-        if key == "config":
-            if file is not None:
-                raise UserError(f"{token}: config= is given twice; give one file")
-            if not text:
-                raise UserError(f"{token}: no file; write config=FILE")
-            file = text
-            continue
-        try:
-            overrides.append((key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]))
-        except (yaml.YAMLError, OmegaConfBaseException):
-            raise UserError(f"{token}: the value is malformed; check its brackets and quotes") from None
-    return file, overrides
-
-
-def _read_yaml(file: str) -> dict[Any, Any]:
-    path = paths.resolve(file)
-    if not path.is_file():
-        raise UserError(f"config={file}: no such file (looked in the current folder and in {paths.ROOT})")
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise UserError(f"config={file}: not valid YAML{line}: {getattr(error, 'problem', error)}") from None
-    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config={file}: cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"config={file}: holds a list; write `section:` and below it `key: value`")
-    return values
-
-
-def _flatten(values: dict[Any, Any], known: dict[str, _Item], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested values -> (dotted key, value) pairs. A section without keys reads as null in YAML: nothing is set."""
-    pairs = []
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        section = any(other.startswith(key + ".") for other in known)
-        if isinstance(value, dict) and key not in known and (value or section):
-            pairs += _flatten(value, known, key + ".")
-        elif section and value is not None:
-            below = ", ".join(k.removeprefix(key + ".") for k in known if k.startswith(key + "."))
-            raise _fault(key, value, f"is a section; set one of its keys: {below}")
-        elif not section:
-            pairs.append((key, value))
-    return pairs
-
-
-def _unknown(key: str, known: dict[str, _Item]) -> str:
-    same_name = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    guess = close[0] if close else same_name[0] if len(same_name) == 1 else None
-    return f"unknown key; did you mean {guess}?" if guess else "unknown key; --help lists all keys"
-
-
-def _accept(key: str, value: Any, item: _Item) -> Any:
-    """The value to hand to OmegaConf, which takes some that are mistakes: `???`, nested lists, true and false as text.
-
-    YAML reads a bare `no` as false; where "no" is a choice, that is what was meant.
-    """
-    if value is False and "no" in item.limits.get("choices", ()):
-        return "no"
-    nested = isinstance(value, list) and any(isinstance(part, list | dict) for part in value)
-    if value == "???" or nested or (isinstance(value, bool) and _plain(item.hint) is str):
-        raise _type_fault(key, value, item)
-    return value
-
-
-def _type_fault(key: str, value: Any, item: _Item) -> UserError:
-    example = f", for example {key}={_show(item.value)}" if item.value is not None else ""
-    return _fault(key, value, f"expected {_type_name(item.hint)}{example}")
-
-
-def _fault(key: str, value: Any, remedy: str) -> UserError:
-    return UserError(f"{key}={_show(value)}: {remedy}")
-
-
-def _violation(value: Any, limits: Any, default: Any) -> str | None:
-    """Why a value is not allowed and what is, or None."""
-    if limits.get("fixed") is not None and value != default:
-        return limits["fixed"]
-    choices = limits.get("choices")
-    if choices is not None and value not in choices:
-        close = difflib.get_close_matches(str(value), choices, n=1)
-        return f"must be {_limits_text(limits)}" + (f"; did you mean {close[0]}?" if close else "")
-    if isinstance(value, float) and not math.isfinite(value):
-        return "must be a finite number"
-    inside = (
-        ("ge" not in limits or value >= limits["ge"])
-        and ("gt" not in limits or value > limits["gt"])
-        and ("le" not in limits or value <= limits["le"])
-        and ("lt" not in limits or value < limits["lt"])
-    )
-    return None if inside else f"must be {_limits_text(limits)}"
-
-
-def _limits_text(limits: Any) -> str:
-    if choices := limits.get("choices"):
-        return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    return " and ".join(f"{word} {limits[name]}" for name, word in words.items() if name in limits)
-
-
-def _plain(hint: Any) -> Any:
-    """The type without its `| None`."""
-    return next(arg for arg in get_args(hint) if arg is not NoneType) if NoneType in get_args(hint) else hint
-
-
-def _type_name(hint: Any) -> str:
-    plain = _plain(hint)
-    if get_origin(plain) is list:
-        name = "a list of numbers"
-    else:
-        name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[plain]
-    return name if plain is hint else name + " or null"
-
-
-def _show(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return "[" + ", ".join(map(_show, value)) + "]" if isinstance(value, list) else str(value)
+            raise fault("experiment.start_from_scratch", False, "nothing to go on from; set experiment.resume=auto")

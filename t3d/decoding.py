@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from t3d.options import option
+
 STRATEGIES = ("low_confidence_static", "low_confidence_dynamic", "sequential", "entropy_bounded", "random")
 
 
@@ -22,15 +24,17 @@ class DecodeSettings:
     sequential, random) or in as many steps as the entropy bound asks for.
     """
 
-    block_size: int = 4
-    denoising_steps_per_block: int = 4
-    remasking_strategy: str = "low_confidence_static"
-    dynamic_threshold: float = 0.9
-    eb_threshold: float = 0.1
-    temperature: float = 0.1
-    top_k: int = 0
-    top_p: float = 1.0
-    max_token: int = 2000
+    block_size: int = option(4, "positions of one block", ge=1)
+    denoising_steps_per_block: int = option(
+        4, "steps in which a block is denoised, 1..block_size (block_size / this = tokens per step)", ge=1
+    )
+    remasking_strategy: str = option("low_confidence_static", "which positions a step unmasks", choices=STRATEGIES)
+    dynamic_threshold: float = option(0.9, "low_confidence_dynamic: unmask all above it", ge=0, le=1)
+    eb_threshold: float = option(0.1, "entropy_bounded: bound on a step's summed entropy (nats)", ge=0)
+    temperature: float = option(0.1, "0 = greedy", ge=0)
+    top_k: int = option(0, "keep the k most likely tokens; 0 = all", ge=0)
+    top_p: float = option(1.0, "keep the smallest set of tokens with this mass; 1 = all", gt=0, le=1)
+    max_token: int = option(2000, "an answer's longest length in tokens", ge=1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

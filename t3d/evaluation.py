@@ -40,7 +40,7 @@ def evaluate(config: EvalConfig) -> Path:
         with atomic_write(output) as file:
             json.dump([row], file, indent=2)
         print_table([row])
-        print(f"{output}")
+        print(f"{costs(row)}\n{output}")
     return output
 
 
@@ -104,6 +104,20 @@ def summarise(
         "verdicts": _tally(verdict.reason for verdict in verdicts),
         "decode": asdict(rollout.decode_settings()),
     }
+
+
+def costs(row: dict) -> str:
+    """What the table leaves out, in one line."""
+    rate = row["tokens_per_second"]
+    return ", ".join(
+        [
+            f"{row['mean_length']:.1f} tokens, {row['steps_per_answer']:.1f} steps, "
+            f"{row['forwards_per_answer']:.1f} forwards per answer",
+            f"{rate:.0f} tokens/s" if rate else "no finished session to time",
+            f"latency {row['latency_mean']:.2f} s (median {row['latency_median']:.2f} s)",
+            "finished by " + ", ".join(f"{reason} {count}" for reason, count in row["finish_reasons"].items()),
+        ]
+    )
 
 
 def _tally(names) -> dict[str, int]:

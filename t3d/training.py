@@ -23,8 +23,7 @@ from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from t3d import checkpoint, paths
-from t3d import config as configuration
+from t3d import checkpoint, options, paths
 from t3d.config import TrainConfig
 from t3d.dataset import SampleOrder, load_examples, load_trajectories
 from t3d.errors import UserError
@@ -57,11 +56,11 @@ def train(config: TrainConfig) -> Path:
     state = checkpoint.load(accelerator, resumed) if resumed else {"step": 0}
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
-        configuration.save(config, run / "config.yaml")
+        options.save(config, run / "config.yaml")
     tracker = Tracker(
         run,
         kind=config.experiment.tracker,
-        config=configuration.to_dict(config),
+        config=options.to_dict(config),
         wandb_config=config.wandb,
         name=config.experiment.project,
         resume_step=state["step"],
@@ -85,9 +84,13 @@ def train(config: TrainConfig) -> Path:
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     training = config.training
-    on_cpus = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()  # several processes without a GPU
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if on_cpus else []
-    accelerator = Accelerator(mixed_precision=training.mixed_precision, kwargs_handlers=handlers)
+    on_cpus = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()  # launched processes without a GPU
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    accelerator = Accelerator(
+        cpu=on_cpus and not deepspeed,  # accelerate joins CPU processes only when told that they are meant
+        mixed_precision=training.mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpus else [],
+    )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = training.enable_tf32
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         plugin = accelerator.state.deepspeed_plugin
@@ -288,8 +291,10 @@ class Trainer:
         tokens = totals.pop("tokens")
         means = {name: value / max(sequences, 1) for name, value in totals.items()}
         means = {"loss": means.pop("loss"), **means, "grad_norm": grad_norm, "tokens": tokens}
-        round_number = (step - 1) // config.training.round_interval + 1 if config.training.multi_round else 1
-        return {**means, "sequences": int(sequences), "skipped": int(drawn - sequences), "round": round_number}
+        if self.objective.needs_reference:
+            multi, interval = config.training.multi_round, config.training.round_interval
+            means["round"] = (step - 1) // interval + 1 if multi else 1
+        return {**means, "sequences": int(sequences), "skipped": int(drawn - sequences)}
 
     def draw_states(self, step: int) -> list[State]:
         """This process's states of one optimizer step: fresh masks each epoch, seeded by (seed, epoch, sample id)."""

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from t3d import config
+from t3d import config, options
 from t3d.config import PRESETS, EvalConfig, SampleConfig, TrainConfig, load
 from t3d.decoding import DecodeSettings
 from t3d.errors import UserError
@@ -251,7 +251,7 @@ def test_help_lists_every_key_and_exits_with_0(schema, flag, capsys):
     assert exit.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: ") and "configs/eval.yaml" in text
-    for key, item in config._items(schema()).items():
+    for key, item in options._items(schema()).items():
         assert f"  {key}=" in text
         assert item.limits.get("help"), f"{key} has no help"
     if schema is not TrainConfig:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from t3d.config import TrainConfig, load
+from t3d.config import TrainConfig
 from t3d.errors import run_main
+from t3d.options import load
 
 
 def main() -> None:
