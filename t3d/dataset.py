@@ -228,6 +228,7 @@ def load_examples(
     max_gen_length: int,
     end_id: int | None = None,
     answer_key: str = "answer",
+    block_size: int = 1,
     limit: int | None = None,
     cache_key: Any = None,
     cache_dir: str | Path | None = None,
@@ -236,7 +237,8 @@ def load_examples(
 
     `response_ids` are `answer_ids(text)` and `end_id`, the end of the turn (None where `answer_ids` adds it), without
     padding; `length` is their number. A list of answers gives one example each. Prompts over `max_prompt_len` are left
-    out, responses over `max_gen_length` are cut (and then have no end). `cache_key` says how the callables encode;
+    out; responses over `max_gen_length` are cut at a block's end, so that nothing is filled up behind the cut as if the
+    answer had ended there, and left out where no block fits. `cache_key` says how the callables encode;
     without it they are hashed.
 
     `UserError` names the row and the key that is missing; nothing left is one too.
@@ -260,7 +262,10 @@ def load_examples(
                     report.long_prompts += 1
                     continue
                 whole = [*answer_ids(answer), *end]
-                response = whole[:max_gen_length]
+                response = whole[: blocks_within(len(prompt), len(whole), block_size, max_gen_length)]
+                if not response:
+                    report.no_room += 1
+                    continue
                 report.kept += 1
                 report.cut_answers += len(response) < len(whole)
                 yield {
@@ -271,7 +276,7 @@ def load_examples(
                 }
 
     columns = ("id", "prompt_ids", "response_ids", "length")
-    arguments = (cache_key, end_id, answer_key, max_prompt_len, max_gen_length, limit)
+    arguments = (cache_key, end_id, answer_key, block_size, max_prompt_len, max_gen_length, limit)
     return _build(path, columns, generate, arguments, cache_dir)
 
 

@@ -103,12 +103,23 @@ def _draw_rows(logits: Tensor, u: Tensor, settings: DecodeSettings, need_entropy
         confidence = torch.exp(top - logits.logsumexp(-1))
         return token, confidence, _entropy(logits.softmax(-1)) if need_entropy else None
     probability = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p).softmax(-1)
+    token = inverse_cdf(probability, u)
+    confidence = probability.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+    return token, confidence, _entropy(probability) if need_entropy else None
+
+
+def inverse_cdf(probability: Tensor, u: Tensor) -> Tensor:
+    """The ids (rows,) at which the running sums of (rows, vocab) probabilities pass the uniforms (rows,).
+
+    An id without probability is never returned. On a GPU that takes a check: the running sum of a parallel scan can
+    step up by rounding where nothing is added (pytorch issue 21780). Such a draw takes the most likely id.
+    """
     cdf = probability.cumsum(-1)
-    # The target stays below the total, so the token found always has mass of its own.
+    # Below the total, so that the sum passes it.
     target = (u * cdf[:, -1]).clamp(max=cdf[:, -1] * (1 - 2**-23)).unsqueeze(-1)
-    token = torch.searchsorted(cdf, target, right=True).clamp_(max=logits.shape[-1] - 1)
-    confidence = probability.gather(-1, token).squeeze(-1)
-    return token.squeeze(-1), confidence, _entropy(probability) if need_entropy else None
+    token = torch.searchsorted(cdf, target, right=True).clamp_(max=probability.shape[-1] - 1)
+    has_mass = probability.gather(-1, token) > 0
+    return torch.where(has_mass, token, probability.argmax(-1, keepdim=True)).squeeze(-1)
 
 
 def _entropy(probability: Tensor) -> Tensor:

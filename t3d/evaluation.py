@@ -32,8 +32,9 @@ def evaluate(config: EvalConfig) -> Path:
     folder = output.with_name(output.name.removesuffix(".json"))
     decode(config, problems, folder)
     if is_main_process():
-        wanted = {problem.id for problem in problems}
-        answers = [t for t in read_shards(folder, ordered=True) if t.id.rpartition("/")[0] in wanted]
+        samples = range(config.rollout.num_response_per_task)
+        wanted = {f"{problem.id}/{k}" for problem in problems for k in samples}  # the folder may hold more
+        answers = [t for t in read_shards(folder, ordered=True) if t.id in wanted]
         verdicts = grade_all([(answer.text, answer.ground_truth) for answer in answers])
         row = summarise(config, answers, verdicts, *throughput(folder))
         write_records(folder / "records.jsonl", answers, verdicts)
@@ -48,7 +49,8 @@ def results_file(config: EvalConfig) -> Path:
     """Named after all that tells results apart; ``evaluation.output`` overrides."""
     data, rollout = config.evaluation, config.rollout
     if data.output:
-        return (paths.ROOT / Path(data.output).expanduser()).with_suffix(".json")
+        output = paths.ROOT / Path(data.output).expanduser()
+        return output.with_name(f"{output.name.removesuffix('.json')}.json")  # a name may have dots of its own
     dataset = Path(data.eval_dataset).stem
     node = f"-node{data.node_index}" if data.num_node > 1 else ""
     name = (

@@ -70,7 +70,7 @@ class State:
         position: (targets,) absolute positions the loss looks at, ascending.
         masked: (targets,) bool, whether x_t hides the target.
         weight: (targets,) the objective's weight of each target.
-        rank: (targets,) the target's rank in its block's decode order, 1-based; 0 where there is no trajectory.
+        rank: (targets,) the target's rank in its block's decode order, 1-based; 0 where it has none.
         u: (targets,) uniforms for what an objective draws there.
     """
 
@@ -206,7 +206,7 @@ def masked_count(unmask_step: Tensor, present: Tensor, ratio: float) -> Tensor:
     # later[i] = tokens decoded at token i's step or later = the number masked just before that step.
     later = ((unmask_step.unsqueeze(-2) >= unmask_step.unsqueeze(-1)) & present.unsqueeze(-2)).sum(-1)
     wanted = ratio * present.sum(-1, keepdim=True)
-    distance = (later - wanted).abs() - 1e-3 * later  # the small term breaks ties towards more masks
+    distance = (later - wanted.double()).abs() - 1e-6 * later  # the small term breaks ties towards more masks
     best = distance.masked_fill(~present, torch.inf).argmin(-1, keepdim=True)
     return later.gather(-1, best).squeeze(-1)
 
@@ -272,6 +272,8 @@ class TrajectoryNoise:
 
         rank_of = torch.zeros(len(ids), dtype=torch.long)
         rank_of[grid.rows[present]] = rank[present]
+        if self.every_target:  # the release's path loss stops where the answer ends; DDO goes on to post_num
+            rank_of[prompt + sample["length"] :] = 0
         is_masked = torch.zeros(len(ids), dtype=torch.bool)
         is_masked[hidden] = True
         end = min(length, prompt + sample["length"] + self.post_num)

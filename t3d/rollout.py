@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -23,11 +24,12 @@ from t3d import paths
 from t3d.config import SampleConfig
 from t3d.engines.base import Engine, Request
 from t3d.engines.local import LocalEngine
+from t3d.errors import UserError
 from t3d.grading.math import extract_answer
 from t3d.models.loading import load_model, load_tokenizer, special_ids
 from t3d.prompts import render
 from t3d.release import write_release_json
-from t3d.shards import ShardWriter, claim_folder, finished_ids
+from t3d.shards import ShardWriter, claim_folder, finished_ids, read_shards
 from t3d.tasks import Problem, load_problems
 
 log = logging.getLogger(__name__)
@@ -44,9 +46,13 @@ def roll_out(config: SampleConfig) -> Path:
     decode(config, problems, stem)
     output = paths.json_file(stem)
     if is_main_process():
+        samples = range(config.rollout.num_response_per_task)
+        wanted = {f"{problem.id}/{k}" for problem in problems for k in samples}
+        # an earlier run of the same project may have asked for more; a folder is streamed, a selection sorted in memory
+        exactly = finished_ids(stem) == wanted
         count = write_release_json(
             output,
-            stem,
+            stem if exactly else (t for t in read_shards(stem) if t.id in wanted),
             rows=[problem.raw for problem in everything],
             extract=lambda text, row: extract_answer(text) or "",
             step_map=data.output_unmasking_history,
@@ -58,6 +64,8 @@ def roll_out(config: SampleConfig) -> Path:
 def node_share(problems: list[Problem], num_node: int, node_index: int) -> list[Problem]:
     """This machine's contiguous share of the data set."""
     start, end = (len(problems) * k // num_node for k in (node_index, node_index + 1))
+    if start == end:
+        raise UserError(f"evaluation.num_node={num_node}: no question is left for node {node_index}; use fewer nodes")
     return problems[start:end]
 
 
@@ -75,6 +83,8 @@ def decode(config: SampleConfig, problems: list[Problem], folder: Path) -> None:
     """
     source = paths.model_source(config.evaluation.checkpoint_path, "evaluation.checkpoint_path")
     if is_main_process():
+        if not finished_ids(folder):  # a run that failed before its first answer binds no other
+            (folder / "settings.json").unlink(missing_ok=True)
         claim_folder(folder, claimed_settings(config, source))
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
@@ -88,10 +98,18 @@ def decode(config: SampleConfig, problems: list[Problem], folder: Path) -> None:
         decode_share(config, source, problems, folder, 0, 1)
     else:
         arguments = (processes, config, source, problems, folder)
-        torch.multiprocessing.spawn(_spawned, args=arguments, nprocs=processes)
+        try:
+            torch.multiprocessing.spawn(_spawned, args=arguments, nprocs=processes)
+        except torch.multiprocessing.ProcessRaisedException as error:  # its text is the process's traceback
+            kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+            if kind != f"{UserError.__module__}.{UserError.__qualname__}":
+                raise
+            raise UserError(message) from None
 
 
 def _spawned(rank: int, processes: int, *arguments) -> None:
+    # torch ends us by SIGINT when our parent dies, which a process that a shell put in the background ignores
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     decode_share(*arguments, rank, processes)
 

@@ -42,6 +42,8 @@ def train(config: TrainConfig) -> Path:
     """Run a training as configured; the run's folder, with the trained model in ``ckpt/<optimized_name>``."""
     source = paths.model_source(config.model.pretrained_model, "model.pretrained_model")
     data_path = paths.data_file(config.dataset.optimization_data)
+    if not data_path.exists():
+        raise UserError(f"dataset.optimization_data: {data_path} does not exist; run rollouts and data/rename_key.py")
     accelerator = make_accelerator(config)
     torch.manual_seed(config.training.seed)
     run, resumed = run_folder(config, accelerator)
@@ -189,7 +191,9 @@ def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds):
     if training.objective == "sft":
         encode = partial(answer_ids, tokenizer=tokenizer)
         key = config.dataset.answer_key
-        columns = load_examples(path, prompt_ids=prompt_ids, answer_ids=encode, answer_key=key, **limits)
+        columns = load_examples(
+            path, prompt_ids=prompt_ids, answer_ids=encode, answer_key=key, block_size=training.block_size, **limits
+        )
     else:
         bare = None if training.instruction else prompt_ids
         columns = load_trajectories(path, tokenizer=tokenizer, mask_id=ids.mask_id, prompt_ids=bare, **limits)
@@ -261,7 +265,7 @@ class Trainer:
         """
         accelerator, config = self.accelerator, self.config
         states = self.draw_states(step)
-        learning = [state for state in states if len(state.position)]
+        learning = [state for state in states if state.masked.any()]
         counts = self.sum_over_processes(torch.tensor([len(learning), len(states)], dtype=torch.float64))
         sequences, drawn = counts.tolist()
         sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
@@ -342,7 +346,7 @@ class Trainer:
     def save(self, run: Path, step: int) -> None:
         """A checkpoint to resume from, and (but for the last step) a model folder to evaluate."""
         limit = self.config.experiment.checkpoints_total_limit
-        checkpoint.save(self.accelerator, run / "checkpoints", step, {}, limit)
+        checkpoint.save(self.accelerator, run / "checkpoints", step, {"step": step}, limit)
         if step < self.total_steps:
             epoch = self.order.indices(step - 1)[0][0]
             self.export(run / "ckpt" / f"{self.config.model.optimized_name}-{epoch}-{step}")

@@ -1,11 +1,19 @@
 """What tests share: a tiny random SDAR with sharp predictions, and where real inputs may lie."""
 
+import json
+import random
+import socket
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
+from t3d.embedded.problems import generate
+from t3d.embedded.tokenizer import build_tokenizer
 from t3d.models import SDARConfig, SDARForCausalLM
+from t3d.paths import ROOT
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCAB, MASK, STOP, PAD = 64, 63, 62, 61
@@ -43,3 +51,99 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no real SDAR configuration and data beside the checkout (../shared)")
     return SHARED
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The workflows in small: a tiny random teacher with the embedded tokenizer, questions, and its trajectories
+
+
+@pytest.fixture(scope="session")
+def story_teacher(tmp_path_factory) -> Path:
+    """A folder with a tiny untrained SDAR and the embedded tokenizer, and a file that exports must take along."""
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = SDARConfig(
+        architectures=["SDARForCausalLM"],
+        vocab_size=len(tokenizer) + 3,  # like released models: more rows than the tokenizer has tokens
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        block_size=4,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = SDARForCausalLM(config)
+    stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
+    folder = tmp_path_factory.mktemp("models") / "tiny-teacher"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "modeling_sdar.py").write_text("raise RuntimeError('code of a model folder was run')\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def story_questions(tmp_path_factory) -> Path:
+    """24 word problems in the layout of the question sets."""
+    rng, rows = random.Random(7), []
+    for _ in range(24):
+        problem = generate(rng, 1)
+        answer = {"ground_truth_answer": problem.answer, "solution": problem.solution}
+        rows.append({"question": problem.question, **answer})
+    path = tmp_path_factory.mktemp("questions") / "Story.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def story_trajectories(story_teacher, story_questions, tmp_path_factory) -> Path:
+    """The teacher's trajectories on the questions: 24 answers of up to 24 tokens, at block 4 and full steps."""
+    from t3d.config import SampleConfig, load
+    from t3d.rollout import roll_out
+
+    overrides = (
+        f"experiment.project={tmp_path_factory.mktemp('rollouts')}",
+        f"evaluation.checkpoint_path={story_teacher}",
+        f"evaluation.eval_dataset={story_questions}",
+        "rollout.max_token=24",
+        "rollout.temperature=0.5",
+    )
+    return roll_out(load(SampleConfig, overrides))
+
+
+@pytest.fixture(scope="session")
+def cache_aside(tmp_path_factory):
+    """Built data sets go to a folder of this session, in this process and in those it starts."""
+    import datasets
+
+    folder = str(tmp_path_factory.mktemp("datasets"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", folder)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        yield
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """One thread here and in the processes that the test starts: results to the bit, and no crowd on few cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(threads)
+
+
+def launch_line(config: str, script: str | Path, *overrides: str) -> list[str]:
+    """`accelerate launch` of a script with one of the shipped configurations, on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = ("--config_file", str(ROOT / "accelerate_configs" / config), "--main_process_port", port)
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, str(script), *overrides]

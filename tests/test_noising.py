@@ -132,7 +132,7 @@ def test_states_are_the_trajectorys_own(block_size):
 
 
 def test_applied_one_after_another_the_states_rebuild_x0():
-    """One token a step and the four quarters: every state shows one more token of each block, in the teacher's order."""
+    """One token a step and the four quarters: each state shows one more token of a block, in the teacher's order."""
     for prompt, length in LENGTHS:
         sample = trajectory(prompt, length, one_by_one=True)
         x0 = sample["prompt_ids"] + sample["response_ids"]
@@ -338,7 +338,9 @@ def test_pads_of_the_last_block_are_hidden_and_learnt_like_any_token():
     assert state.noisy.tolist() == [1, 2] + [MASK] * 6
     assert state.position.tolist() == list(range(2, 8))
     torch.testing.assert_close(state.weight, torch.full((6,), 1 / 6))
-    hidden = Counter(p for seed in range(200) for p in draw(diffusion(t_min=0.5, t_max=0.5), sample, seed).position.tolist())
+    hidden = Counter(
+        p for seed in range(200) for p in draw(diffusion(t_min=0.5, t_max=0.5), sample, seed).position.tolist()
+    )
     assert min(hidden.values()) > 75 and max(hidden.values()) < 125 and set(hidden) == set(range(2, 8))
 
 

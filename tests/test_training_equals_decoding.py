@@ -1,8 +1,8 @@
 """The contract that guards most: at any state of any trajectory, training sees the logits that the decoder sees.
 
 Training runs [clean | noisy copy] in one forward, several sequences at once, packed and padded. The decoder runs block
-after block over a slotted cache that lanes share. A plain forward over [earlier blocks | x_t of this block] is the third
-opinion: no cache, no layout, no packing.
+after block over a slotted cache that lanes share. A plain forward over [earlier blocks | x_t of this block] is the
+third opinion: no cache, no layout, no packing.
 """
 
 from collections import deque
@@ -65,7 +65,6 @@ def training_logits(model, states: list[State], packing: list[int]) -> list[torc
     return found
 
 
-@torch.no_grad()
 def plain_logits(model, state: State, block_size: int) -> torch.Tensor:
     """(len(noisy), vocab): one forward a block over [clean earlier blocks | x_t of the block], without a cache."""
     model.config.block_size = block_size
@@ -116,7 +115,7 @@ def test_training_equals_the_decoder_and_a_plain_forward(model, packing, block_s
     fused = decoder_logits(model, samples, states, block_size, fused=True)
     unfused = decoder_logits(model, samples, states, block_size, fused=False)
     for state, *found in zip(states, trained, fused, unfused, strict=True):
-        expected = plain_logits(model, state, block_size)
+        expected = plain_logits(model, state, block_size).detach()
         assert expected.shape == (len(state.noisy), model.config.vocab_size) and expected.std() > 0.1
         for logits in found:
             torch.testing.assert_close(logits, expected, **CLOSE)
@@ -136,7 +135,7 @@ def test_training_equals_the_decoder_and_a_plain_forward(model, packing, block_s
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
 def test_training_sees_what_the_decoder_saw_when_it_wrote_the_trajectory(model, monkeypatch, settings, fused):
     """A real decoding run is watched: the logits of its every step, by answer and by what was still masked. Then the
-    training states of its trajectories are looked up there: each is a state the decoder was in, with the same logits."""
+    training states of its trajectories are looked up: each is one the decoder was in, with the same logits."""
     settings = DecodeSettings(temperature=3.0, max_token=17, **settings)
     watched: dict[tuple, torch.Tensor] = {}
     parts: list[torch.Tensor] = []
@@ -197,4 +196,4 @@ def test_every_attention_implementation_gives_the_same_training_logits(implement
     model = tiny_model()
     model.set_attn_implementation(implementation)
     for state, logits in zip(states, training_logits(model, states, [6, 1, 6]), strict=True):
-        torch.testing.assert_close(logits, plain_logits(model, state, 4), **CLOSE)
+        torch.testing.assert_close(logits, plain_logits(model, state, 4).detach(), **CLOSE)

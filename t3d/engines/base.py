@@ -1,6 +1,6 @@
 """What every engine promises: prompts' ids and decode settings in, a stream of trajectories out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,11 +27,38 @@ class Request:
         return f"{self.prompt}/{self.sample}"
 
 
+@dataclass(frozen=True)
+class Step:
+    """What an observer sees of one answer after one of its denoising steps.
+
+    Attributes:
+        id: the request's.
+        step: 1-based, counted over the whole answer (the trajectory's ``unmask_step``).
+        response_ids: to the end of the current block, the mask id where nothing has been decided yet.
+        unmasked: indices into ``response_ids`` of the tokens that this step unmasked.
+        block_complete: the current block has no masks left.
+    """
+
+    id: str
+    step: int
+    response_ids: list[int]
+    unmasked: list[int]
+    block_complete: bool
+
+
 class Engine(Protocol):
     """Decodes requests; yields each one's trajectory exactly once, as it finishes, in any order.
 
     The trajectory carries ids, unmask steps, length, finish reason and counts; text and task fields are the caller's.
     A result depends on the weights, the request, the settings and the seed alone: not on batch size or order.
+    ``on_step`` is called after every denoising step, once for each answer that took part, and before the trajectory of
+    an answer that this step ends; it changes no result. An engine that cannot show its steps refuses it.
     """
 
-    def generate(self, requests: Sequence[Request], settings: DecodeSettings, seed: int) -> Iterator[Trajectory]: ...
+    def generate(
+        self,
+        requests: Sequence[Request],
+        settings: DecodeSettings,
+        seed: int,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Iterator[Trajectory]: ...

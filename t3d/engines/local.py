@@ -11,7 +11,7 @@ block in place of ``steps + 1``.
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from t3d.attention import cache_mask
 from t3d.decoding import DecodeSettings, choose, draw, quota, stream_key, uniforms
-from t3d.engines.base import Request
+from t3d.engines.base import Request, Step
 from t3d.errors import UserError
 from t3d.trajectory import Trajectory
 
@@ -141,8 +141,17 @@ class LocalEngine:
         self.fused_commit = fused_commit
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], settings: DecodeSettings, seed: int) -> Iterator[Trajectory]:
+    def generate(
+        self,
+        requests: Sequence[Request],
+        settings: DecodeSettings,
+        seed: int,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Iterator[Trajectory]:
         """Yield one trajectory per request as it finishes.
+
+        Args:
+            on_step: sees every lane after every denoising step. It costs reads from the device, None costs nothing.
 
         Raises:
             UserError: a request longer than the model's positions or the memory allow; nothing has been decoded then.
@@ -154,7 +163,7 @@ class LocalEngine:
                 raise UserError(f"prompt {request.id}: contains the mask token; remove it from the question")
         capacity = self._capacity(requests, settings)
         lanes = min(self.max_active, len(requests), self._lanes_that_fit(capacity + settings.block_size))
-        run = _Run(self, settings, seed, lanes, capacity)
+        run = _Run(self, settings, seed, lanes, capacity, on_step)
         waiting = deque(requests)
         while waiting or run.busy:
             run.refill(waiting)
@@ -194,9 +203,17 @@ class LocalEngine:
 class _Run:
     """One call of ``generate``: the lanes, their cache and the requests in them."""
 
-    def __init__(self, engine: LocalEngine, settings: DecodeSettings, seed: int, lanes: int, capacity: int):
+    def __init__(
+        self,
+        engine: LocalEngine,
+        settings: DecodeSettings,
+        seed: int,
+        lanes: int,
+        capacity: int,
+        on_step: Callable[[Step], None] | None = None,
+    ):
         self.engine, self.settings, self.seed = engine, settings, seed
-        self.capacity = capacity
+        self.capacity, self.on_step = capacity, on_step
         device = engine.device
         # The extra block of slots takes what nobody reads: columns of lanes that sit out a forward.
         self.cache = Slots(engine.model.config, lanes, capacity + settings.block_size, engine.model.dtype, device)
@@ -273,7 +290,10 @@ class _Run:
         state.ids.scatter_(1, position, torch.where(unmask, tokens, current))
         state.unmask_step.scatter_(1, position, torch.where(unmask, state.steps.unsqueeze(-1), when))
         state.stage += turn.long()
-        yield from self._advance(turn, turn & ~(masked & ~unmask).any(-1), position)
+        complete = turn & ~(masked & ~unmask).any(-1)
+        if self.on_step is not None:
+            self._show(turn, complete)
+        yield from self._advance(turn, complete, position)
 
     def _advance(self, turn: Tensor, complete: Tensor, position: Tensor) -> Iterator[Trajectory]:
         """Move lanes with a complete block on; hand out those that are through."""
@@ -354,6 +374,16 @@ class _Run:
             use_cache=True,
             head=head or (lambda hidden, weight: None),
         )
+
+    def _show(self, turn: Tensor, complete: Tensor) -> None:
+        """Report the step just done to the observer, lane by lane."""
+        state = self.lanes
+        for lane in turn.nonzero().flatten().tolist():
+            step, prompt, start = (int(x[lane]) for x in (state.steps, state.prompt, state.start))
+            response = slice(prompt, start + self.settings.block_size)
+            unmasked = (state.unmask_step[lane, response] == step).nonzero().flatten().tolist()
+            ids = state.ids[lane, response].tolist()
+            self.on_step(Step(self.requests[lane].id, step, ids, unmasked, bool(complete[lane])))
 
     # -- results ------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Qwen3Confi
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from t3d.attention import Labels, dense_mask, flex_mask, for_implementation
+from t3d.models.generation import BlockDiffusionMixin
 
 
 class SDARConfig(Qwen3Config):
@@ -72,7 +73,7 @@ def _grid_labels(inputs: Tensor, padding_mask: Tensor | None, block_size: int) -
     return Labels(real.long() - 1, position // block_size, torch.zeros_like(real))
 
 
-class SDARForCausalLM(Qwen3ForCausalLM):
+class SDARForCausalLM(BlockDiffusionMixin, Qwen3ForCausalLM):
     """SDAR with its vocabulary head. Logits at a position predict the token of that same position."""
 
     config_class = SDARConfig

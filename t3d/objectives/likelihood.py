@@ -8,6 +8,8 @@ nothing but the log-normaliser of every row.
 import torch
 from torch import Tensor
 
+from t3d.decoding import inverse_cdf
+
 
 class _TokenLogProbs(torch.autograd.Function):
     """log softmax(h W^T)[targets] with K targets a row.
@@ -83,7 +85,5 @@ def draw_tokens(
         if temperature == 0:
             tokens[rows] = logits.argmax(-1)
         else:
-            cdf = (logits / temperature).softmax(-1).cumsum(-1)
-            target = (u[rows] * cdf[:, -1]).clamp(max=cdf[:, -1] * (1 - 2**-23)).unsqueeze(-1)
-            tokens[rows] = torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
+            tokens[rows] = inverse_cdf((logits / temperature).softmax(-1), u[rows])
     return tokens

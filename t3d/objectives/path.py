@@ -21,10 +21,11 @@ def level_path_loss(
     log_prob: Tensor, rank: Tensor, block_size: int, k: int, sequence: Tensor, sequences: int
 ) -> Tensor:
     """The release's variant: the mean over levels s = 1..ceil(B/k) of the mean cross-entropy of the first s*k decoded
-    tokens of each block, masked or not. Takes every response token, not the masked ones alone; (sequences,)."""
+    tokens of each block, masked or not. Takes every response token, not the masked ones alone; rank 0 is left out.
+    Returns (sequences,)."""
     levels = -(-block_size // k)
     total = torch.zeros(sequences, dtype=log_prob.dtype, device=log_prob.device)
     for level in range(1, levels + 1):
-        within = rank <= level * k
+        within = (rank > 0) & (rank <= level * k)
         total = total + group_mean(-log_prob[within], sequence[within], sequences)
     return total / levels

@@ -7,7 +7,7 @@ from t3d.objectives.path import level_path_loss, path_loss
 
 
 def test_hand_computed():
-    """B = 4. Sequence 0: ranks 3, 4 weigh 1/2, 1/4: (2/2 + 4/4) / 2 = 1. Sequence 1 has nothing. Sequence 2: rank 1: 3."""
+    """B = 4. Sequence 0: ranks 3 and 4 weigh 1/2 and 1/4: (2/2 + 4/4) / 2 = 1. Sequence 1: none. Sequence 2: 3."""
     log_prob, rank = torch.tensor([-2.0, -4.0, -3.0]), torch.tensor([3, 4, 1])
     assert path_loss(log_prob, rank, 4, torch.tensor([0, 0, 2]), 3).tolist() == [1.0, 0.0, 3.0]
 

@@ -1,0 +1,178 @@
+"""Decoding: fused against unfused commits, our engine against the published loop, and where the time goes.
+
+    python -m benchmarks.decode [--repeats 5] [--quick]
+
+Prints a table and writes benchmarks/results/decode.json: rows of {case, metric, value, baseline, ratio}, each figure
+the median of alternating repeats in one process.
+"""
+
+import argparse
+import platform
+import random
+import time
+from dataclasses import replace
+
+import torch
+
+from benchmarks import published_loop
+from benchmarks.measure import alternate, publish, row, seconds
+from t3d.decoding import DecodeSettings
+from t3d.embedded.problems import generate as story_problem
+from t3d.engines import local
+from t3d.engines.base import Request
+from t3d.engines.local import LocalEngine
+from t3d.models import SDARConfig, SDARForCausalLM
+from t3d.models.loading import load_model, load_tokenizer, special_ids
+from t3d.paths import ROOT
+from t3d.prompts import render
+
+TEACHER = str(ROOT / "models" / "embedded-teacher")
+
+
+def random_model(layers: int, width: int, vocab: int) -> SDARForCausalLM:
+    """An SDAR with random weights; its last two ids are the mask and a stop that nobody draws."""
+    torch.manual_seed(0)
+    config = SDARConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=max(1, width // 256),
+        head_dim=64,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        mask_token_id=vocab - 1,
+    )
+    return SDARForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+
+
+class Case:
+    """A model, its prompts and how many tokens a run makes; every answer has the full length."""
+
+    def __init__(self, model, prompts: list[list[int]], mask_id: int, forbidden: list[int], max_token: int):
+        self.model, self.prompts, self.mask_id = model, prompts, mask_id
+        self.forbidden, self.max_token = forbidden, max_token
+        self.tokens = len(prompts) * max_token
+
+    @classmethod
+    def random(cls, layers: int, width: int, vocab: int, prompts: int, max_token: int) -> "Case":
+        generator = torch.Generator().manual_seed(1)
+        ids = [torch.randint(0, vocab - 2, (30 + i % 5,), generator=generator).tolist() for i in range(prompts)]
+        return cls(random_model(layers, width, vocab), ids, vocab - 1, [vocab - 2, vocab - 1], max_token)
+
+    @classmethod
+    def embedded(cls, prompts: int, max_token: int = 64) -> "Case":
+        """The embedded teacher on StoryMath questions; stops are forbidden so that every answer has the same length."""
+        model, tokenizer = load_model(TEACHER), load_tokenizer(TEACHER)
+        ids, rng = special_ids(model.config, tokenizer, model.generation_config), random.Random(7)
+        questions = [story_problem(rng, 2).question for _ in range(prompts)]
+        prompt_ids = [render(question, "math", tokenizer=tokenizer) for question in questions]
+        return cls(model, prompt_ids, ids.mask_id, [*ids.forbidden_ids, *ids.stop_ids], max_token)
+
+    def engine(self, settings: DecodeSettings, slots: int, fused: bool = True) -> float:
+        """Tokens per second of our engine."""
+        engine = LocalEngine(
+            self.model,
+            mask_id=self.mask_id,
+            stop_ids=self.forbidden,
+            forbidden_ids=self.forbidden,
+            max_active=slots,
+            fused_commit=fused,
+        )
+        requests = [Request(f"bench/{i}", 0, tuple(ids)) for i, ids in enumerate(self.prompts)]
+        settings = replace(settings, max_token=self.max_token)
+        return self.tokens / seconds(lambda: list(engine.generate(requests, settings, seed=0)))
+
+    def loop(self, settings: DecodeSettings, prompts: int) -> float:
+        """Tokens per second of the published loop, on the first so many prompts (it takes one at a time)."""
+        settings = replace(settings, max_token=self.max_token)
+
+        def work():
+            for ids in self.prompts[:prompts]:
+                published_loop.generate(self.model, ids, settings, self.mask_id, [])
+
+        return prompts * self.max_token / seconds(work)
+
+
+def fused_rows(case: Case, name: str, slots: int, repeats: int, temperature: float = 0.0) -> list[dict]:
+    rows = []
+    for steps in (1, 2, 4):
+        settings = DecodeSettings(denoising_steps_per_block=steps, temperature=temperature)
+        fused, unfused = alternate(
+            lambda s=settings: case.engine(s, slots), lambda s=settings: case.engine(s, slots, fused=False), repeats
+        )
+        rows.append(row(f"fused_vs_unfused/{name}steps={steps}", "tokens_per_second", fused, unfused))
+    return rows
+
+
+def loop_rows(case: Case, name: str, repeats: int, looped: int) -> list[dict]:
+    """Against the published loop at 4 tokens per step, temperature .1, all prompts in flight."""
+    settings = DecodeSettings(denoising_steps_per_block=1, temperature=0.1)
+    ours, theirs = alternate(
+        lambda: case.engine(settings, len(case.prompts)), lambda: case.loop(settings, looped), repeats
+    )
+    return [row(f"vs_published_loop/{name}prompts={len(case.prompts)}", "tokens_per_second", ours, theirs)]
+
+
+def model_share(case: Case, settings: DecodeSettings) -> float:
+    """Share of a run's time spent in forwards, head included: all of the model's call but the drawing of tokens."""
+    spent = {"forward": 0.0, "draw": 0.0}
+
+    def timed(name, function):
+        def wrapper(*args, **kwargs):
+            began = time.perf_counter()
+            result = function(*args, **kwargs)
+            spent[name] += time.perf_counter() - began
+            return result
+
+        return wrapper
+
+    original_draw, original_forward = local.draw, case.model.forward
+    local.draw, case.model.forward = timed("draw", local.draw), timed("forward", case.model.forward)
+    try:
+        total = case.tokens / case.engine(settings, len(case.prompts))
+    finally:
+        local.draw, case.model.forward = original_draw, original_forward
+    return (spent["forward"] - spent["draw"]) / total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one repeat: to see that it runs")
+    args = parser.parse_args()
+    repeats = 1 if args.quick else args.repeats
+
+    rows = []
+    body = Case.random(16, 1024, 4096, prompts=1, max_token=64)
+    rows += fused_rows(body, "", 1, repeats)
+    del body
+    embedded = Case.embedded(64)
+    for slots in (1, 8, 64):
+        rows += fused_rows(embedded, f"embedded/slots={slots}/", slots, repeats)
+    rows += loop_rows(embedded, "", repeats, looped=8)
+    large = Case.random(8, 512, 151_936, prompts=64, max_token=32)
+    rows += loop_rows(large, "vocab=152k/", min(repeats, 3), looped=4)
+    for name, case, temperatures in (
+        ("", embedded, (0.1,)),
+        ("/embedded", embedded, (0.0,)),
+        ("/vocab=152k", large, (0.0, 0.1)),
+    ):
+        for temperature in temperatures:
+            label = f"model_share{name}" + (f"/temperature={temperature}" if name else "")
+            settings = DecodeSettings(denoising_steps_per_block=1, temperature=temperature)
+            rows.append(row(label, "share", model_share(case, settings)))
+    publish(
+        "decode",
+        rows,
+        machine=platform.processor() or platform.machine(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        dtype="float32",
+        repeats=repeats,
+    )
+
+
+if __name__ == "__main__":
+    main()

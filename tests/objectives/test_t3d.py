@@ -1,0 +1,192 @@
+"""The T3D loss, whole batches with their gradients, against a slow loop over sequences, blocks and tokens."""
+
+import math
+
+import pytest
+import torch
+
+from t3d.noising import collate
+from t3d.objectives.t3d import T3D
+from tests.conftest import MASK, PAD, tiny_model
+from tests.test_noising import ORDINARY, noise, trajectory
+from tests.test_training_equals_decoding import plain_logits
+
+SAMPLES = [trajectory(*lengths) for lengths in [(1, 3), (3, 9), (5, 1), (6, 7)]]
+BLOCK, POST, ALPHA, BETA, LAMBDA = 4, 2, 0.6, 0.7, 0.3  # a beta large enough for the losses to differ
+VARIANTS = {
+    "plain": {},
+    "sampled y": {"reference_temp": 0.8},
+    "per block": {"per_block": True},
+    "levels": {"path_k_steps": 3},
+    "levels per block": {"path_k_steps": 2, "per_block": True},
+}
+
+
+def objective(block_size: int = BLOCK, **options) -> T3D:
+    levels = options.get("path_k_steps") is not None
+    states = noise(block_size, random_ratio=0.2, mask_ratio_exponent=0.0, post_num=POST, every_target=levels)
+    return T3D(states, torch.tensor([MASK, 0]), alpha=ALPHA, beta=BETA, lambda_path=LAMBDA, **options)
+
+
+def draw(t3d: T3D) -> list:
+    return [t3d.state(sample, torch.Generator().manual_seed(i)) for i, sample in enumerate(SAMPLES)]
+
+
+def log_sigma(x):
+    return -torch.log1p(torch.exp(-x))
+
+
+def mean(values: list):
+    return sum(values) / len(values)
+
+
+def slow_loss(student, reference, sample, state, t3d: T3D) -> tuple[torch.Tensor, dict[str, float]]:
+    """DESIGN 2, token by token, with the whole softmax of plain forwards over [earlier blocks | x_t of the block]."""
+    size = t3d.noise.block_size
+    mine = plain_logits(student, state, size).log_softmax(-1)
+    raw = plain_logits(reference or student, state, size).detach()
+    theirs = raw.log_softmax(-1)
+    prompt = len(sample["prompt_ids"])
+    x0 = sample["prompt_ids"] + sample["response_ids"]
+    learnt = range(prompt, min(len(x0), prompt + sample["length"] + POST))
+    step = dict(enumerate(sample["unmask_step"], prompt))
+
+    def rank(p):
+        return 1 + sum((step[q], q) < (step[p], p) for q in step if q // size == p // size)
+
+    uniform = dict(zip(state.position.tolist(), state.u.tolist(), strict=True))
+    blocks: dict[int, list] = {}  # block -> (log p of x0 and y by the student, by the reference, weighted path term)
+    for p in learnt:
+        at = p - state.start
+        if state.noisy[at] != MASK and state.noisy[at] not in ORDINARY:
+            continue
+        allowed = raw[at].clone()
+        allowed[[MASK, 0]] = -torch.inf
+        if t3d.reference_temp == 0:
+            y = int(allowed.argmax())
+        else:
+            cdf = (allowed / t3d.reference_temp).softmax(-1).cumsum(-1).tolist()
+            y = next(token for token, reached in enumerate(cdf) if reached > uniform[p])
+        path = -(size - rank(p) + 1) / size * mine[at, x0[p]]
+        blocks.setdefault(p // size, []).append((mine[at, x0[p]], theirs[at, x0[p]], mine[at, y], theirs[at, y], path))
+    tokens = [token for block in blocks.values() for token in block]
+    real, fake = [], []
+    for group in blocks.values() if t3d.per_block else [tokens]:
+        s_real, r_real, s_fake, r_fake = (mean([token[i] for token in group]) for i in range(4))
+        real.append(-log_sigma(t3d.beta * (s_real - r_real)))
+        fake.append(-t3d.alpha * log_sigma(-t3d.beta * (s_fake - r_fake)))
+    path = mean([token[4] for token in tokens])
+    if t3d.path_k_steps:
+        levels = []
+        for level in range(1, math.ceil(size / t3d.path_k_steps) + 1):
+            answer = range(prompt, prompt + sample["length"])  # what lies behind the end is DDO's alone
+            first = [p for p in answer if rank(p) <= level * t3d.path_k_steps]
+            levels.append(mean([-mine[p - state.start, x0[p]] for p in first]))
+        path = mean(levels)
+    loss = mean(real) + mean(fake) + t3d.lambda_path * path
+    s_real, r_real, s_fake, r_fake = (mean([token[i].item() for token in tokens]) for i in range(4))
+    return loss, {
+        "ddo": (mean(real) + mean(fake)).item(),
+        "ddo_real": mean(real).item(),
+        "ddo_fake": mean(fake).item(),
+        "path": path.item(),
+        "logp_student_real": s_real,
+        "logp_student_fake": s_fake,
+        "logp_reference_real": r_real,
+        "logp_reference_fake": r_fake,
+        "reward_margin": t3d.beta * ((s_real - r_real) - (s_fake - r_fake)),
+        "ddo_accuracy": float(s_real - r_real > s_fake - r_fake),
+    }
+
+
+def gradients(model, loss: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def assert_same_gradients(model, loss, other_loss):
+    got, expected = gradients(model, loss), gradients(model, other_loss)
+    assert sum(float(g.abs().sum()) for g in expected) > 0.1
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("block_size", [4, 8])
+@pytest.mark.parametrize("with_reference", [True, False], ids=["reference", "ref = student"])
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_equals_the_slow_loop(options, with_reference, block_size):
+    student, reference = tiny_model(0), tiny_model(1) if with_reference else None
+    t3d = objective(block_size, chunk=5, **options)
+    states = draw(t3d)
+    loss, metrics = t3d(student, reference, collate([states[:1], states[1:3], states[3:]], PAD))
+    pairs = zip(SAMPLES, states, strict=True)
+    slow, slow_metrics = zip(*(slow_loss(student, reference, *pair, t3d) for pair in pairs), strict=True)
+    torch.testing.assert_close(loss, torch.stack(slow), rtol=1e-4, atol=1e-5)
+    assert set(metrics) == set(slow_metrics[0])
+    for name, values in metrics.items():
+        assert not values.requires_grad and values.shape == (4,), name
+        assert values.tolist() == pytest.approx([m[name] for m in slow_metrics], rel=1e-4, abs=1e-5), name
+    assert_same_gradients(student, loss.sum(), sum(slow))
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_one_batch_of_four_is_four_batches_of_one(options):
+    student, reference, t3d = tiny_model(0), tiny_model(1), objective(**options)
+    states = draw(t3d)
+    together = t3d(student, reference, collate([[state] for state in states], PAD))
+    alone = [t3d(student, reference, collate([[state]], PAD)) for state in states]
+    torch.testing.assert_close(together.loss, torch.cat([terms.loss for terms in alone]))
+    for name, values in together.metrics.items():
+        torch.testing.assert_close(values, torch.cat([terms.metrics[name] for terms in alone]))
+    assert_same_gradients(student, together.loss.sum(), sum(terms.loss.sum() for terms in alone))
+
+
+def test_at_the_reference_ddo_is_log_two_times_one_plus_alpha():
+    student, t3d = tiny_model(0), objective()
+    for reference in (None, tiny_model(0)):
+        terms = t3d(student, reference, collate([draw(t3d)], PAD))
+        torch.testing.assert_close(terms.metrics["ddo"], torch.full((4,), math.log(2) * (1 + ALPHA)))
+        assert terms.metrics["reward_margin"].abs().max() < 1e-5
+
+
+def test_without_a_reference_the_gradient_is_that_of_a_frozen_copy():
+    student, t3d = tiny_model(0), objective(reference_temp=0.5)
+    batch = collate([draw(t3d)], PAD)
+    assert_same_gradients(student, t3d(student, None, batch).loss.sum(), t3d(student, tiny_model(0), batch).loss.sum())
+
+
+def test_gradients_never_reach_the_reference():
+    student, reference, t3d = tiny_model(0), tiny_model(1), objective(path_k_steps=2, per_block=True)
+    t3d(student, reference, collate([draw(t3d)], PAD)).loss.sum().backward()
+    assert all(p.grad is None for p in reference.parameters())
+    assert all(p.grad is not None for p in student.parameters())
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_one_forward_of_each(with_reference):
+    t3d, calls = objective(), []
+
+    def counted(who, model):
+        def forward(*args, **kwargs):
+            calls.append(who)
+            return model(*args, **kwargs)
+
+        return forward
+
+    reference = counted("reference", tiny_model(1)) if with_reference else None
+    t3d(counted("student", tiny_model(0)), reference, collate([draw(t3d)], PAD))
+    assert sorted(calls) == (["reference", "student"] if with_reference else ["student"])
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_a_batch_with_nothing_to_learn_gives_a_zero_gradient(options):
+    """A process may have such a batch only while the others learn; it must still take part in their backward pass."""
+    student, t3d = tiny_model(0), objective(**options)
+    state = draw(t3d)[0]
+    for name in ("position", "masked", "weight", "rank", "u"):
+        setattr(state, name, vars(state)[name][:0])
+    for reference in (None, tiny_model(1)):
+        terms = t3d(student, reference, collate([[state]], PAD))
+        assert terms.loss.isfinite().all()
+        assert all(not g.any() for g in gradients(student, terms.loss.sum()))
