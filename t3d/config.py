@@ -31,7 +31,7 @@ class RolloutConfig(DecodeSettings):
         0.0, "share of a block's masks replaced by random tokens at the start", fixed="not supported; leave it at 0"
     )
     batch_size: int | None = option(
-        50, "most answers in flight per process (with max_active, the smaller one counts); null or 0 = no limit", ge=0
+        None, "most answers in flight per process (with max_active, the smaller one counts); null or 0 = no limit", ge=0
     )
     fused_commit: bool = option(True, "write a finished block's cache in the next block's first forward (same result)")
     seed: int = option(
@@ -202,7 +202,9 @@ class TrainingConfig:
     mask_strategy: str = option(
         "trace", "which tokens a training state masks: by the trajectory, or at random", choices=("trace", "random")
     )
-    block_size: int = option(4, "block of training, at which the student is decoded", ge=1)
+    block_size: int | None = option(
+        None, "block of training, at which the student is decoded; null = the rollouts' (sft: the model's)", ge=1
+    )
     post_num: int | None = option(2, "pad tokens after the end that count in the loss; null = none", ge=0)
     max_gen_length: int = option(1024, "longer answers are cut at a block's end (tokens)", ge=1)
     max_prompt_len: int = option(512, "longer prompts are left out (tokens)", ge=1)
@@ -299,7 +301,7 @@ class TrainConfig:
             raise fault("training.mask_ratios", [], "give at least one ratio, for example training.mask_ratios=[1.0]")
         if training.t_min >= training.t_max:
             raise fault("training.t_min", training.t_min, f"must be below training.t_max={training.t_max}")
-        if training.max_gen_length < training.block_size:
+        if training.max_gen_length < (training.block_size or 1):
             raise fault(
                 "training.max_gen_length",
                 training.max_gen_length,

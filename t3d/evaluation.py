@@ -33,8 +33,13 @@ def evaluate(config: EvalConfig) -> Path:
     decode(config, problems, folder)
     if is_main_process():
         samples = range(config.rollout.num_response_per_task)
-        wanted = {f"{problem.id}/{k}" for problem in problems for k in samples}  # the folder may hold more
+        wanted = {f"{problem.id}/{k}": problem for problem in problems for k in samples}  # the folder may hold more
         answers = [t for t in read_shards(folder, ordered=True) if t.id in wanted]
+        for answer in answers:
+            if answer.question != wanted[answer.id].question:
+                raise UserError(
+                    f"{folder}: {answer.id} answers another question than {data.eval_dataset} has; delete it"
+                )
         verdicts = grade_all([(answer.text, answer.ground_truth) for answer in answers])
         row = summarise(config, answers, verdicts, *throughput(folder))
         write_records(folder / "records.jsonl", answers, verdicts)

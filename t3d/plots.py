@@ -22,30 +22,26 @@ Chart = tuple[str, str]  # title, SVG
 
 # Middle tones, which stand out on white and on black alike.
 METHOD_COLOURS = {"original": "#dd6b0d", "t3d": "#2b85ef"}
-_OTHER_COLOURS = ("#9b6bea", "#2a9a4b", "#d3509b", "#9c8416")
+OTHER_COLOURS = ("#9b6bea", "#2a9a4b", "#d3509b", "#9c8416")
 METHOD_NAMES = {"original": "Original", "t3d": "T3D"}
-_LOSS_LINES = {"loss": "total", "ddo_real": "DDO, real", "ddo_fake": "DDO, fake", "path": "path"}
 _INK = "#010203"  # stands for the page's text colour
 _STYLE = {
-    "font.size": 13,
+    "font.size": 12,
     "font.sans-serif": ["DejaVu Sans"],  # measures the text; the page's own font then writes it
     "text.parse_math": False,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "grid.color": _INK,
     "grid.alpha": 0.15,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
     "legend.frameon": False,
     "legend.labelcolor": "linecolor",
-    "lines.linewidth": 2.2,
+    "lines.linewidth": 2.0,
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "t3d",  # the same input gives the same file
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), _INK
+    ),
 }
 
 
@@ -56,7 +52,7 @@ def method_name(method: str) -> str:
 def method_colours(rows: Sequence[Row]) -> dict[str, str]:
     """Fixed for the two methods that every report has, by order of appearance for others."""
     others = [method for method in dict.fromkeys(row["method"] for row in rows) if method not in METHOD_COLOURS]
-    return METHOD_COLOURS | dict(zip(others, cycle(_OTHER_COLOURS), strict=False))
+    return METHOD_COLOURS | dict(zip(others, cycle(OTHER_COLOURS), strict=False))
 
 
 def step_colour(rank: int, block_size: int) -> tuple[str, str]:
@@ -86,7 +82,7 @@ def _draw_accuracy(ax: Axes, rows: Sequence[Row], colours: Mapping[str, str]) ->
         # Lines stand slightly apart, so that intervals at the same speed do not cover each other.
         x = [row["tokens_per_step"] * 1.04 ** (i - (len(lines) - 1) / 2) for row in points]
         y, low, high = (100 * np.array([row[key] for row in points]) for key in ("accuracy", "ci_low", "ci_high"))
-        name = method_name(method) + ("" if one_strategy else f", {strategy}")
+        name = method_name(method) + ("" if one_strategy else f", {strategy.removeprefix('low_confidence_')}")
         line = "-" if one_strategy or "static" in strategy else "--"
         ax.errorbar(x, y, (y - low, high - y), color=colour, label=name, ls=line, marker="o", capsize=4, elinewidth=1.5)
         if len(lines) == 2:  # numbers stay readable with two lines only, those of the first below, of the second above
@@ -105,8 +101,9 @@ def _draw_accuracy(ax: Axes, rows: Sequence[Row], colours: Mapping[str, str]) ->
 
 def training_charts(name: str, records: Sequence[Row]) -> list[Chart]:
     """Loss and its terms, reward margin and DDO accuracy over optimizer steps; no chart of what was never logged."""
+    terms = {"loss": "total", "ddo_real": "DDO, real", "ddo_fake": "DDO, fake", "path": "path"}
     panels = [
-        ("loss and its terms", _LOSS_LINES, (0, None)),
+        ("loss and its terms", terms, (0, None)),
         ("reward margin", {"reward_margin": "real − fake"}, (None, None)),
         ("DDO accuracy", {"ddo_accuracy": "share of real > fake"}, (0, 1)),
     ]
@@ -127,9 +124,9 @@ def _curve(records: Sequence[Row], key: str, points: int = 150) -> np.ndarray:
 
 
 def _draw_curves(ax: Axes, curves: Mapping[str, np.ndarray], y_ends: tuple[float | None, float | None]) -> None:
-    colours = (METHOD_COLOURS["t3d"], METHOD_COLOURS["original"], *_OTHER_COLOURS)
+    colours = (METHOD_COLOURS["t3d"], METHOD_COLOURS["original"], *OTHER_COLOURS)
     for (label, curve), colour in zip(curves.items(), colours, strict=False):
-        ax.plot(*curve.T, color=colour, label=label, lw=1.8)
+        ax.plot(*curve.T, color=colour, label=label)
     ax.set(xlabel="optimizer step", ylim=y_ends)
     ax.legend(ncols=2)
 
@@ -140,7 +137,7 @@ def _chart(title: str, draw: Callable[[Axes], None]) -> Chart:
 
     file = io.StringIO()
     with rc_context(_STYLE):
-        figure = Figure(figsize=(6, 3.9), layout="constrained")
+        figure = Figure(figsize=(5, 3.3), layout="constrained")
         draw(figure.add_subplot())
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from t3d.errors import UserError
-from t3d.plots import Chart, Row, accuracy_charts, method_colours, method_name, step_colour, training_charts
+from t3d.errors import run_main
+from t3d.jsonfiles import read_json_array
+from t3d.plots import (
+    METHOD_COLOURS,
+    Chart,
+    Row,
+    accuracy_charts,
+    method_colours,
+    method_name,
+    step_colour,
+    training_charts,
+)
 
 _COLUMNS = {
     "run": "Run",
@@ -31,9 +41,7 @@ _TEXT_COLUMNS = {"run", "method", "dataset", "strategy"}
 
 
 def table_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Column keys and text cells for result rows; columns that no row has are left out. The two intervals' ends are
-    one.
-    """
+    """Column keys and text cells for result rows; columns that no row has are left out."""
     keys = [key for key in _COLUMNS if any(("ci_low" if key == "ci" else key) in row for row in rows)]
     return keys, [[_cell(row, key) for key in keys] for row in rows]
 
@@ -57,18 +65,15 @@ def _cell(row: Row, key: str) -> str:
     return str(value)
 
 
-def print_table(rows: Sequence[Row], file: TextIO | None = None) -> None:
-    """Result rows as an aligned text table, on standard output unless `file` says otherwise."""
+def print_table(rows: Sequence[Row]) -> None:
+    """Result rows on standard output, in aligned columns."""
     keys, cells = table_cells(rows)
     lines = [[_COLUMNS[key] for key in keys], *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(keys))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
+    marks = [f"{{:{'<' if key in _TEXT_COLUMNS else '>'}{width}}}" for key, width in zip(keys, widths, strict=True)]
     for line in lines:
-        aligned = [
-            cell.ljust(width) if key in _TEXT_COLUMNS else cell.rjust(width)
-            for key, cell, width in zip(keys, line, widths, strict=True)
-        ]
-        print("  ".join(aligned).rstrip(), file=file or sys.stdout)
+        print("  ".join(marks).format(*line).rstrip())
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -135,8 +140,7 @@ def _visible(token: str) -> str:
 
 def _walkthrough(entries: Sequence[Row]) -> str:
     size = max(entry["block_size"] for entry in entries)
-    names = [f"{i}{'st' if i == 1 else 'nd' if i == 2 else 'rd' if i == 3 else 'th'}" for i in range(1, size + 1)]
-    keys = "".join(f'<span class="tok r{i}">{name}</span>' for i, name in enumerate(names, start=1))
+    keys = "".join(f'<span class="tok r{i}">{i}</span>' for i in range(1, size + 1))
     parts = [
         "<p>Each box is a block. The colour says in which step of its block a token was unmasked, the small number in "
         "which step of the whole answer. Tokens of one colour in one box were drawn at once, blind to each other.</p>"
@@ -178,7 +182,8 @@ figure,article{margin:0;background:var(--panel);border-radius:10px;padding:14px;
 figcaption{font-weight:600;margin-bottom:6px}
 svg{display:block;width:100%;height:auto}svg text{font-family:inherit!important}
 .legend,.facts,footer,summary{font-size:.88rem;color:var(--soft)}
-blockquote{margin:14px 0;padding:10px 16px;border-left:4px solid var(--rule);background:var(--panel);white-space:pre-wrap}
+blockquote{margin:14px 0;padding:10px 16px;border-left:4px solid var(--rule);background:var(--panel);
+white-space:pre-wrap}
 .yes{color:#2a9a4b}.no{color:#dd6b0d}
 .answer{display:flex;flex-wrap:wrap;gap:6px}
 .block{display:inline-flex;flex-wrap:wrap;gap:2px;border:1.5px solid var(--soft);border-radius:7px;padding:2px;
@@ -188,7 +193,7 @@ font-family:ui-monospace,monospace;font-size:.86rem;white-space:pre-wrap;overflo
 .tok small{font-size:.66rem;opacity:.85}.legend .tok{margin:0 2px;display:inline-block}
 details{margin:10px 0;font-size:.9rem}summary{cursor:pointer}
 pre{background:var(--panel);padding:12px;border-radius:8px;white-space:pre-wrap;overflow-wrap:anywhere}
-@media(max-width:600px){th,td{padding:7px 5px}th{white-space:normal}.lead{font-size:1.05rem}}
+@media(max-width:600px){table,th{font-size:.78rem}th,td{padding:7px 4px}th{white-space:normal}.lead{font-size:1.05rem}}
 """
 
 
@@ -199,27 +204,21 @@ def _figure(chart: Chart) -> str:
 
 def _lead(rows: Sequence[Row]) -> str:
     """The effect in a sentence per data set: the original and T3D at the most tokens per step that both were run at."""
+    settings: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        setting = (row["dataset"], row["block_size"], row["strategy"], round(row["tokens_per_step"], 1))
+        settings.setdefault(setting, {})[row["method"]] = row
+    both = [setting for setting, found in settings.items() if {"original", "t3d"} <= found.keys()]
+    fastest = {setting[0]: setting for setting in sorted(both, key=lambda setting: setting[-1])}
     sentences = []
-    colours = method_colours(rows)
-    for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        by_speed: dict[tuple, dict[str, Row]] = {}
-        for row in rows:
-            if row["dataset"] == dataset:
-                key = (round(row["tokens_per_step"], 1), -row["block_size"], row["strategy"])
-                by_speed.setdefault(key, {})[row["method"]] = row
-        both = {key: found for key, found in by_speed.items() if {"original", "t3d"} <= found.keys()}
-        if not both:
-            continue
-        key = max(both)
+    for dataset, setting in fastest.items():
         original, t3d = (
-            f'<b style="--k:{colours[method]}">{_cell(both[key][method], "accuracy")}</b>'
+            f'<b style="--k:{METHOD_COLOURS[method]}">{_cell(settings[setting][method], "accuracy")}</b>'
             for method in ("original", "t3d")
         )
-        speed = "1 token" if key[0] == 1 else f"{key[0]:g} tokens"
-        sentences.append(
-            f'<p class="lead">At {speed} per step on {escape(dataset)}, the original model answers {original} right, '
-            f"T3D {t3d}.</p>"
-        )
+        speed = f"{setting[-1]:g} token{'s' * (setting[-1] != 1)} per step"
+        where = f"At {speed} on {escape(dataset)}"
+        sentences.append(f"<p class=lead>{where}, the original model answers {original} right, T3D {t3d}.</p>")
     return "".join(sentences)
 
 
@@ -278,33 +277,14 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 # --- python -m t3d.report DIR... -------------------------------------------------------------------------------------
 
 
-def read_results(folder: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's results.json. Raises UserError where there is none or it is not a list of rows."""
-    path = Path(folder) / "results.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give folders that hold a results.json")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); write it again") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "method" in row for row in rows):
-        raise UserError(f"{path}: expected a list of rows with a method each; write it again")
-    return rows
-
-
-def main(folders: Sequence[str]) -> int:
-    if not folders or folders[0] in ("-h", "--help"):
-        print("usage: python -m t3d.report DIR...\n\nThe results.json of each folder, as one Markdown table.")
-        return 0 if folders else 2
-    try:
-        named = {folder: read_results(folder) for folder in folders}
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    many = len(named) > 1
-    print(markdown_table([{"run": folder, **row} if many else row for folder, rows in named.items() for row in rows]))
-    return 0
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The results.json of each folder, as one Markdown table.")
+    parser.add_argument("folders", nargs="+", metavar="DIR")
+    folders = parser.parse_args().folders
+    named = {folder: list(read_json_array(Path(folder) / "results.json")) for folder in folders}
+    rows = [{"run": folder, **row} for folder, rows in named.items() for row in rows]
+    print(markdown_table(rows if len(folders) > 1 else named[folders[0]]))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_main(main)

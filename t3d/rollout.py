@@ -126,8 +126,8 @@ def claimed_settings(config: SampleConfig, source: str) -> dict:
         "seed": rollout.seed,
         "start_with_think": rollout.start_with_think,
         "data_type": data.data_type,
-        "eval_dataset": str(data.eval_dataset),
-        "model": data.checkpoint_path,
+        "eval_dataset": Path(data.eval_dataset).stem,
+        "model": paths.model_name(data.checkpoint_path),
         "weights": weights_fingerprint(source),
     }
 

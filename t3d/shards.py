@@ -3,6 +3,7 @@
 A killed run leaves at most a torn last line, which readers ignore and the next writer cuts off.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -58,6 +59,11 @@ class ShardWriter:
         self.sync_every = sync_every
         self.written = 0
         self._file = open(self.path, "ab")
+        try:  # held until the file is closed, by a kill too
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UserError(f"{self.path}: another process writes it; wait for it, or stop it") from None
         intact = _intact_bytes(self.path)
         if intact < self.path.stat().st_size:
             log.warning("%s: removed the torn last line of a stopped run", self.path)

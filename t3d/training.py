@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import shutil
 import time
 from collections import defaultdict
@@ -51,11 +52,17 @@ def train(config: TrainConfig) -> Path:
     tokenizer = load_tokenizer(source, key="model.pretrained_model")
     student = load_student(config, source, accelerator)
     ids = special_ids(student.config, tokenizer, student.generation_config)
-    objective = make_objective(config, ids)
     with accelerator.main_process_first():
-        samples = load_samples(config, data_path, tokenizer, ids)
+        samples, rollout_block = load_samples(config, data_path, tokenizer, ids, student.config.block_size)
+    settle_block_size(config, rollout_block)
+    objective = make_objective(config, ids)
     trainer = Trainer(config, accelerator, student, objective, samples, ids.pad_id, source)
     state = checkpoint.load(accelerator, resumed) if resumed else {"step": 0}
+    if resumed and state["global_batch"] != trainer.order.global_batch:
+        raise UserError(
+            f"{resumed}: its steps had {state['global_batch']} sequences, this run's {trainer.order.global_batch}; "
+            "keep training.batch_size_lm x gradient_accumulation_steps x processes as it was"
+        )
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
         options.save(config, run / "config.yaml")
@@ -96,8 +103,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = training.enable_tf32
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         plugin = accelerator.state.deepspeed_plugin
-        if plugin.zero_stage == 3:
-            raise UserError("deepspeed zero_stage=3: parameters are not gathered for the loss yet; use stage 1 or 2")
+        if plugin.zero_stage > 1:
+            raise UserError(
+                f"deepspeed zero_stage={plugin.zero_stage}: only stage 1 is supported yet; set zero_stage: 1"
+            )
         plugin.deepspeed_config["gradient_clipping"] = config.clip_norm or 0.0
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = training.batch_size_lm
     return accelerator
@@ -122,6 +131,10 @@ def run_folder(config: TrainConfig, accelerator: Accelerator) -> tuple[Path, Pat
             f"experiment.run_name={experiment.run_name}: {run} exists; choose another name or experiment.resume=auto"
         )
     found = checkpoint.latest(run / "checkpoints") if experiment.resume else None
+    if found is None and experiment.resume not in (None, "auto"):
+        raise UserError(
+            f"experiment.resume={experiment.resume}: it holds no complete checkpoint; give another run or null"
+        )
     shared = [str(run), str(found) if found else None]
     broadcast_object_list(shared)
     return Path(shared[0]), Path(shared[1]) if shared[1] else None
@@ -179,8 +192,24 @@ def make_objective(config: TrainConfig, ids: SpecialIds) -> Objective:
     )
 
 
-def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds):
-    """The training set as memory-mapped columns: trajectories, or for SFT questions with their answers."""
+def settle_block_size(config: TrainConfig, rollout_block: int) -> None:
+    """``training.block_size`` defaults to the rollouts' block, and may only be a multiple of it.
+
+    The states of a part of a block are states that the teacher never visited.
+    """
+    training = config.training
+    training.block_size = training.block_size or rollout_block
+    if training.objective != "sft" and training.block_size % rollout_block:
+        raise UserError(
+            f"training.block_size={training.block_size}: must be a multiple of the rollouts' block, {rollout_block}"
+        )
+
+
+def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds, model_block: int):
+    """The training set as memory-mapped columns: trajectories, or for SFT questions with their answers.
+
+    Returns it with the block that the data come from: the rollouts', or for SFT the model's own.
+    """
     training, data_type = config.training, config.dataset.data_type
     prompt_ids = partial(render, data_type=data_type, tokenizer=tokenizer, instruction=training.instruction)
     limits = {
@@ -190,14 +219,18 @@ def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds):
     }
     if training.objective == "sft":
         encode = partial(answer_ids, tokenizer=tokenizer)
-        key = config.dataset.answer_key
-        columns = load_examples(
-            path, prompt_ids=prompt_ids, answer_ids=encode, answer_key=key, block_size=training.block_size, **limits
+        samples, _ = load_examples(
+            path,
+            prompt_ids=prompt_ids,
+            answer_ids=encode,
+            answer_key=config.dataset.answer_key,
+            block_size=training.block_size or model_block,
+            **limits,
         )
-    else:
-        bare = None if training.instruction else prompt_ids
-        columns = load_trajectories(path, tokenizer=tokenizer, mask_id=ids.mask_id, prompt_ids=bare, **limits)
-    return columns[0]
+        return samples, model_block
+    bare = None if training.instruction else prompt_ids
+    samples, report = load_trajectories(path, tokenizer=tokenizer, mask_id=ids.mask_id, prompt_ids=bare, **limits)
+    return samples, report.block_size
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -266,6 +299,7 @@ class Trainer:
         accelerator, config = self.accelerator, self.config
         states = self.draw_states(step)
         learning = [state for state in states if state.masked.any()]
+        counted = 1.0 if learning else 0.0  # a process with nothing to learn still takes part, and adds nothing
         counts = self.sum_over_processes(torch.tensor([len(learning), len(states)], dtype=torch.float64))
         sequences, drawn = counts.tolist()
         sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
@@ -276,7 +310,7 @@ class Trainer:
                 # the reference goes through autocast by hand: it is not wrapped by accelerate
                 loss, metrics = self.objective(self.student, self.reference and self.score_reference, batch)
                 # DDP and DeepSpeed average gradients over processes; the loss is a sum over them
-                total = loss.sum() * (accelerator.num_processes / max(sequences, 1))
+                total = loss.sum() * (counted * accelerator.num_processes / max(sequences, 1))
                 if not torch.isfinite(total):
                     names = [self.samples[i]["id"] for _, i in self.local_indices(step)]
                     raise UserError(
@@ -284,11 +318,11 @@ class Trainer:
                         "overwritten; lower optimizer.params.learning_rate or leave the sequences out"
                     )
                 accelerator.backward(total)
-            sums["loss"] += loss.detach().double().sum().cpu()
+            sums["loss"] += counted * loss.detach().double().sum().cpu()
             for name, value in metrics.items():
-                sums[name] += value.double().sum().cpu()
+                sums[name] += counted * value.double().sum().cpu()
             sums["tokens"] += batch.tokens
-        grad_norm = self.update(config.clip_norm)
+        grad_norm = self.update(step, config.clip_norm)
         names = sorted(sums)
         reduced = self.sum_over_processes(torch.stack([sums[name] for name in names])).tolist()
         totals = dict(zip(names, reduced, strict=True))
@@ -321,14 +355,22 @@ class Trainer:
         with self.accelerator.autocast():
             return self.reference(*args, **kwargs)
 
-    def update(self, clip_norm: float | None) -> float:
-        """Clip, step, clear; the gradient norm before clipping. DeepSpeed has done the first three in backward."""
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            return float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm())
-        norm = self.accelerator.clip_grad_norm_(self.student.parameters(), clip_norm or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return float(norm)
+    def update(self, step: int, clip_norm: float | None) -> float:
+        """Clip, step, clear; the gradient norm before clipping. DeepSpeed has done all three in backward."""
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if deepspeed:
+            norm = float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm())
+        else:
+            norm = float(self.accelerator.clip_grad_norm_(self.student.parameters(), clip_norm or math.inf))
+        if not math.isfinite(norm) and self.accelerator.mixed_precision != "fp16":  # fp16's scaler skips such steps
+            raise UserError(
+                f"gradient norm is {norm} at step {step}; nothing was overwritten; resume with a lower "
+                "optimizer.params.learning_rate"
+            )
+        if not deepspeed:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return norm
 
     def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(values.to(self.accelerator.device), "sum").cpu()
@@ -346,7 +388,8 @@ class Trainer:
     def save(self, run: Path, step: int) -> None:
         """A checkpoint to resume from, and (but for the last step) a model folder to evaluate."""
         limit = self.config.experiment.checkpoints_total_limit
-        checkpoint.save(self.accelerator, run / "checkpoints", step, {"step": step}, limit)
+        state = {"step": step, "global_batch": self.order.global_batch}
+        checkpoint.save(self.accelerator, run / "checkpoints", step, state, limit)
         if step < self.total_steps:
             epoch = self.order.indices(step - 1)[0][0]
             self.export(run / "ckpt" / f"{self.config.model.optimized_name}-{epoch}-{step}")
@@ -367,14 +410,19 @@ class Trainer:
 
 def prune_exports(folder: Path, name: str, limit: int | None) -> None:
     """Keep the newest ``limit`` of the exports <name>-<epoch>-<step> of a run under way."""
-    exports = sorted(folder.glob(f"{name}-*-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    pattern = re.compile(re.escape(name) + r"-\d+-(\d+)")
+    found = [(match, path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    exports = [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
     for path in exports[: -limit if limit else 0]:
         shutil.rmtree(path)
 
 
 def load_reference(config: TrainConfig, source: str, accelerator: Accelerator):
-    """The frozen reference, in bf16 where the student computes in bf16."""
-    half = accelerator.mixed_precision == "bf16" and accelerator.device.type == "cuda"
+    """The frozen reference, in the student's working precision, so that equal weights give equal log-probabilities.
+
+    DeepSpeed's bf16 student has bf16 weights; under accelerate's autocast they are the master weights themselves.
+    """
+    half = accelerator.mixed_precision == "bf16" and accelerator.distributed_type == DistributedType.DEEPSPEED
     reference = load_model(
         source,
         dtype="bfloat16" if half else config.model.dtype,

@@ -337,7 +337,7 @@ STRATEGIES = "low_confidence_static, low_confidence_dynamic, sequential, entropy
         (TrainConfig, "training.mask_ratios=[]", "give at least one ratio, for example training.mask_ratios=[1.0]"),
         (TrainConfig, "training.preset=paper", "must be one of t3d, algorithm1, release"),
         (TrainConfig, "training.method=trace", "must be semi-ar"),
-        (TrainConfig, "training.max_gen_length=3", "shorter than one block; at least training.block_size=4"),
+        (TrainConfig, "training.max_gen_length=0", "must be at least 1"),
         (TrainConfig, "training.t_max=0.01", None),
         (TrainConfig, "optimizer.params.learning_rate=0.0", "must be above 0"),
         (TrainConfig, "optimizer.params.beta1=1.0", "must be at least 0 and below 1"),
@@ -454,3 +454,8 @@ def test_accelerate_files_leave_precision_and_clipping_to_the_training_config():
             assert loaded.deepspeed_config["gradient_accumulation_steps"] == 1
             assert loaded.deepspeed_config["offload_optimizer_device"] == "none"
             assert f"zero{loaded.deepspeed_config['zero_stage']}" in file.name
+
+
+def test_answers_shorter_than_a_block_are_refused():
+    with pytest.raises(UserError, match="training.max_gen_length=3: shorter than one block; at least .*block_size=4"):
+        load(TrainConfig, ["training.max_gen_length=3", "training.block_size=4"])

@@ -1,4 +1,3 @@
-import io
 import json
 import re
 import subprocess
@@ -8,16 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from t3d.errors import UserError
-from t3d.report import (
-    main,
-    markdown_table,
-    print_table,
-    read_log,
-    read_results,
-    split_blocks,
-    step_colour,
-    write_report,
-)
+from t3d.plots import METHOD_COLOURS, OTHER_COLOURS
+from t3d.report import main, markdown_table, print_table, read_log, split_blocks, step_colour, write_report
 
 
 def row(method, tokens_per_step, accuracy, **more):
@@ -59,33 +50,49 @@ def report(tmp_path, **parts):
     return write_report(tmp_path / "new" / "report.html", **given).read_text(encoding="utf-8")
 
 
-class Balance(HTMLParser):
-    """Fails on tags that close what is not open."""
+class Page(HTMLParser):
+    """Gathers ids and references; fails on tags that close what is not open."""
 
-    VOID = {"meta", "line", "circle", "polyline", "path"}
-
-    def __init__(self):
+    def __init__(self, text):
         super().__init__()
-        self.open = []
+        self.open, self.ids, self.references = [], [], re.findall(r"url\(([^)]*)\)", text)
+        self.feed(text)
+        assert self.open == []
 
     def handle_starttag(self, tag, attrs):
-        if tag not in self.VOID or tag == "circle":
+        self.handle_startendtag(tag, attrs)
+        if tag != "meta":
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
-        pass
+        assert tag not in ("script", "link", "image")
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.references += [value for name, value in attrs if name in ("href", "xlink:href", "src")]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
 
 def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
+    text = report(tmp_path, training_logs={"a": LOG, "b": LOG})
+    page = Page(text)
+    assert len(set(page.ids)) == len(page.ids)
+    assert page.references and {reference[1:] for reference in page.references} <= set(page.ids)
+    assert "@import" not in text
+    assert text.count("<svg") == 5  # accuracy, then loss and reward margin of each run; none where nothing was logged
+
+
+def test_charts_keep_their_text_and_take_the_colour_of_the_page(tmp_path):
     page = report(tmp_path)
-    parser = Balance()
-    parser.feed(page)
-    assert parser.open == []
-    assert not re.search(r"https?://|<script|<link|\bsrc=|@import|url\(", page)
-    assert page.count("<svg") == 3  # accuracy, loss, reward margin; no panel where nothing was logged
+    for text in ("tokens per step (more is faster)", "Original", "T3D", "72", "80 %", "DDO, fake", "optimizer step"):
+        assert re.search(rf"<text [^>]*>{re.escape(text)}</text>", page), text
+    svgs = "".join(re.findall("<svg.*?</svg>", page, re.DOTALL))
+    assert set(re.findall("#[0-9a-f]{6}\\b", svgs)) <= {*METHOD_COLOURS.values(), *OTHER_COLOURS}
+    assert "currentColor" in svgs
+
+
+def test_the_same_input_gives_the_same_file(tmp_path):
+    assert report(tmp_path) == report(tmp_path)
 
 
 def test_everything_from_outside_is_escaped(tmp_path):
@@ -145,35 +152,31 @@ def test_parts_without_input_are_left_out(tmp_path):
 )
 def test_unusual_results_are_drawn_too(tmp_path, rows):
     page = report(tmp_path, results=rows)
-    assert page.count("<svg") == 3 and "nan" not in page and 'class="lead"' not in page
+    assert page.count("<svg") == 3 and "nan" not in page and "class=lead" not in page
 
 
-def test_print_table_is_aligned():
-    out = io.StringIO()
-    print_table(ROWS, file=out)
-    lines = out.getvalue().splitlines()
-    assert lines[0].split()[:3] == ["Method", "Data", "set"]
-    assert "T3D" in lines[5] and "72.5 %" in lines[5] and "69.5 – 75.5" in lines[5] and "1.23" in lines[5]
+def test_print_table_is_aligned(capsys):
+    print_table(ROWS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Method    Data set  ") and set(lines[1]) == {"-", " "}
+    assert all(text in lines[5] for text in ("T3D", "72.5 %", "69.5 – 75.5", "1.23"))
     column = lines[0].index("Accuracy") + len("Accuracy")
     assert all(line[:column].endswith("%") for line in lines[2:])
 
 
-def test_markdown_of_several_folders(tmp_path, capsys):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps(ROWS[:1]))
-    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+def test_one_table_of_several_folders(tmp_path, capsys, monkeypatch):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "results.json").write_text(json.dumps(ROWS[:1]))
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, folders)])
+    main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| Run | Method |") and len(lines) == 4
     assert markdown_table([row("a|b", 1, 0.5)]).splitlines()[2].startswith("| a\\|b |")
-
-
-def test_errors_are_one_line(tmp_path, capsys):
-    with pytest.raises(UserError, match="results.json: no such file"):
-        read_results(tmp_path)
-    (tmp_path / "results.json").write_text("{}")
-    assert main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "b" / "results.json").unlink()
+    with pytest.raises(UserError, match="b/results.json does not exist"):
+        main()
 
 
 def test_a_log_cut_off_by_a_killed_run_is_read_up_to_there(tmp_path):

@@ -1,4 +1,4 @@
-"""The five commands: help from everywhere, and one clear line with exit code 2 for every mistake, before a model loads."""
+"""The five commands: help from everywhere, and a mistake is one clear line with exit code 2 before a model loads."""
 
 import os
 import runpy
@@ -90,7 +90,10 @@ TRAINING = [
     ("training.block_size=0", "training.block_size=0: must be at least 1"),
     ("training.batch_size_lm=1.5", "training.batch_size_lm=1.5: expected a whole number"),
     ("model.random_ratio=2", "model.random_ratio=2"),
-    ("training.preset=releas", "training.preset=releas: must be one of t3d, algorithm1, release; did you mean release?"),
+    (
+        "training.preset=releas",
+        "training.preset=releas: must be one of t3d, algorithm1, release; did you mean release?",
+    ),
     ("training.mask_ratios=[0.5,2]", "training.mask_ratios"),
     ("optimizer.name=sgd", "optimizer.name=sgd: must be adamw"),
     ("config=configs/none.yaml", "config=configs/none.yaml: no such file"),

@@ -336,7 +336,6 @@ def test_a_chunked_head_changes_nothing(run):
     assert_close(run("chunks", "training.head_chunk=5"), run("whole"), rel=1e-4, weight_atol=2e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="training.py does not compare the rollouts' block size with its own yet")
 def test_a_training_block_that_does_not_hold_whole_rollout_blocks_is_refused(tmp_path, run, story_teacher, overrides):
     """States of a block of 8 cut in two are states that the teacher never visited."""
     questions = tmp_path / "Few.json"
@@ -396,13 +395,12 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, run, story_teacher,
     assert not list((tmp_path / "tiny-teacher" / "math" / "p" / "nan").glob("ckpt/*"))
 
 
-@pytest.mark.xfail(strict=True, reason="training.py does not look at the gradient norm yet")
 def test_gradients_that_are_not_numbers_stop_the_run_before_the_weights_are_lost(run, monkeypatch):
     original = training.Trainer.update
 
-    def update(trainer, clip_norm):
+    def update(trainer, step, clip_norm):
         next(trainer.student.parameters()).grad[0, 0] = math.inf
-        return original(trainer, clip_norm)
+        return original(trainer, step, clip_norm)
 
     monkeypatch.setattr(training.Trainer, "update", update)
     with pytest.raises(UserError, match="step 1"):
@@ -517,8 +515,10 @@ def launch(config: str, *line: str) -> None:
 
 
 def test_two_processes_equal_one(run, overrides, tmp_path):
-    alone = run("one")
-    launch("2_cpu_processes.yaml", *overrides("two", "training.batch_size_lm=2"))
+    alone = run("one", "experiment.max_grad_norm=0.2")
+    assert all(row["grad_norm"] > 0.2 for row in log_of(alone)), "not clipped"
+    clip = "experiment.max_grad_norm=0.2"
+    launch("2_cpu_processes.yaml", *overrides("two", "training.batch_size_lm=2", clip))
     assert_close(tmp_path / "tiny-teacher" / "math" / "p" / "two", alone, rel=1e-5, weight_atol=2e-5)
 
 
@@ -527,7 +527,9 @@ def test_two_processes_equal_one(run, overrides, tmp_path):
 def test_zero_1_equals_one_process_and_resumes(run, overrides, tmp_path):
     config = "2_cpu_processes_deepspeed_zero1.yaml"
     more = ("training.batch_size_lm=1", "training.gradient_accumulation_steps=2", "experiment.save_every_steps=3")
-    alone = run("one")
+    more += ("experiment.max_grad_norm=0.2",)  # clips at every step
+    alone = run("one", "experiment.max_grad_norm=0.2")
+    assert all(row["grad_norm"] > 0.2 for row in log_of(alone))
     launch(config, *overrides("two", *more))
     root = tmp_path / "tiny-teacher" / "math" / "p"
     assert_close(root / "two", alone, rel=1e-4, weight_atol=5e-5)

@@ -81,7 +81,7 @@ def slow_loss(student, reference, sample, state, t3d: T3D) -> tuple[torch.Tensor
         for level in range(1, math.ceil(size / t3d.path_k_steps) + 1):
             answer = range(prompt, prompt + sample["length"])  # what lies behind the end is DDO's alone
             first = [p for p in answer if rank(p) <= level * t3d.path_k_steps]
-            levels.append(mean([-mine[p - state.start, x0[p]] for p in first]))
+            levels.append(mean([-mine[p - state.start, x0[p]] for p in first]) if first else torch.zeros(()))
         path = mean(levels)
     loss = mean(real) + mean(fake) + t3d.lambda_path * path
     s_real, r_real, s_fake, r_fake = (mean([token[i].item() for token in tokens]) for i in range(4))
