@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
+from omegaconf import OmegaConf
 from tqdm.auto import tqdm
 
 from t3d import checkpoint, options, paths
@@ -63,6 +64,8 @@ def train(config: TrainConfig) -> Path:
             f"{resumed}: its steps had {state['global_batch']} sequences, this run's {trainer.order.global_batch}; "
             "keep training.batch_size_lm x gradient_accumulation_steps x processes as it was"
         )
+    if resumed:
+        refuse_other_settings(config, run / "config.yaml")
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
         options.save(config, run / "config.yaml")
@@ -138,6 +141,29 @@ def run_folder(config: TrainConfig, accelerator: Accelerator) -> tuple[Path, Pat
     shared = [str(run), str(found) if found else None]
     broadcast_object_list(shared)
     return Path(shared[0]), Path(shared[1]) if shared[1] else None
+
+
+# What a resumed run may change: how its batch is cut up, how long it runs, what it costs.
+FREE_ON_RESUME = {"batch_size_lm", "gradient_accumulation_steps", "gradient_checkpointing_enable", "head_chunk"} | {
+    "max_steps",
+    "num_train_epochs",
+    "enable_tf32",
+    "attn_implementation",
+    "optimized_name",
+}
+
+
+def refuse_other_settings(config: TrainConfig, saved: Path) -> None:
+    """A resumed run must be the same run: UserError names the first setting that its config.yaml has otherwise."""
+    before, now = OmegaConf.to_container(OmegaConf.load(saved)), options.to_dict(config)
+    for section in ("model", "dataset", "training", "optimizer", "lr_scheduler"):
+        for name in sorted(now[section].keys() - FREE_ON_RESUME):
+            old, new = before[section].get(name), now[section][name]
+            if old != new:
+                raise UserError(
+                    f"{section}.{name}={new}: the run to resume has {old} ({saved}); keep it, or choose another "
+                    "experiment.run_name"
+                )
 
 
 def load_student(config: TrainConfig, source: str, accelerator: Accelerator):

@@ -236,13 +236,13 @@ def test_gradients_are_clipped(run, monkeypatch):
     seen = []
     original = training.Trainer.update
 
-    def update(trainer, clip_norm):
-        step = trainer.optimizer.step
-        trainer.optimizer.step = lambda: seen.append(norm(trainer.student)) or step()
+    def update(trainer, step, clip_norm):
+        take = trainer.optimizer.step
+        trainer.optimizer.step = lambda: seen.append(norm(trainer.student)) or take()
         try:
-            return original(trainer, clip_norm)
+            return original(trainer, step, clip_norm)
         finally:
-            trainer.optimizer.step = step
+            trainer.optimizer.step = take
 
     def norm(model) -> float:
         return float(torch.stack([p.grad.norm() for p in model.parameters()]).norm())
@@ -540,3 +540,13 @@ def test_zero_1_equals_one_process_and_resumes(run, overrides, tmp_path):
     launch(config, *overrides("stopped", *more, "experiment.resume=auto"))
     assert losses(stopped) == pytest.approx(losses(root / "two"), rel=1e-6)
     assert weights(stopped).keys() == weights(alone).keys()
+
+
+def test_a_resumed_run_must_be_the_same_run(run):
+    line = ("training.max_steps=2", "experiment.save_every_steps=1", "experiment.resume=auto")
+    run("same", *line)
+    run("same", *line, "training.max_steps=3", "training.head_chunk=7")
+    with pytest.raises(UserError, match=r"training.alpha=0.9: the run to resume has 0.5 .*experiment.run_name"):
+        run("same", *line, "training.alpha=0.9")
+    with pytest.raises(UserError, match="its steps had .* sequences"):
+        run("same", *line, "training.gradient_accumulation_steps=7")
