@@ -96,7 +96,7 @@ def _draw_accuracy(ax: Axes, rows: Sequence[Row], colours: Mapping[str, str]) ->
     ax.set_xticks([2.0**power for power in powers], [f"{2.0**power:g}" for power in powers])
     ax.set(ylabel="right answers", ylim=(-8, 104), yticks=range(0, 101, 20))
     ax.yaxis.set_major_formatter("{x:.0f} %")
-    ax.legend(loc="lower left")
+    ax.legend(loc="best")
 
 
 def training_charts(name: str, records: Sequence[Row]) -> list[Chart]:

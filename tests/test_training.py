@@ -344,9 +344,10 @@ def test_a_training_block_that_does_not_hold_whole_rollout_blocks_is_refused(tmp
     line = (f"experiment.project={tmp_path}", f"evaluation.checkpoint_path={story_teacher}", "rollout.max_token=16")
     wide = ("rollout.block_size=8", "rollout.denoising_steps_per_block=8", f"evaluation.eval_dataset={questions}")
     data = roll_out(load(SampleConfig, [*line, *wide]))
-    with pytest.raises(UserError, match="training.block_size"):
-        run("narrow", f"dataset.optimization_data={data}", "training.max_steps=1")
-    run("wide", f"dataset.optimization_data={data}", "training.max_steps=1", "training.block_size=8")
+    with pytest.raises(UserError, match="training.block_size=4: must be a multiple of the rollouts' block, 8"):
+        run("narrow", f"dataset.optimization_data={data}", "training.max_steps=1", "training.block_size=4")
+    wide = run("wide", f"dataset.optimization_data={data}", "training.max_steps=1")  # the default: the rollouts'
+    assert json.loads((wide / "ckpt" / "optimized" / "config.json").read_text())["block_size"] == 8
 
 
 # ---------------------------------------------------------------------------------------------------------------------
