@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from t3d.decoding import DecodeSettings
+from t3d.decoding import NOTHING_TO_VERIFY, DecodeSettings
 from t3d.options import fault, help_text, load, option, save, to_dict, validate  # noqa: F401
 
 DATA_TYPES = ("math", "code", "option")
@@ -78,6 +78,8 @@ class SampleConfig:
                 rollout.denoising_steps_per_block,
                 f"more steps than the block has positions; at most rollout.block_size={rollout.block_size}",
             )
+        if rollout.self_verify and rollout.block_size == 1:
+            raise fault("rollout.self_verify", True, NOTHING_TO_VERIFY)
         if data.node_index >= data.num_node:
             raise fault(
                 "evaluation.node_index",

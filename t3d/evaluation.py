@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from t3d import paths
-from t3d.config import EvalConfig
+from t3d.config import EvalConfig, RolloutConfig
 from t3d.errors import UserError
 from t3d.grading.math import Verdict, grade_all
 from t3d.jsonfiles import atomic_write
@@ -59,10 +59,15 @@ def results_file(config: EvalConfig) -> Path:
     dataset = Path(data.eval_dataset).stem
     node = f"-node{data.node_index}" if data.num_node > 1 else ""
     name = (
-        f"{data.method}-{paths.model_name(data.checkpoint_path)}-{dataset}-{rollout.remasking_strategy}"
+        f"{data.method}-{paths.model_name(data.checkpoint_path)}-{dataset}-{strategy(rollout)}"
         f"-b{rollout.block_size}-s{rollout.denoising_steps_per_block}-t{rollout.temperature}-seed{rollout.seed}{node}"
     )
     return paths.ROOT / Path(config.experiment.project).expanduser() / "results" / f"{name}.json"
+
+
+def strategy(rollout: RolloutConfig) -> str:
+    """What tells the ways of decoding apart in tables, charts and file names."""
+    return rollout.remasking_strategy + ("+verify" if rollout.self_verify else "")
 
 
 def summarise(
@@ -76,13 +81,14 @@ def summarise(
 
     ``accuracy`` with a 95 % Wilson interval over all answers. ``tokens_per_step`` is the setting, block size / steps,
     where the strategy fixes it, and the measured mean elsewhere; ``measured_tokens_per_step`` counts tokens to the
-    answer's end over denoising steps, ``tokens_per_forward`` over all forwards, prefill and commits included.
+    answer's end over denoising steps, ``tokens_per_forward`` over all forwards, prefill and commits included. With
+    self-verification a step that left no token in the answer is not counted, its forward is.
     """
     rollout, count = config.rollout, len(answers)
     correct = sum(verdict.correct for verdict in verdicts)
     low, high = wilson_interval(correct, count)
     tokens, steps, forwards = (sum(getattr(a, name) for a in answers) for name in ("length", "steps", "forwards"))
-    fixed = rollout.remasking_strategy in FIXED_STEPS
+    fixed = rollout.remasking_strategy in FIXED_STEPS and not rollout.self_verify
     latency = sorted(answer.seconds for answer in answers)
     return {
         "method": config.evaluation.method,
@@ -91,7 +97,7 @@ def summarise(
         "block_size": rollout.block_size,
         "denoising_steps_per_block": rollout.denoising_steps_per_block,
         "tokens_per_step": rollout.block_size / rollout.denoising_steps_per_block if fixed else tokens / steps,
-        "strategy": rollout.remasking_strategy,
+        "strategy": strategy(rollout),
         "temperature": rollout.temperature,
         "seed": rollout.seed,
         "n": count,

@@ -33,10 +33,12 @@ class Step:
 
     Attributes:
         id: the request's.
-        step: 1-based, counted over the whole answer (the trajectory's ``unmask_step``).
+        step: 1-based, counted over the whole answer (the trajectory's ``unmask_step``; with self-verification checks
+            count too, and the trajectory leaves out the numbers whose tokens were all rejected).
         response_ids: to the end of the current block, the mask id where nothing has been decided yet.
-        unmasked: indices into ``response_ids`` of the tokens that this step unmasked.
-        block_complete: the current block has no masks left.
+        unmasked: indices into ``response_ids`` of the tokens that this step unmasked; a check that rejects a token
+            puts its own there and masks what follows.
+        block_complete: the current block has no masks left, and nothing in it will change.
     """
 
     id: str

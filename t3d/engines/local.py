@@ -6,7 +6,8 @@ a lane wrote beyond its current block is overwritten before anyone may see it.
 
 A finished block must enter the cache with its final tokens. With ``fused_commit`` that happens in the forward that
 starts the next block, on [finished block | next block]: exact under block-causal attention, and ``steps`` forwards a
-block in place of ``steps + 1``.
+block in place of ``steps + 1``. With ``self_verify`` a block counts as finished when a forward of its own has checked
+it (t3d.engines.verify).
 """
 
 import time
@@ -21,6 +22,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from t3d.attention import cache_mask
 from t3d.decoding import DecodeSettings, choose, draw, quota, stream_key, uniforms
 from t3d.engines.base import Request, Step
+from t3d.engines.verify import Drafts, close_up, verdict, verify_mask
 from t3d.errors import UserError
 from t3d.trajectory import Trajectory
 
@@ -37,6 +39,9 @@ class SlotLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         lanes, write, length = self.slots.lanes, self.slots.write, self.slots.length
+        if write is None:  # a verification reads the cache of its lanes and leaves nothing behind
+            keys, values = self.keys[lanes, :, :length], self.values[lanes, :, :length]
+            return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
         self.keys[lanes.unsqueeze(-1), :, write] = key_states.transpose(1, 2)
         self.values[lanes.unsqueeze(-1), :, write] = value_states.transpose(1, 2)
         if length is None:  # a prefill reads nothing but what it has just written
@@ -59,8 +64,8 @@ class SlotLayer(CacheLayerMixin):
 class Slots(Cache):
     """The cache, and where the coming forward writes and reads.
 
-    Set before each forward: ``lanes`` (rows,), ``write`` (rows, width) slots, ``length`` of the slots read (None in a
-    prefill).
+    Set before each forward: ``lanes`` (rows,), ``write`` (rows, width) slots (None: nothing is written, and a row reads
+    its own tokens behind the slots), ``length`` of the slots read (None in a prefill).
     """
 
     def __init__(self, config, lanes: int, capacity: int, dtype: torch.dtype, device: torch.device):
@@ -222,9 +227,14 @@ class _Run:
         self.began = [0.0] * lanes
         self.column = torch.arange(settings.block_size, device=device)
         self.quota = quota(settings, device)
+        config, dtype = engine.model.config, engine.model.dtype
+        self.rows_at_once = max(1, 2**25 // config.vocab_size)  # 128 MiB of fp32 logits
+        size = lanes, settings.block_size, config.hidden_size
+        self.drafts = Drafts.empty(*size, dtype, device) if settings.self_verify else None
         # Lanes with a fixed number of steps a block start their blocks together, so that one forward in `steps` is the
         # wide one that commits. With a varying number of steps there is nothing to align.
         fixed = settings.remasking_strategy in ("low_confidence_static", "sequential", "random")
+        fixed = fixed and not settings.self_verify
         self.period = settings.denoising_steps_per_block if fixed else 1
         self.phase = 0
         self.key_slots = 0
@@ -255,6 +265,8 @@ class _Run:
         lanes = torch.tensor(free, device=device)
         state.stage[lanes] = state.steps[lanes] = state.forwards[lanes] = 0
         state.active[lanes], state.commit[lanes] = True, False
+        if self.drafts is not None:
+            self.drafts.settled[lanes] = state.prompt[lanes]
         width = int(state.start[lanes].max())
         self.key_slots = max(self.key_slots, width + block)
         if width == 0:
@@ -291,8 +303,12 @@ class _Run:
         state.unmask_step.scatter_(1, position, torch.where(unmask, state.steps.unsqueeze(-1), when))
         state.stage += turn.long()
         complete = turn & ~(masked & ~unmask).any(-1)
+        verifying = self.drafts is not None
         if self.on_step is not None:
-            self._show(turn, complete)
+            self._show(turn, torch.zeros_like(complete) if verifying else complete)
+        if verifying:
+            self.drafts.probability = torch.where(unmask, confidence, self.drafts.probability)
+            complete = self._verify(complete)
         yield from self._advance(turn, complete, position)
 
     def _advance(self, turn: Tensor, complete: Tensor, position: Tensor) -> Iterator[Trajectory]:
@@ -325,13 +341,14 @@ class _Run:
         masked = (state.ids.gather(1, position) == engine.mask_id) & turn.unsqueeze(-1)
         u = uniforms(state.key.unsqueeze(-1), position, state.steps.unsqueeze(-1) + 1)[masked]
         need_entropy = settings.remasking_strategy == "entropy_bounded"
-        rows = max(1, 2**25 // engine.model.config.vocab_size)  # 128 MiB of fp32 logits at once
 
         def head(hidden: Tensor, weight: Tensor):
             hidden = hidden[:, -settings.block_size :][masked]
+            if self.drafts is not None:
+                self.drafts.hidden[masked] = hidden
             drawn = []
-            for h, u_rows in zip(hidden.split(rows), u.split(rows), strict=True):
-                logits = (h @ weight.T).float().index_fill_(-1, engine.forbidden_ids, -torch.inf)
+            for h, u_rows in zip(hidden.split(self.rows_at_once), u.split(self.rows_at_once), strict=True):
+                logits = self._logits(h, weight)
                 drawn.append(draw(logits, u_rows, settings, need_entropy=need_entropy))
             return drawn
 
@@ -344,6 +361,68 @@ class _Run:
             grids.append(torch.zeros(masked.shape, dtype=dtype, device=masked.device))
             grids[-1][masked] = torch.cat(part).to(dtype)
         return *grids, masked, position
+
+    def _verify(self, due: Tensor) -> Tensor:
+        """Verify the blocks of the lanes ``due``, which have no mask; returns the lanes whose block is settled.
+
+        A rejected token is replaced and what follows it masked again. Where that is a single position it needs no
+        draft: a second verification settles it at once. Every verification takes a number in the count of steps, so
+        that its random numbers are its own; the trajectory closes the gaps.
+        """
+        state, block, mask_id = self.lanes, self.settings.block_size, self.engine.mask_id
+        settled = torch.zeros_like(due)
+        while bool(due.any()):
+            lanes = due.nonzero().flatten()
+            state.steps[lanes] += 1
+            state.forwards[lanes] += 1
+            start, step = state.start[lanes, None], state.steps[lanes, None]
+            at = lanes.unsqueeze(-1), start + self.column
+            token = state.ids[at]
+            column, instead = self._verify_forward(lanes, at[1], token)
+            column, instead = column.unsqueeze(-1), instead.unsqueeze(-1)
+            token = torch.where(self.column < column, token, mask_id)
+            state.ids[at] = torch.where(self.column == column, instead, token)
+            state.unmask_step[at] = torch.where(self.column == column, step, state.unmask_step[at])
+            state.stage[lanes] = 0
+            through = (column.squeeze(-1) + 1).clamp(max=block)
+            self.drafts.settled[lanes] = state.start[lanes] + through
+            settled[lanes] = through == block
+            if self.on_step is not None:
+                self._show(due, settled)
+            due = torch.zeros_like(due)
+            due[lanes] = through == block - 1
+        return settled
+
+    def _verify_forward(self, lanes: Tensor, position: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """The verdict (see t3d.engines.verify) on the blocks ``token`` at ``position``, both (rows, block)."""
+        state, block, mask_id = self.lanes, self.settings.block_size, self.engine.mask_id
+        drafts = Drafts(*(value[lanes] for value in vars(self.drafts).values()))
+        opened = position >= drafts.settled.unsqueeze(-1)
+        key, step = state.key[lanes, None], state.steps[lanes, None]
+        uniform, draw_uniform = (uniforms(key, position, step, stream) for stream in (2, 0))
+
+        def head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+            return verdict(
+                hidden[:, block:],
+                lambda rows: self._logits(rows, weight),
+                token,
+                opened,
+                drafts,
+                token != mask_id,
+                uniform,
+                draw_uniform,
+                self.settings,
+                self.rows_at_once,
+            )
+
+        self.cache.lanes, self.cache.write, self.cache.length = lanes, None, self.key_slots
+        mask = verify_mask(position[:, 0], block, self.key_slots)
+        ids = torch.cat([token, torch.full_like(token, mask_id)], 1)
+        return self._forward(ids, torch.cat([position, position], 1), mask, head)
+
+    def _logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """(rows, width) -> (rows, vocab) fp32, the ids that may not be drawn at -inf."""
+        return (hidden @ weight.T).float().index_fill_(-1, self.engine.forbidden_ids, -torch.inf)
 
     def _block_forward(self, previous: Tensor, current: Tensor, head=None):
         """Forward over the previous block of some lanes and the current block of others; the rest writes nowhere.
@@ -392,17 +471,20 @@ class _Run:
         prompt, end, limit = (int(x[lane]) for x in (state.prompt, state.start, state.limit))
         response = state.ids[lane, prompt:end]
         answer = response[: limit - prompt]
+        unmask_step = state.unmask_step[lane, prompt:end]
+        if self.drafts is not None:
+            unmask_step = close_up(unmask_step)
         stops = torch.isin(answer, self.engine.stop_ids).nonzero()
         length = int(stops[0]) + 1 if len(stops) else len(answer)
         return Trajectory(
             id=request.id,
             prompt_ids=list(request.prompt_ids),
             response_ids=response.tolist(),
-            unmask_step=state.unmask_step[lane, prompt:end].tolist(),
+            unmask_step=unmask_step.tolist(),
             length=length,
             block_size=self.settings.block_size,
             finish_reason="stop" if len(stops) else "length",
-            steps=int(state.steps[lane]),
+            steps=int(unmask_step.max()),
             forwards=int(state.forwards[lane]),
             seconds=time.perf_counter() - self.began[lane],
             decode=asdict(self.settings),
@@ -416,5 +498,7 @@ class _Run:
         lanes = torch.tensor(taken, device=self.engine.device)
         self.lanes.keep(lanes)
         self.cache.keep(lanes)
+        if self.drafts is not None:
+            self.drafts.keep(lanes)
         self.requests = [self.requests[lane] for lane in taken]
         self.began = [self.began[lane] for lane in taken]
