@@ -390,7 +390,7 @@ class Trainer:
             norm = float(self.accelerator.clip_grad_norm_(self.student.parameters(), clip_norm or math.inf))
         if not math.isfinite(norm) and self.accelerator.mixed_precision != "fp16":  # fp16's scaler skips such steps
             raise UserError(
-                f"gradient norm is {norm} at step {step}; nothing was overwritten; resume with a lower "
+                f"gradient norm is {norm} at step {step}; nothing was overwritten; start anew with a lower "
                 "optimizer.params.learning_rate"
             )
         if not deepspeed:
