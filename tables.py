@@ -12,6 +12,7 @@ import json
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from demo import command
 from t3d.data.jsonfiles import atomic_write
@@ -21,36 +22,48 @@ from t3d.scores.statistics import mean_and_sem
 
 FIGURES, PAGE = ROOT / "docs" / "results" / "tables", ROOT / "docs" / "RESULTS.md"
 SPLITS = ("StoryMath_test", "StoryMath_hard")
-RANDOM_START = {"redi": 0.1}  # share of random tokens in x_T, at rollouts and evaluation alike
+BATCH = 32  # sequences of an optimizer step, over all processes
 KEPT = ("dataset", "strategy", "tokens_per_step", "n", "accuracy", "ci_low", "ci_high", "measured_tokens_per_step")
 KEPT += ("tokens_per_forward", "mean_length")
 
-# name -> (config, overrides). The paper's six and the teacher as it is first, then what came after.
+
+class Method(NamedTuple):
+    """A row of the tables: a training configuration (None: the teacher as it is), and overrides of each stage."""
+
+    config: str | None = None
+    training: tuple[str, ...] = ()
+    rollouts: tuple[str, ...] = ()
+    decoding: tuple[str, ...] = ()
+
+
 T3D = "configs/demo/train.yaml"
-METHODS: dict[str, tuple[str | None, tuple[str, ...]]] = {
-    "original": (None, ()),
-    "sft": ("configs/baselines/demo/sft.yaml", ()),
-    "redi": ("configs/baselines/demo/redi.yaml", ()),
-    "redi, x_T all masks": ("configs/baselines/demo/redi.yaml", ()),
-    "dparallel": ("configs/baselines/demo/dparallel.yaml", ()),
-    "naive_td": ("configs/baselines/demo/naive_td.yaml", ()),
-    "t3d": (T3D, ()),
-    "block_likelihood": ("configs/baselines/demo/block_likelihood.yaml", ()),
-    "block_likelihood, k=0.5": ("configs/baselines/demo/block_likelihood.yaml", ("training.likelihood_k=0.5",)),
+BASELINES = "configs/baselines/demo"
+RANDOM_START = ("rollout.random_init_ratio=0.1",)
+
+# The paper's six and the teacher as it is first, then what came after.
+METHODS = {
+    "original": Method(),
+    "sft": Method(f"{BASELINES}/sft.yaml"),
+    "redi": Method(f"{BASELINES}/redi.yaml", rollouts=RANDOM_START, decoding=RANDOM_START),
+    "redi, x_T all masks": Method(f"{BASELINES}/redi.yaml"),
+    "dparallel": Method(f"{BASELINES}/dparallel.yaml"),
+    "naive_td": Method(f"{BASELINES}/naive_td.yaml"),
+    "t3d": Method(T3D),
+    "block_likelihood": Method(f"{BASELINES}/block_likelihood.yaml"),
+    "block_likelihood, k=0.5": Method(f"{BASELINES}/block_likelihood.yaml", ("training.likelihood_k=0.5",)),
 }
 ABLATIONS = {
-    "t3d, DDO alone": (T3D, ("training.lambda_path=0",)),
-    "t3d, path alone": (T3D, ("training.ddo_weight=0",)),
-    "t3d, forward KL for DDO": (T3D, ("training.ddo_weight=0", "training.forward_kl_weight=1")),
-    "t3d, random_ratio 0.1": (T3D, ("model.random_ratio=0.1",)),
-    "t3d, DDO per block": (T3D, ("training.ddo_level=block",)),
-    "t3d, sampled negatives": (T3D, ("training.reference_temp=1.0",)),
-    "t3d, reference of every step": (T3D, ("training.round_interval=1",)),
-    "t3d, random masks": (T3D, ("training.mask_strategy=random",)),
-    "t3d, on-policy refresh": (T3D, ("training.refresh_rollouts=150",)),
-    "block_likelihood, on-policy refresh": (
-        "configs/baselines/demo/block_likelihood.yaml",
-        ("training.refresh_rollouts=150",),
+    "t3d, DDO alone": Method(T3D, ("training.lambda_path=0",)),
+    "t3d, path alone": Method(T3D, ("training.ddo_weight=0",)),
+    "t3d, forward KL for DDO": Method(T3D, ("training.ddo_weight=0", "training.forward_kl_weight=1")),
+    "t3d, random_ratio 0.1": Method(T3D, ("model.random_ratio=0.1",)),
+    "t3d, DDO per block": Method(T3D, ("training.ddo_level=block",)),
+    "t3d, sampled negatives": Method(T3D, ("training.reference_temp=1.0",)),
+    "t3d, reference of every step": Method(T3D, ("training.round_interval=1",)),
+    "t3d, random masks": Method(T3D, ("training.mask_strategy=random",)),
+    "t3d, on-policy refresh": Method(T3D, ("training.refresh_rollouts=150",)),
+    "block_likelihood, on-policy refresh": Method(
+        f"{BASELINES}/block_likelihood.yaml", ("training.refresh_rollouts=150",)
     ),
 }
 
@@ -76,16 +89,17 @@ def teacher(output: Path, block: int) -> str:
     return str(folder / "ckpt" / "optimized")
 
 
-def roll_out(output: Path, source: str, block: int, seed: int, rollouts: int, ratio: float) -> Path:
+def roll_out(source: str, block: int, seed: int, overrides: tuple[str, ...], args) -> Path:
     """The teacher's trajectories at full steps, ready for training; shared by all methods of a (block, seed)."""
-    project = output / "rollouts" / f"block{block}-seed{seed}-random{ratio}"
+    output = args.output
+    project = output / "rollouts" / "-".join([f"block{block}-seed{seed}", *overrides]).replace("rollout.", "")
     trajectories = project / "trajectories.json"
     if not trajectories.exists():
         command(
             *("python", "sample/sdar_sample.py", "config=configs/demo/sample.yaml", f"experiment.project={project}"),
-            *(f"evaluation.checkpoint_path={source}", f"evaluation.limit={rollouts}", f"rollout.seed={seed}"),
+            *(f"evaluation.checkpoint_path={source}", f"evaluation.limit={args.rollouts}", f"rollout.seed={seed}"),
             *(f"evaluation.eval_dataset={output / 'data' / 'StoryMath_train.json'}", f"rollout.block_size={block}"),
-            *(f"rollout.denoising_steps_per_block={block}", f"rollout.random_init_ratio={ratio}"),
+            *(f"rollout.denoising_steps_per_block={block}", f"rollout.num_processes={args.processes}", *overrides),
         )
         command(
             *("python", "data/rename_key.py", "--model_name", Path(source).name, "--dataset", "StoryMath_train"),
@@ -96,20 +110,21 @@ def roll_out(output: Path, source: str, block: int, seed: int, rollouts: int, ra
 
 def train_line(name: str, data: Path, source: str, block: int, seed: int, args, folder: Path) -> list[str]:
     """The overrides of one training: the same data, optimizer steps and batch for every method."""
-    config, overrides = (METHODS | ABLATIONS)[name]
+    method = (METHODS | ABLATIONS)[name]
     return [
-        f"config={config}",
+        f"config={method.config}",
         f"model.pretrained_model={source}",
         f"dataset.optimization_data={data}",
         f"dataset.limit={args.rollouts}",
         f"training.block_size={block}",
         f"training.seed={seed}",
         f"training.max_steps={args.steps}",
+        f"training.batch_size_lm={BATCH // args.processes}",
         f"experiment.output_root={folder}",
         "experiment.project=run",
         "experiment.run_name=run",
         "experiment.resume=auto",
-        *overrides,
+        *method.training,
     ]
 
 
@@ -122,9 +137,8 @@ def evaluation_lines(name: str, checkpoint: str, folder: Path, block: int, seed:
         f"evaluation.method={name.replace(', ', '-').replace(' ', '_')}",
         f"rollout.block_size={block}",
         f"rollout.seed={seed}",
+        *(METHODS | ABLATIONS)[name].decoding,
     ]
-    if ratio := RANDOM_START.get(name):
-        common.append(f"rollout.random_init_ratio={ratio}")
     if args.problems:
         common.append(f"evaluation.limit={args.problems}")
     data = {split: f"evaluation.eval_dataset={args.output / 'data' / split}.json" for split in SPLITS}
@@ -140,25 +154,30 @@ def run_one(name: str, block: int, seed: int, args) -> None:
     from t3d.evaluation import evaluate
     from t3d.options import load
 
-    output, began = args.output, time.monotonic()
+    output, began, tokens = args.output, time.monotonic(), 0
     checkpoint = source = teacher(output, block)
-    config = (METHODS | ABLATIONS)[name][0]
+    method = (METHODS | ABLATIONS)[name]
     folder = output / figures_file(name, block, seed).stem
-    if config:
+    if method.config:
         if name == "sft":
             data = output / "data" / "StoryMath_train.json"
         else:
-            data = roll_out(output, source, block, seed, args.rollouts, RANDOM_START.get(name, 0.0))
-        command(
-            *("accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"),
-            *("train/self_ddo_sdar_full.py", *train_line(name, data, source, block, seed, args, folder)),
-        )
-        checkpoint = str(folder / Path(source).name / "math" / "run" / "run" / "ckpt" / "optimized")
+            data = roll_out(source, block, seed, method.rollouts, args)
+        launch = ["python"]
+        if args.processes > 1:
+            launch = ["accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"]
+            launch += ["--num_processes", str(args.processes)]
+        line = train_line(name, data, source, block, seed, args, folder)
+        command(*launch, "train/self_ddo_sdar_full.py", *line)
+        run = folder / Path(source).name / "math" / "run" / "run"
+        checkpoint = str(run / "ckpt" / "optimized")
+        tokens = sum(json.loads(line)["tokens"] for line in (run / "log.jsonl").read_text().splitlines())
     seconds, rows = time.monotonic() - began, []
     for line in evaluation_lines(name, checkpoint, folder, block, seed, args):
         rows += json.loads(evaluate(load(EvalConfig, line)).read_text())
     figures = {
         **{"method": name, "block_size": block, "seed": seed, "steps": args.steps, "rollouts": args.rollouts},
+        "tokens": tokens,  # that training saw, clean and noisy copies
         "seconds": round(seconds),
         "rows": [{key: row[key] for key in KEPT} for row in rows],
     }
@@ -286,11 +305,14 @@ def main() -> None:
     parser.add_argument("--blocks", default="4")
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps of 32 sequences")
     parser.add_argument("--rollouts", type=int, default=4000, help="questions to learn from")
+    parser.add_argument("--processes", type=int, default=2, help="processes of rollouts and training, a core each")
     parser.add_argument("--problems", type=int, help="problems per evaluation; all where it is left out")
     parser.add_argument("--output", type=Path, default=Path("experiments/tables"), help="folder of models and rollouts")
     parser.add_argument("--page", action="store_true", help="only write docs/RESULTS.md")
     args = parser.parse_args()
     args.output = ROOT / args.output
+    if args.processes < 1 or BATCH % args.processes:
+        raise UserError(f"--processes {args.processes}: {BATCH} sequences a step do not divide by it")
     if not args.page:
         chosen = args.methods.split(";") if args.methods else [*METHODS, *(ABLATIONS if args.ablations else ())]
         if unknown := [name for name in chosen if name not in METHODS | ABLATIONS]:

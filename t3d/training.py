@@ -278,7 +278,7 @@ class Trainer:
             metrics = self.optimizer_step(step, stop.received is not None)
             self.step = step
             stopping = metrics.pop("stopping") > 0 and step < self.total_steps
-            metrics["tokens_per_second"] = metrics.pop("tokens") / (time.perf_counter() - began)
+            metrics["tokens_per_second"] = metrics["tokens"] / (time.perf_counter() - began)
             with checkpoint.writing(f"the log of {run}"):
                 tracker.log({"epoch": self.order.indices(step - 1)[0][0], **metrics, "lr": rate}, step)
             bar.update()

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "cache_aside")
 LOGGED = {
     *("step", "epoch", "loss", "ddo", "ddo_real", "ddo_fake", "path", "logp_student_real", "logp_student_fake"),
     *("logp_reference_real", "logp_reference_fake", "reward_margin", "ddo_accuracy", "grad_norm", "lr"),
-    *("tokens_per_second", "sequences", "skipped", "round"),
+    *("tokens", "tokens_per_second", "sequences", "skipped", "round"),
 }
 VOLATILE = {"tokens_per_second"}
 
