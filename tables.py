@@ -120,6 +120,7 @@ def train_line(name: str, data: Path, source: str, block: int, seed: int, args, 
         f"training.seed={seed}",
         f"training.max_steps={args.steps}",
         f"training.batch_size_lm={BATCH // args.processes}",
+        "training.tokens_per_batch=2048",  # by length: the same losses, sooner
         f"experiment.output_root={folder}",
         "experiment.project=run",
         "experiment.run_name=run",
