@@ -10,7 +10,6 @@ is written from all figures that are there; --page writes it and runs nothing.
 import argparse
 import json
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from demo import command
 from t3d.data.jsonfiles import atomic_write
 from t3d.errors import UserError, run_main
 from t3d.paths import ROOT
-from t3d.scores.statistics import mean_and_sem
+from t3d.scores.study.page import write_page
 
 FIGURES, PAGE = ROOT / "docs" / "results" / "tables", ROOT / "docs" / "RESULTS.md"
 SPLITS = ("StoryMath_test", "StoryMath_hard")
@@ -191,113 +190,6 @@ def figures_file(name: str, block: int, seed: int) -> Path:
     return FIGURES / f"{plain}-block{block}-seed{seed}.json"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The page
-
-
-def page(figures: list[dict]) -> str:
-    """docs/RESULTS.md from the figures of finished runs."""
-    parts = [INTRODUCTION]
-    for block in sorted({run["block_size"] for run in figures}):
-        runs: dict[str, list[dict]] = defaultdict(list)
-        for run in sorted(figures, key=lambda run: run["seed"]):
-            if run["block_size"] == block:
-                runs[run["method"]].append(run)
-        names = [name for name in METHODS | ABLATIONS if name in runs]
-        fast = [2.0**k for k in range(1, block.bit_length())]
-        parts.append(f"## Block {block}\n\n" + settings(runs))
-        parts.append("### Few-step decoding, StoryMath_test\n\n" + few_step(runs, names, fast, SPLITS[0]))
-        parts.append("### Full-step decoding: what is kept\n\n" + full_step(runs, names))
-        parts.append("### Dynamic decoding, threshold 0.9\n\n" + dynamic(runs, names))
-        parts.append("### The harder split, StoryMath_hard\n\n" + few_step(runs, names, [1.0, *fast], SPLITS[1]))
-    return "\n\n".join(parts) + "\n"
-
-
-INTRODUCTION = """# Results on the embedded benchmark
-
-Written by `python tables.py` (`make tables`) from the figures in `docs/results/tables/`. StoryMath is not MATH500:
-small word problems and a teacher of 0.6 M parameters show what few-step decoding breaks and what a method repairs,
-not what a method is worth on SDAR-4B. Every method has the same optimizer steps, batch of 32 and questions; dParallel
-makes two forwards a step, T3D one of the student and one of its reference, the others one. Accuracies in percent,
-mean over seeds +- standard error (without one: a single seed); "gain" is over the teacher as it is, in points of the
-average. EDLM, the paper's row of decode-time reweighting, is not there. ReDi with an all-mask x_T is SFT on the
-teacher's own text."""
-
-
-def settings(runs: dict[str, list[dict]]) -> str:
-    every = [run for of_method in runs.values() for run in of_method]
-    told = []
-    for key, what in (("steps", "optimizer steps"), ("rollouts", "questions"), ("seed", "seeds")):
-        told.append(f"{what} {', '.join(map(str, sorted({run[key] for run in every})))}")
-    problems = sorted({row["n"] for run in every for row in run["rows"]})
-    return "; ".join([*told, f"problems per evaluation {', '.join(map(str, problems))}"]) + "."
-
-
-def few_step(runs: dict[str, list[dict]], names: list[str], speeds: list[float], split: str) -> str:
-    """Accuracy at each speed, their average, and the gain over the teacher."""
-    head = ["method", *(f"{speed:g} tokens/step" for speed in speeds), "average", "gain", "seeds"]
-    averages = {
-        name: [mean_and_sem([accuracy(run, split, s) for s in speeds])[0] for run in runs[name]] for name in names
-    }
-    base = mean_and_sem(averages["original"])[0] if "original" in averages else None
-    rows = []
-    for name in names:
-        cells = [percent([accuracy(run, split, speed) for run in runs[name]]) for speed in speeds]
-        gain = "" if base is None else f"{100 * (mean_and_sem(averages[name])[0] - base):+.1f}"
-        rows.append([name, *cells, percent(averages[name]), gain, str(len(runs[name]))])
-    return table(head, rows)
-
-
-def full_step(runs: dict[str, list[dict]], names: list[str]) -> str:
-    rows = [[name, percent([accuracy(run, SPLITS[0], 1.0) for run in runs[name]])] for name in names]
-    return table(["method", "1 token/step"], rows)
-
-
-def dynamic(runs: dict[str, list[dict]], names: list[str]) -> str:
-    rows = []
-    for name in names:
-        found = [next(row for row in run["rows"] if "dynamic" in row["strategy"]) for run in runs[name]]
-        speeds = [spread([row[key] for row in found], 2) for key in ("measured_tokens_per_step", "tokens_per_forward")]
-        rows.append([name, percent([row["accuracy"] for row in found]), *speeds])
-    return table(["method", "accuracy", "tokens per step", "tokens per forward"], rows)
-
-
-def accuracy(run: dict, split: str, speed: float) -> float:
-    found = [
-        row["accuracy"]
-        for row in run["rows"]
-        if (row["dataset"], row["tokens_per_step"]) == (split, speed) and "static" in row["strategy"]
-    ]
-    if len(found) != 1:
-        raise UserError(
-            f"{run['method']}, seed {run['seed']}: {len(found)} figures for {split} at {speed:g} tokens/step"
-        )
-    return found[0]
-
-
-def percent(values: list[float]) -> str:
-    return spread([100 * value for value in values], 1)
-
-
-def spread(values: list[float], digits: int) -> str:
-    mean, error = mean_and_sem(values)
-    return f"{mean:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def write_page() -> None:
-    figures = [json.loads(path.read_text()) for path in sorted(FIGURES.glob("*.json"))]
-    if not figures:
-        raise UserError(f"{FIGURES} has no figures yet; run `python tables.py` without --page first")
-    with atomic_write(PAGE) as file:
-        file.write(page(figures))
-    print(f"{PAGE}: {len(figures)} runs")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", help=f"some of: {'; '.join(METHODS | ABLATIONS)} (separated by ;)")
@@ -330,7 +222,7 @@ def main() -> None:
         for number, run in enumerate(runs, 1):
             print(f"\n=== {number} of {len(runs)}: {run[0]}, block {run[1]}, seed {run[2]}", flush=True)
             run_one(*run, args)
-    write_page()
+    write_page(FIGURES, PAGE, METHODS, ABLATIONS, SPLITS)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ Chart = tuple[str, str]  # title, SVG
 
 # Middle tones, which stand out on white and on black alike.
 METHOD_COLOURS = {"original": "#dd6b0d", "t3d": "#2b85ef"}
-OTHER_COLOURS = ("#9b6bea", "#2a9a4b", "#d3509b", "#9c8416")
+OTHER_COLOURS = ("#9b6bea", "#2a9a4b", "#d3509b", "#9c8416", "#12a5b5", "#cc3d3d", "#7d8792", "#8f5e3b")
 METHOD_NAMES = {"original": "Original", "t3d": "T3D"}
 _INK = "#010203"  # stands for the page's text colour
-_STYLE = {
+STYLE = {
     "font.size": 12,
     "font.sans-serif": ["DejaVu Sans"],  # measures the text; the page's own font then writes it
     "text.parse_math": False,
@@ -39,10 +39,8 @@ _STYLE = {
     "lines.linewidth": 2.0,
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "t3d",  # the same input gives the same file
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), _INK
-    ),
 }
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color", "xtick.color", "ytick.color")
 
 
 def method_name(method: str) -> str:
@@ -146,7 +144,7 @@ def _chart(title: str, draw: Callable[[Axes], None]) -> Chart:
     from matplotlib.figure import Figure
 
     file = io.StringIO()
-    with rc_context(_STYLE):
+    with rc_context(STYLE | dict.fromkeys(_INKED, _INK)):
         figure = Figure(figsize=(5, 3.3), layout="constrained")
         draw(figure.add_subplot())
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

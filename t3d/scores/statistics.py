@@ -39,6 +39,19 @@ def mean_and_sem(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
+# 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom (any table of the distribution)
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def paired_interval(differences: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of paired differences and the half-width of its 95 % interval by Student's t (1908); of one pair None.
+
+    Beyond ten pairs the quantile of ten is kept: a little wide.
+    """
+    mean, error = mean_and_sem(differences)
+    return mean, None if error is None else _T[min(len(differences) - 1, len(_T)) - 1] * error
+
+
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """The chance that at least one of `k` answers is right, estimated without bias from `n` answers, `correct` of them
     right: 1 - C(n - correct, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).

@@ -5,6 +5,7 @@ from t3d.scores.statistics import (
     bootstrap_interval,
     mcnemar_exact,
     mean_and_sem,
+    paired_interval,
     pass_at_k,
     share_interval,
     wilson_interval,
@@ -78,3 +79,11 @@ def test_mcnemar_against_hand_computed_values():
     assert mcnemar_exact(1, 5) == mcnemar_exact(5, 1) == pytest.approx(2 * (1 + 6) / 64)
     assert mcnemar_exact(0, 10) == pytest.approx(2 / 1024)
     assert 0 < mcnemar_exact(400, 600) < 1e-9  # no overflow
+
+
+def test_paired_interval():
+    """1 and 3: mean 2, standard error 1, and 12.706 of them; three pairs: 4.303. One pair tells no interval."""
+    assert paired_interval([1.0, 3.0]) == (2.0, pytest.approx(12.706))
+    assert paired_interval([0.0, 3.0, 6.0]) == (3.0, pytest.approx(4.303 * 3 / 3**0.5))
+    assert paired_interval([1.0]) == (1.0, None)
+    assert paired_interval([0.0, 1.0] * 10)[1] == pytest.approx(2.262 * mean_and_sem([0.0, 1.0] * 10)[1])
