@@ -222,7 +222,7 @@ def main() -> None:
         for number, run in enumerate(runs, 1):
             print(f"\n=== {number} of {len(runs)}: {run[0]}, block {run[1]}, seed {run[2]}", flush=True)
             run_one(*run, args)
-    write_page(FIGURES, PAGE, METHODS, ABLATIONS, SPLITS)
+    write_page(FIGURES, PAGE, METHODS, ABLATIONS, SPLITS, BATCH)
 
 
 if __name__ == "__main__":

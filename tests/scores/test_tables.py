@@ -16,7 +16,7 @@ from .study.figures import run
 @pytest.mark.parametrize("block", [4, 8])
 @pytest.mark.parametrize("name", [*tables.METHODS, *tables.ABLATIONS])
 def test_every_run_is_a_valid_command(name, block, tmp_path):
-    args = argparse.Namespace(rollouts=100, steps=7, problems=9, output=tmp_path)
+    args = argparse.Namespace(rollouts=100, steps=7, problems=9, output=tmp_path, processes=2)
     if tables.METHODS.get(name, (True,))[0]:
         line = tables.train_line(name, Path("x.json"), "models/embedded-teacher", block, 5, args, tmp_path)
         config = load(TrainConfig, line)

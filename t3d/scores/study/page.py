@@ -32,21 +32,26 @@ from t3d.scores.study.estimates import (
 )
 from t3d.scores.tables import Table
 
-Methods = Mapping[str, tuple[str | None, tuple[str, ...]]]  # name -> (config, overrides); no config: no training
+# name -> (training config, None: the teacher as it is; overrides of training, of rollouts, of decoding)
+Methods = Mapping[str, tuple[str | None, Sequence[str], Sequence[str], Sequence[str]]]
 Runs = dict[str, list[Run]]
 
 PAPER = ROOT / "docs" / "results" / "paper.json"
 TEACHER_BLOCK = 4
-LAUNCH = ROOT / "accelerate_configs" / "2_cpu_processes.yaml"  # what the runs are started with
 
 
-def write_page(figures: Path, page: Path, methods: Methods, ablations: Methods, splits: tuple[str, str]) -> None:
-    """Write the page from all runs below `figures`, and the plots beside them. splits: the test set, the harder one."""
+def write_page(
+    figures: Path, page: Path, methods: Methods, ablations: Methods, splits: tuple[str, str], batch: int
+) -> None:
+    """Write the page from all runs below `figures`, and the plots beside them.
+
+    splits: the test set and the harder one; batch: sequences of an optimizer step.
+    """
     runs = [json.loads(path.read_text()) | {"file": path.name} for path in sorted(figures.glob("*.json"))]
     if not runs:
         raise UserError(f"{figures} has no figures yet; run `python tables.py` without --page first")
     folder = Path(os.path.relpath(figures, page.parent)).as_posix()
-    parts = [introduction(methods, splits[0]), commands(runs, figures), settings(runs, methods, ablations)]
+    parts = [introduction(methods, splits[0]), commands(runs, figures), settings(runs, methods | ablations, batch)]
     for block in sorted({run["block_size"] for run in runs if run["method"] in methods | ablations}):
         drawn = draw(runs, block, methods, ablations, splits[0], figures)
         images = {name: f"![{told}]({folder}/{file})" for name, (file, told) in drawn.items()}
@@ -110,44 +115,38 @@ def commands(runs: Sequence[Run], figures: Path) -> str:
     )
 
 
-def settings(runs: Sequence[Run], methods: Methods, ablations: Methods) -> str:
+def settings(runs: Sequence[Run], named: Methods, batch: int) -> str:
     """One line a method: its config, what differs from it, and the budget that its runs had."""
     rows = []
-    named = methods | ablations
-    for name in named:
-        config, overrides = named[name][:2]
+    for name, (config, *stages) in named.items():
         found = [run for run in runs if run["method"] == name]
         if not found:
             continue
-        changed = " ".join(f"`{override}`" for override in overrides)
-        if config is None:
-            rows.append([name, f"the teacher as it is {changed}".strip(), *[""] * 5])
-            continue
-        batch, rate = budget(config, overrides)
+        changed = [
+            f"{stage}: " * (stage != "training") + " ".join(f"`{override}`" for override in overrides)
+            for stage, overrides in zip(("training", "rollouts", "decoding"), stages, strict=True)
+            if overrides
+        ]
+        told = "; ".join([f"`{config}`" if config else "the teacher as it is", *changed])
         steps, questions = (_values(run[key] for run in found) for key in ("steps", "rollouts"))
-        rows.append([name, f"`{config}` {changed}".strip(), steps, batch, rate, questions, _tokens(found)])
-    columns = ["method", "config and overrides", "steps", "batch", "learning rate", "questions", "tokens seen"]
-    table = Table("", columns, rows, text=columns[:2]).without_empty("tokens seen")
-    told = ["## Settings", table.markdown()]
+        budget = [steps, learning_rate(config, stages[0]), questions, _tokens(found)] if config else [""] * 4
+        rows.append([name, told, *budget])
+    columns = ["method", "config; overrides", "steps", "learning rate", "questions", "tokens seen"]
+    told = ["## Settings", Table("", columns, rows, text=columns[:2]).without_empty("tokens seen").markdown()]
     told.append(
-        "batch: sequences of an optimizer step. questions: those that training draws from; the answers are the "
-        f"teacher's own at full steps, for SFT the worked solutions. {temperatures()}"
+        f"Every optimizer step takes {batch} sequences. questions: those that training draws from; the answers are the "
+        "teacher's own at full steps, for SFT the worked solutions. tokens seen: in training, clean and noisy copies. "
+        f"{temperatures()}"
     )
     if strange := sorted({run["method"] for run in runs} - set(named)):
         told.append(f"Left out, for tables.py does not name them any more: {', '.join(strange)}.")
     return "\n\n".join(told)
 
 
-def budget(config: str, overrides: Sequence[str]) -> tuple[str, str]:
-    """Sequences of an optimizer step over all processes, and the learning rate, as the config resolves."""
-    import yaml
-
+def learning_rate(config: str, overrides: Sequence[str]) -> str:
     from t3d.config import TrainConfig, load
 
-    resolved = load(TrainConfig, [f"config={config}", *overrides])
-    processes = yaml.safe_load(LAUNCH.read_text())["num_processes"]
-    batch = resolved.training.batch_size_lm * resolved.training.gradient_accumulation_steps * processes
-    return str(batch), f"{resolved.optimizer.params.learning_rate:g}"
+    return f"{load(TrainConfig, [f'config={config}', *overrides]).optimizer.params.learning_rate:g}"
 
 
 def temperatures() -> str:

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 
+from tables import Method
+
 SPLITS = ("StoryMath_test", "StoryMath_hard")
+RANDOM = ("rollout.random_init_ratio=0.1",)
 METHODS = {
-    "original": (None, ()),
-    "redi": ("configs/baselines/demo/redi.yaml", ()),
-    "redi, x_T all masks": ("configs/baselines/demo/redi.yaml", ()),
-    "t3d": ("configs/demo/train.yaml", ()),
+    "original": Method(),
+    "redi": Method("configs/baselines/demo/redi.yaml", rollouts=RANDOM, decoding=RANDOM),
+    "redi, x_T all masks": Method("configs/baselines/demo/redi.yaml"),
+    "t3d": Method("configs/demo/train.yaml"),
 }
-ABLATIONS = {"t3d, DDO alone": ("configs/demo/train.yaml", ("training.lambda_path=0",))}
+ABLATIONS = {"t3d, DDO alone": Method("configs/demo/train.yaml", ("training.lambda_path=0",))}
 
 
 def run(method: str, seed: int, accuracies: Sequence[float], block: int = 4, fast: float = 2.0, **more) -> dict:

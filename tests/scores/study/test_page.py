@@ -15,7 +15,7 @@ def written(folder, runs, methods=METHODS):
     figures.mkdir(parents=True)
     for i, one in enumerate(runs):
         (figures / f"run{i:02}.json").write_text(json.dumps(one))
-    write_page(figures, page, methods, ABLATIONS, SPLITS)
+    write_page(figures, page, methods, ABLATIONS, SPLITS, 32)
     return page.read_text()
 
 
@@ -85,9 +85,12 @@ def test_it_says_what_is_not_there(page):
 
 def test_settings_and_commands(page):
     settings = part(page[1], "## Settings")
-    assert "| original | the teacher as it is |  |  |  |  |  |" in settings
-    assert "| t3d | `configs/demo/train.yaml` | 600 | 32 | 0.0005 | 4000 | 1.25 M |" in settings
-    assert "| t3d, DDO alone | `configs/demo/train.yaml` `training.lambda_path=0` | 600 |" in settings
+    assert "| original | the teacher as it is |  |  |  |  |" in settings
+    assert "| t3d | `configs/demo/train.yaml` | 600 | 0.0005 | 4000 | 1.25 M |" in settings
+    assert "| t3d, DDO alone | `configs/demo/train.yaml`; `training.lambda_path=0` | 600 |" in settings
+    redi = "`configs/baselines/demo/redi.yaml`; rollouts: `rollout.random_init_ratio=0.1`; decoding: `rollout."
+    assert f"| redi | {redi}" in settings
+    assert "Every optimizer step takes 32 sequences." in settings
     assert "Answers are drawn at temperature 0.1" in settings
     commands = part(page[1], "## The commands")
     assert "python tables.py --ablations\n" in commands, "the lines of `make tables`, as the Makefile has them"
@@ -106,7 +109,7 @@ def test_plots_are_there_and_shown(page):
 
 def test_without_figures(tmp_path):
     with pytest.raises(UserError, match="has no figures yet; run `python tables.py`"):
-        write_page(tmp_path, tmp_path / "RESULTS.md", METHODS, ABLATIONS, SPLITS)
+        write_page(tmp_path, tmp_path / "RESULTS.md", METHODS, ABLATIONS, SPLITS, 32)
 
 
 def test_a_broken_run_stops_the_page(tmp_path):
