@@ -81,9 +81,8 @@ def teacher(output: Path, block: int) -> str:
         command(
             *("python", "train/self_ddo_sdar_full.py", "config=configs/demo/teacher.yaml", "experiment.resume=auto"),
             *("model.pretrained_model=models/embedded-teacher", f"training.block_size={block}"),
-            *(f"dataset.optimization_data={output / 'data' / 'StoryMath_sft.json'}", "training.max_steps=3000"),
-            *("optimizer.params.learning_rate=1.0e-3", f"experiment.output_root={output / 'teachers'}"),
-            f"experiment.run_name=block{block}",
+            *(f"dataset.optimization_data={output / 'data' / 'StoryMath_sft.json'}", "training.tokens_per_batch=2048"),
+            *(f"experiment.output_root={output / 'teachers'}", f"experiment.run_name=block{block}"),
         )
     return str(folder / "ckpt" / "optimized")
 
