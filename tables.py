@@ -37,6 +37,9 @@ class Method(NamedTuple):
 
 T3D = "configs/demo/train.yaml"
 BASELINES = "configs/baselines/demo"
+BEST = "configs/demo/best.yaml"
+REFRESH = ("training.refresh_rollouts=150",)
+GREEDY = ("rollout.temperature=0",)
 RANDOM_START = ("rollout.random_init_ratio=0.1",)
 
 # The paper's six and the teacher as it is first, then what came after.
@@ -49,7 +52,7 @@ METHODS = {
     "naive_td": Method(f"{BASELINES}/naive_td.yaml"),
     "t3d": Method(T3D),
     "block_likelihood": Method(f"{BASELINES}/block_likelihood.yaml"),
-    "block_likelihood, k=0.5": Method(f"{BASELINES}/block_likelihood.yaml", ("training.likelihood_k=0.5",)),
+    "best": Method(BEST, rollouts=GREEDY),
 }
 ABLATIONS = {
     "t3d, DDO alone": Method(T3D, ("training.lambda_path=0",)),
@@ -60,9 +63,15 @@ ABLATIONS = {
     "t3d, sampled negatives": Method(T3D, ("training.reference_temp=1.0",)),
     "t3d, reference of every step": Method(T3D, ("training.round_interval=1",)),
     "t3d, random masks": Method(T3D, ("training.mask_strategy=random",)),
-    "t3d, on-policy refresh": Method(T3D, ("training.refresh_rollouts=150",)),
-    "block_likelihood, on-policy refresh": Method(
-        f"{BASELINES}/block_likelihood.yaml", ("training.refresh_rollouts=150",)
+    "t3d, on-policy refresh": Method(T3D, REFRESH),
+    "t3d, greedy, exponent 3": Method(T3D, ("training.mask_ratio_exponent=3",), GREEDY),
+    "naive_td, greedy, exponent 3": Method(f"{BASELINES}/naive_td.yaml", ("training.mask_ratio_exponent=3",), GREEDY),
+    "best, rollouts at temperature 0.1": Method(BEST),
+    "best, exponent 8": Method(BEST, ("training.mask_ratio_exponent=8",), GREEDY),
+    "best, k=1": Method(BEST, ("training.likelihood_k=1",), GREEDY),
+    "best, k=0.5": Method(BEST, ("training.likelihood_k=0.5",), GREEDY),
+    "best, on-policy refresh": Method(
+        BEST, ("training.refresh_rollouts=150", "training.refresh_temperature=0"), GREEDY
     ),
 }
 
