@@ -2,7 +2,7 @@
 
 A step draws the tokens of a block independently of each other. EDLM corrects that draw by an energy of all of x_0,
 
-    p(x_0 | x_t)  ~  prod_i p_theta(x_0^i | x_t)  exp(-E(x_0, x_t)),      E = -log p_AR(x_0) + log p_theta(x_0 | x_t),
+    p(x_0 | x_t) = 1/Z prod_i p_theta(x_0^i | x_t) exp(-E(x_0, x_t)),   E = -log p_AR(x_0) + log p_theta(x_0 | x_t),
 
 and samples it by self-normalised importance sampling: k candidates from the factorised p_theta, one of them chosen with
 weights exp(-E). The factorised law cancels, so with growing k the choice is one from p_AR(x_0 | what x_t shows).
