@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from t3d.decoding import NOTHING_TO_VERIFY, DecodeSettings
+from t3d.decoding import DecodeSettings, conflict
 from t3d.options import fault, help_text, load, option, save, to_dict, validate  # noqa: F401
 
 DATA_TYPES = ("math", "code", "option")
@@ -65,6 +65,7 @@ def check_engine(rollout: RolloutConfig) -> None:
     else:
         unsupported = {
             "self_verify": "not with rollout.engine=sglang; leave it off",
+            "energy_candidates": "not with rollout.engine=sglang; leave it at 1",
             "random_init_ratio": "SGLang's blocks begin as masks; leave it at 0",
             "compile": "SGLang compiles by itself; leave it off",
             "fused_commit": "SGLang writes a block's cache in a forward of its own; leave it at true",
@@ -123,8 +124,9 @@ class SampleConfig:
                 f"more steps than the block has positions; at most rollout.block_size={rollout.block_size}",
             )
         check_engine(rollout)
-        if rollout.self_verify and rollout.block_size == 1:
-            raise fault("rollout.self_verify", True, NOTHING_TO_VERIFY)
+        if found := conflict(rollout):
+            name, remedy = found
+            raise fault(f"rollout.{name}", getattr(rollout, name), remedy)
         if data.node_index >= data.num_node:
             raise fault(
                 "evaluation.node_index",

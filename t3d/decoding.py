@@ -15,8 +15,6 @@ from t3d.options import option
 
 STRATEGIES = ("low_confidence_static", "low_confidence_dynamic", "sequential", "entropy_bounded", "random")
 
-NOTHING_TO_VERIFY = "a block of one token is its own verification; take block_size 2 or more, or leave it off"
-
 
 @dataclass
 class DecodeSettings:
@@ -48,6 +46,30 @@ class DecodeSettings:
         "check each drafted block with the same weights at block size 1, a forward per check, and decode anew what "
         "follows the first token that fails",
     )
+    energy_candidates: int = option(
+        1,
+        "EDLM: in each step draw so many fillings of the block, score each by a forward at block size 1 and choose one "
+        "by its energy; 1 = off",
+        ge=1,
+    )
+
+
+def conflict(settings: DecodeSettings) -> tuple[str, str] | None:
+    """The name of a setting that others rule out, and the remedy; None if all go together."""
+    single = settings.block_size == 1
+    if settings.self_verify and single:
+        return "self_verify", "a block of one token is its own verification; take block_size 2 or more, or leave it off"
+    if settings.energy_candidates > 1:
+        if single:
+            return (
+                "energy_candidates",
+                "a block of one token has no energy; take block_size 2 or more, or leave it at 1",
+            )
+        if settings.temperature == 0:
+            return "energy_candidates", "at temperature 0 all candidates are alike; raise it, or leave this at 1"
+        if settings.self_verify:
+            return "energy_candidates", "not together with self_verify; leave this at 1, or that off"
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,11 +92,11 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-def uniforms(key: Tensor, position: Tensor, step: Tensor, stream: int = 0) -> Tensor:
-    """Uniform numbers in [0, 1), float32; broadcast over int64 ``key``, ``position`` and ``step``.
+def uniforms(key: Tensor, position: Tensor, step: Tensor, stream: int | Tensor = 0) -> Tensor:
+    """Uniform numbers in [0, 1), float32; broadcast over int64 ``key``, ``position``, ``step`` and ``stream``.
 
     ``stream`` separates uses: 0 draws the token, 1 orders positions in the random strategy, 2 accepts drafted tokens, 3
-    draws what a position shows before it is decided.
+    draws what a position shows before it is decided, 4 chooses among candidates, 5, 6, ... draw those after the first.
     Streams come in pairs, and a pair has 2^40 positions: no two (position, stream) meet in one number.
     """
     x = _mix(key + _GOLDEN * (2 * (position + (stream // 2 << 40)) + stream % 2 + 1))
@@ -101,15 +123,15 @@ def draw(logits: Tensor, u: Tensor, settings: DecodeSettings, *, need_entropy: b
 
     Args:
         logits: (rows, vocab), ids that may not be drawn already at -inf.
-        u: (rows,) uniforms in [0, 1), used when the temperature is above 0.
+        u: (rows,) uniforms in [0, 1), used when the temperature is above 0; there (rows, n) draws n tokens a row.
         need_entropy: also return the entropy (nats) of the distribution the token was drawn from.
         rows_at_once: bound on the fp32 temporaries.
 
     Returns:
-        (token, confidence, entropy or None), each (rows,). At temperature 0 the token is the argmax and the confidence
-        its softmax probability at temperature 1, unfiltered; above it temperature, top-k, top-p and softmax are applied
-        in this order, the token is drawn by inverse CDF in the order of the ids, and the confidence is its filtered
-        probability.
+        (token, confidence, entropy or None), the first two shaped like ``u``, the entropy (rows,). At temperature 0 the
+        token is the argmax and the confidence its softmax probability at temperature 1, unfiltered; above it
+        temperature, top-k, top-p and softmax are applied in this order, the token is drawn by inverse CDF in the order
+        of the ids, and the confidence is its filtered probability.
     """
     parts = [
         _draw_rows(chunk.float(), u_chunk, settings, need_entropy)
@@ -128,9 +150,10 @@ def _draw_rows(logits: Tensor, u: Tensor, settings: DecodeSettings, need_entropy
         confidence = torch.exp(top - logits.logsumexp(-1))
         return token, confidence, _entropy(logits.softmax(-1)) if need_entropy else None
     probability = distribution(logits, settings)
-    token = inverse_cdf(probability, u)
-    confidence = probability.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-    return token, confidence, _entropy(probability) if need_entropy else None
+    draws = u.unsqueeze(-1).flatten(1).unbind(-1)
+    token = torch.stack([inverse_cdf(probability, each) for each in draws], -1)
+    confidence = probability.gather(-1, token).view_as(u)
+    return token.view_as(u), confidence, _entropy(probability) if need_entropy else None
 
 
 def distribution(logits: Tensor, settings: DecodeSettings) -> Tensor:

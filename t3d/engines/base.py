@@ -53,8 +53,8 @@ class Engine(Protocol):
 
     The trajectory carries ids, unmask steps, length, finish reason and counts; text and task fields are the caller's.
     A result depends on the weights, the request, the settings and the seed alone: not on batch size or order. So does
-    its ``forwards``: all that the answer takes, the prompt's (if it has a whole block), denoising steps, commits and
-    checks; one that is shared, as a prompt's by several samples, counts in each answer.
+    its ``forwards``: all that the answer takes, the prompt's (if it has a whole block), denoising steps, commits,
+    checks and scores of candidates; one that is shared, as a prompt's by several samples, counts in each answer.
     ``on_step`` is called after every denoising step, once for each answer that took part, and before the trajectory of
     an answer that this step ends; it changes no result. An engine that cannot show its steps refuses it.
     """

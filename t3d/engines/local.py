@@ -7,7 +7,7 @@ a lane wrote beyond its current block is overwritten before anyone may see it.
 A finished block must enter the cache with its final tokens. With ``fused_commit`` that happens in the forward that
 starts the next block, on [finished block | next block]: exact under block-causal attention, and ``steps`` forwards a
 block in place of ``steps + 1``. With ``self_verify`` a block counts as finished when a forward of its own has checked
-it (t3d.engines.verify).
+it (t3d.engines.verify). With ``energy_candidates`` a step draws several times and chooses (t3d.engines.energy).
 """
 
 import time
@@ -24,6 +24,7 @@ from t3d.data.trajectory import Trajectory
 from t3d.decoding import DecodeSettings, choose, draw, initial_tokens, quota, stream_key, uniforms
 from t3d.engines.base import Request, Step
 from t3d.engines.cache import Slots
+from t3d.engines.energy import Energy, candidate_uniforms
 from t3d.engines.verify import Verifier, close_up
 from t3d.errors import UserError
 
@@ -206,6 +207,7 @@ class Run:
         cpu = device.type == "cpu"
         self.rows_drawn = max(1, 2**21 // engine.model.config.vocab_size) if cpu else self.rows_at_once
         self.verifier = Verifier(self, lanes) if settings.self_verify else None
+        self.energy = Energy(self) if settings.energy_candidates > 1 else None
         # Lanes with a fixed number of steps a block start their blocks together, so that one forward in `steps` is the
         # wide one that commits. With a varying number of steps there is nothing to align.
         fixed = settings.remasking_strategy in ("low_confidence_static", "sequential", "random")
@@ -279,8 +281,8 @@ class Run:
         """One denoising step of every lane whose turn it is; yields the answers it finishes.
 
         The host reads from the device once, in ``_advance``, and learns there all that the next step's shapes take. A
-        nucleus (top_p < 1 without top_k, see ``filter_logits``) adds a read; so do finished answers, an observer and
-        self-verification.
+        nucleus (top_p < 1 without top_k, see ``filter_logits``) adds a read; so do finished answers, an observer,
+        self-verification and an energy.
         """
         state = self.lanes
         turn = state.active & (state.stage > 0) if self.phase else state.active.clone()
@@ -291,6 +293,8 @@ class Run:
             state.forwards += committing.long()
             committing = None
         tokens, confidence, entropy, masked, position = self._denoise(committing, turn)
+        if self.energy is not None:
+            tokens, confidence = self.energy.choose(tokens, confidence, masked, turn)
         state.commit &= ~turn
         state.forwards += turn.long()
         state.steps += turn.long()
@@ -313,7 +317,8 @@ class Run:
     def _denoise(self, wide: Tensor | None, turn: Tensor):
         """Forward, then draw at the masked positions of the lanes whose turn it is.
 
-        Returns tokens, confidence, entropy (or None), masked: (lanes, block), and their positions.
+        Returns tokens, confidence, entropy (or None), masked: (lanes, block), and their positions. With an energy
+        tokens and confidence are of all candidates, (lanes, block, candidates).
         """
         state, settings = self.lanes, self.settings
         masked, position = self._masked(turn)
@@ -321,7 +326,8 @@ class Run:
         # nonzero() would wait for their number, which is known; nonzero_static() needs torch 2.7 on CUDA
         first = masked.flatten().byte().argsort(descending=True, stable=True)[:masks]
         lane, column = first // masked.shape[1], first % masked.shape[1]
-        u = uniforms(state.key[lane], position[lane, column], state.steps[lane] + 1)
+        stream = state.key[lane], position[lane, column], state.steps[lane] + 1
+        u = uniforms(*stream) if self.energy is None else candidate_uniforms(*stream, settings.energy_candidates)
         need_entropy = settings.remasking_strategy == "entropy_bounded"
 
         def head(hidden: Tensor, weight: Tensor):
@@ -340,7 +346,7 @@ class Run:
                 grids.append(None)
                 continue
             values = torch.cat(parts)
-            grids.append(torch.zeros(masked.shape, dtype=values.dtype, device=values.device))
+            grids.append(torch.zeros(masked.shape + values.shape[1:], dtype=values.dtype, device=values.device))
             grids[-1][lane, column] = values
         return *grids, masked, position
 

@@ -243,6 +243,8 @@ class SGLangEngine:
             raise UserError("rollout.engine=sglang: it does not show its steps; use the local engine")
         if settings.self_verify:
             raise UserError("rollout.self_verify=true: not with rollout.engine=sglang; leave it off")
+        if settings.energy_candidates > 1:
+            raise UserError("rollout.energy_candidates: not with rollout.engine=sglang; leave it at 1")
         if settings.random_init_ratio:
             raise UserError("rollout.random_init_ratio: not with rollout.engine=sglang; leave it at 0")
         for request in requests:

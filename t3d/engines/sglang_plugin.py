@@ -134,6 +134,8 @@ def asked(req: Any) -> Asked:
         raise ValueError(f"denoising_steps_per_block={settings.denoising_steps_per_block}: at most the block size")
     if settings.self_verify:
         raise ValueError(f"self_verify: {NAME} does not support it; leave it out")
+    if settings.energy_candidates > 1:
+        raise ValueError(f"energy_candidates: {NAME} does not support it; leave it out")
     if settings.random_init_ratio:
         raise ValueError(f"random_init_ratio: {NAME} does not support it; leave it out")
     if key is None:

@@ -1,9 +1,8 @@
 """Self-verification: the same weights, at block size 1, check the block that they drafted.
 
-A block-diffusion model at block size 1 is autoregressive, so one forward over [drafted block | block of masks] gives
-what it would have decoded token by token: mask i sees the earlier blocks, the drafted tokens j < i and itself. The
-longest prefix of the draft that passes stays, the first token that fails is replaced by the verifier's, and what
-follows it is drafted anew: every verification settles at least one token.
+One forward gives what the model would have decoded token by token (t3d.engines.sequential). The longest prefix of the
+draft that passes stays, the first token that fails is replaced by the verifier's, and what follows it is drafted anew:
+every verification settles at least one token.
 
 Greedy, the whole answer is the one of sequential decoding at block size 1 (over a cache that holds earlier blocks as
 the model's own block size wrote them), whatever drafted it. Above temperature 0 the rule is speculative sampling's, and
@@ -27,8 +26,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from t3d.attention import visible
 from t3d.decoding import DecodeSettings, distribution, inverse_cdf, uniforms
+from t3d.engines.sequential import sequential_forward
 
 if TYPE_CHECKING:
     from t3d.engines.local import Run
@@ -58,29 +57,6 @@ class Drafts:
     def keep(self, lanes: Tensor) -> None:
         for name, value in vars(self).items():
             setattr(self, name, value[lanes])
-
-
-def verify_mask(start: Tensor, block_size: int, cache_slots: int) -> Tensor:
-    """The training layout's mask at block size 1, over a cache in which slot = absolute position.
-
-    Queries are [the block's drafted tokens (clean) | its masks (noisy)], keys [cache | drafted tokens | masks]. Of the
-    cache only the earlier blocks count: the slots from ``start`` on belong to nobody.
-
-    Args:
-        start: (rows,) first position of each row's block.
-
-    Returns:
-        (rows, 1, 2 * block_size, cache_slots + 2 * block_size) bool.
-    """
-    column = torch.arange(2 * block_size, device=start.device)
-    position = start.unsqueeze(-1) + column % block_size
-    noisy = (column >= block_size).expand_as(position)
-    slot = torch.arange(cache_slots, device=start.device).expand(len(start), -1)
-    query = [label.unsqueeze(-1) for label in (torch.zeros_like(position), position, noisy)]
-    key_segment = torch.cat([-(slot >= start.unsqueeze(-1)).long(), torch.zeros_like(position)], 1)
-    key_position = torch.cat([slot, position], 1)
-    key_noisy = torch.cat([torch.zeros_like(slot, dtype=torch.bool), noisy], 1)
-    return visible(*query, *(label.unsqueeze(-2) for label in (key_segment, key_position, key_noisy))).unsqueeze(1)
 
 
 def accepted(logits: Tensor, token: Tensor, probability: Tensor, u: Tensor, settings: DecodeSettings) -> Tensor:
@@ -203,7 +179,7 @@ class Verifier:
 
     def _forward(self, lanes: Tensor, position: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         """The ``verdict`` on the blocks ``token`` at ``position``, both (rows, block)."""
-        run, block = self.run, self.run.settings.block_size
+        run = self.run
         drafts = Drafts(*(value[lanes] for value in vars(self.drafts).values()))
         opened = position >= drafts.settled.unsqueeze(-1)
         key, step = run.lanes.key[lanes, None], run.lanes.steps[lanes, None]
@@ -211,7 +187,7 @@ class Verifier:
 
         def head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
             return verdict(
-                hidden[:, block:],
+                hidden.squeeze(1),
                 lambda rows: run.logits(rows, weight),
                 token,
                 opened,
@@ -223,7 +199,4 @@ class Verifier:
                 run.rows_at_once,
             )
 
-        run.cache.lanes, run.cache.write, run.cache.length = lanes, None, run.key_slots
-        ids = torch.cat([token, torch.full_like(token, run.engine.mask_id)], 1)
-        mask = verify_mask(position[:, 0], block, run.key_slots)
-        return run.forward(ids, torch.cat([position, position], 1), mask, head)
+        return sequential_forward(run, lanes, token.unsqueeze(1), head)

@@ -9,7 +9,7 @@ from torch import LongTensor, Tensor
 from transformers import GenerationConfig
 from transformers.modeling_outputs import ModelOutput
 
-from t3d.decoding import NOTHING_TO_VERIFY, DecodeSettings
+from t3d.decoding import DecodeSettings, conflict
 from t3d.engines.base import Request, Step
 from t3d.engines.local import LocalEngine
 from t3d.options import fault, validate
@@ -33,7 +33,8 @@ class BlockDiffusionGenerationConfig(GenerationConfig):
     Attributes:
         block_size: positions of one block; default the model's.
         denoising_steps_per_block: 1..block_size; default block_size, one token a step.
-        remasking_strategy, dynamic_threshold, eb_threshold, self_verify: see t3d.decoding.DecodeSettings.
+        remasking_strategy, dynamic_threshold, eb_threshold, self_verify, energy_candidates: see
+            t3d.decoding.DecodeSettings.
         seed: of the answers' random streams; default drawn from torch's global generator.
     """
 
@@ -44,6 +45,7 @@ class BlockDiffusionGenerationConfig(GenerationConfig):
     dynamic_threshold: float | None = None
     eb_threshold: float | None = None
     self_verify: bool | None = None
+    energy_candidates: int | None = None
     seed: int | None = None
 
 
@@ -219,8 +221,9 @@ def checked(settings: DecodeSettings) -> DecodeSettings:
     steps, block = settings.denoising_steps_per_block, settings.block_size
     if steps > block:
         raise fault("denoising_steps_per_block", steps, f"a block has {block} positions; give 1..{block}")
-    if settings.self_verify and block == 1:
-        raise fault("self_verify", True, NOTHING_TO_VERIFY)
+    if found := conflict(settings):
+        name, remedy = found
+        raise fault(name, getattr(settings, name), remedy)
     return settings
 
 

@@ -42,7 +42,7 @@ def paper_tables(rows: Sequence[Row]) -> list[Table]:
     rows: results as evaluation writes them, several seeds and methods together. Averages over data sets are made here.
     """
     rows = fullest(rows)
-    static = [row for row in rows if row["strategy"] == "low_confidence_static"]
+    static = [row for row in rows if row["strategy"].partition("+energy")[0] == "low_confidence_static"]
     few = [row for row in static if row["tokens_per_step"] > 1]
     full = [row for row in static if row["tokens_per_step"] == 1]
     dynamic = [row for row in rows if row["strategy"].startswith("low_confidence_dynamic")]

@@ -16,7 +16,13 @@ from t3d.scores.statistics import bootstrap_interval, mcnemar_exact, mean_and_se
 
 Row = Mapping[str, Any]
 AVERAGE = "average"  # the name that averages over data sets carry in place of a data set's
-FIXED_STEPS = ("low_confidence_static", "sequential", "random")  # block size / steps says the tokens per step
+FIXED_STEPS = ("low_confidence_static", "sequential", "random")
+
+
+def fixed_steps(strategy: str) -> bool:
+    """Whether block size / steps says the tokens per step. An energy changes what is drawn, not how much."""
+    return strategy.partition("+energy")[0] in FIXED_STEPS
+
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
@@ -63,7 +69,7 @@ def find_results(folder: str | Path) -> list[dict[str, Any]]:
 def _setting(row: Row, *without: str) -> str:
     """Everything but model and seed that tells rows apart, as text. `tokens_per_step` does only where it is set."""
     keys = ["run", "method", "dataset", "datasets", "n", "block_size", "strategy", "temperature", "decode"]
-    keys.append("tokens_per_step" if row["strategy"] in FIXED_STEPS else "denoising_steps_per_block")
+    keys.append("tokens_per_step" if fixed_steps(row["strategy"]) else "denoising_steps_per_block")
     return json.dumps([row.get(key) for key in keys if key not in without], sort_keys=True)
 
 
@@ -149,7 +155,7 @@ def pool_nodes(rows: Iterable[Row]) -> list[dict[str, Any]]:
         row |= {"n": n, "questions": sum(part["questions"] for part in group)}
         row["tokens_per_forward"] = row["mean_length"] / row["forwards_per_answer"]
         row["measured_tokens_per_step"] = row["mean_length"] / row["steps_per_answer"]
-        if row["strategy"] not in FIXED_STEPS:
+        if not fixed_steps(row["strategy"]):
             row["tokens_per_step"] = row["measured_tokens_per_step"]
         row["seconds"] = max(part["seconds"] for part in group)
         rates = [part["tokens_per_second"] for part in group]
@@ -168,7 +174,7 @@ def for_people(rows: Sequence[Row]) -> list[dict[str, Any]]:
     datasets = list(dict.fromkeys(row["dataset"] for row in shown))
 
     def place(row: Row) -> tuple:
-        setting = (row["block_size"], row["strategy"] not in FIXED_STEPS, row["strategy"], row["tokens_per_step"])
+        setting = (row["block_size"], not fixed_steps(row["strategy"]), row["strategy"], row["tokens_per_step"])
         return str(row.get("run", "")), datasets.index(row["dataset"]), *setting, method_order(row["method"])
 
     return sorted(shown, key=place)

@@ -7,13 +7,14 @@ from pathlib import Path
 from t3d.config import EvalConfig, RolloutConfig
 from t3d.data.trajectory import Trajectory
 from t3d.grading import Verdict
-from t3d.scores.results import FIXED_STEPS
+from t3d.scores.results import fixed_steps
 from t3d.scores.statistics import pass_at_k, share_interval, wilson_interval
 
 
 def strategy(rollout: RolloutConfig) -> str:
     """What tells the ways of decoding apart in tables, charts and file names."""
-    return rollout.remasking_strategy + ("+verify" if rollout.self_verify else "")
+    energy = f"+energy{rollout.energy_candidates}" if rollout.energy_candidates > 1 else ""
+    return rollout.remasking_strategy + ("+verify" if rollout.self_verify else "") + energy
 
 
 def summarise(
@@ -43,7 +44,7 @@ def summarise(
     at_k = pass_at_ks(list(right.values()), samples) if samples > 1 else []
     low, high = (at_k[0]["ci_low"], at_k[0]["ci_high"]) if at_k else wilson_interval(correct, count)
     tokens, steps, forwards = (sum(getattr(a, name) for a in answers) for name in ("length", "steps", "forwards"))
-    fixed = rollout.remasking_strategy in FIXED_STEPS and not rollout.self_verify
+    fixed = fixed_steps(strategy(rollout))
     latency = sorted(answer.seconds for answer in answers)
     data = config.evaluation
     row = {

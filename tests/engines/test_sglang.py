@@ -459,6 +459,7 @@ def test_ctrl_c_is_one_line_and_keeps_what_came(tmp_path, overrides, story, stor
     ("more", "told"),
     [
         (["rollout.self_verify=true"], "rollout.self_verify=true: not with rollout.engine=sglang"),
+        (["rollout.energy_candidates=2"], "rollout.energy_candidates=2: not with rollout.engine=sglang"),
         (["rollout.random_init_ratio=0.1"], "rollout.random_init_ratio=0.1: SGLang's blocks begin as masks"),
         (["rollout.compile=true"], "rollout.compile=true: SGLang compiles by itself"),
         (["rollout.fused_commit=false"], "rollout.fused_commit=false: SGLang writes"),

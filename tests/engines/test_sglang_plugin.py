@@ -146,6 +146,7 @@ def request(prompt=(1, 2, 3), rid="r", config=None, **sampling) -> SimpleNamespa
         ({"custom_params": {KEY: {"remasking_strategy": "best"}}}, "remasking_strategy=best: must be one of"),
         ({"custom_params": {KEY: {"denoising_steps_per_block": 5}}}, "denoising_steps_per_block=5: at most the block"),
         ({"custom_params": {KEY: {"self_verify": True}}}, "self_verify"),
+        ({"custom_params": {KEY: {"energy_candidates": 2}}}, "energy_candidates"),
         ({"custom_params": {KEY: {"random_init_ratio": 0.1}}}, "random_init_ratio"),
         ({"custom_params": {KEY: {"speed": 1}}}, "t3d.speed: unknown setting"),
         ({"custom_params": {KEY: {"temperature": -1.0}}}, "temperature=-1.0: must be at least 0"),
@@ -179,6 +180,8 @@ def test_what_cannot_be_served_is_refused_before_any_request():
     served = engine(FakeSGLang(tiny_model(), dllm_config(4, MASK, fdfo=True)))
     with pytest.raises(UserError, match="self_verify"):
         next(served.generate(requests(), DecodeSettings(self_verify=True), 0))
+    with pytest.raises(UserError, match="energy_candidates"):
+        next(served.generate(requests(), DecodeSettings(energy_candidates=2), 0))
     with pytest.raises(UserError, match="does not show its steps"):
         next(served.generate(requests(), DecodeSettings(), 0, on_step=print))
     with pytest.raises(UserError, match="contains the mask token"):

@@ -46,6 +46,12 @@ def test_tables_of_the_paper():
     assert paper_tables([]) == []
 
 
+def test_an_energy_is_a_method_at_fixed_tokens_per_step():
+    (table,) = paper_tables([row(0.5), row(0.7, method="edlm", strategy="low_confidence_static+energy16")])
+    assert [line[2:4] for line in table.cells] == [["Original", "50.0"], ["edlm", "70.0"]]
+    assert not paper_tables([row(0.7, strategy="low_confidence_static+verify")])
+
+
 def test_averages_over_different_data_sets_are_not_compared():
     rows = [row(0.5, "A"), row(0.5, "B"), row(0.5, "A", method="t3d"), row(0.9, "B", method="t3d"), row(0.1, "C")]
     (table,) = paper_tables(rows)
