@@ -42,9 +42,10 @@ REFRESH = ("training.refresh_rollouts=150",)
 GREEDY = ("rollout.temperature=0",)
 RANDOM_START = ("rollout.random_init_ratio=0.1",)
 
-# The paper's six and the teacher as it is first, then what came after.
+# The teacher as it is, and with an energy at decode time; the paper's others; then what came after.
 METHODS = {
     "original": Method(),
+    "edlm": Method(decoding=("rollout.energy_candidates=16", "rollout.temperature=0.5")),
     "sft": Method(f"{BASELINES}/sft.yaml"),
     "redi": Method(f"{BASELINES}/redi.yaml", rollouts=RANDOM_START, decoding=RANDOM_START),
     "redi, x_T all masks": Method(f"{BASELINES}/redi.yaml"),
