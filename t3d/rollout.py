@@ -27,6 +27,7 @@ from t3d.data.prompts import render
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
 from t3d.data.tasks import Problem, load_problems
+from t3d.decoding import DecodeSettings
 from t3d.engines.base import Engine, Request
 from t3d.engines.local import LocalEngine
 from t3d.errors import UserError
@@ -113,7 +114,7 @@ def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
         for job in jobs:
             if not finished_ids(job.folder):  # a run that failed before its first answer binds no other
                 (job.folder / "settings.json").unlink(missing_ok=True)
-            claim_folder(job.folder, claimed_settings(job.config, source))
+            claim_folder(job.folder, claimed_settings(job.config, source), asdict(DecodeSettings()))
     world = int(os.environ.get("WORLD_SIZE", 1))
     processes = config.rollout.num_processes or max(1, torch.cuda.device_count())
     if config.rollout.engine == "sglang":

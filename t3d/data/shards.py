@@ -199,11 +199,11 @@ def _parse_line(path: Path, number: int, line: bytes) -> Trajectory:
         raise UserError(f"{path}, line {number}: {error}; {remedy}") from error
 
 
-def claim_folder(folder: str | Path, settings: dict[str, Any]) -> None:
+def claim_folder(folder: str | Path, settings: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
     """Bind a shard folder to the settings that fill it, so that a later run cannot mix in others.
 
     The first call writes `<folder>/settings.json`; a later call with other settings is a `UserError` naming the first
-    key that differs.
+    key that differs. A key of `defaults` that the folder does not have, as it is older than the key, has that value.
     """
     path = Path(folder) / "settings.json"
     settings = json.loads(json.dumps(settings))  # as it will be read back: tuples are lists, keys are strings
@@ -215,6 +215,7 @@ def claim_folder(folder: str | Path, settings: dict[str, Any]) -> None:
         claimed = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); delete the folder and roll out again") from error
+    claimed = (defaults or {}) | claimed
     for key in [*settings, *sorted(claimed.keys() - settings.keys())]:
         old, new = claimed.get(key, "(absent)"), settings.get(key, "(absent)")
         if old != new:

@@ -224,6 +224,11 @@ def test_claim_folder_guards_the_settings(tmp_path):
     with pytest.raises(UserError, match=r"top_p=1.0, this run has top_p=\(absent\)"):
         claim_folder(folder, {"model": "toy", "stop_ids": [1, 2]})
 
+    newer = settings | {"candidates": 1}  # a setting that the folder's version did not know
+    claim_folder(folder, newer, {"candidates": 1})
+    with pytest.raises(UserError, match="candidates=1, this run has candidates=4"):
+        claim_folder(folder, newer | {"candidates": 4}, {"candidates": 1})
+
 
 # --- JSON lists
 
