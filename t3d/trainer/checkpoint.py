@@ -142,8 +142,8 @@ def load(accelerator: Any, path: Path) -> dict:
         if accelerator.is_main_process:
             saved, loading = record["num_processes"], accelerator.num_processes
             log.warning(
-                "%s: its states are split over %d processes; regrouping them for %d: some minutes for a large model, "
-                "and twice the room of the states on the disk",
+                "%s: its states are split over %d processes; regrouping them for %d (some minutes for a large model, "
+                "and for that time twice their room on the disk)",
                 *(path, saved, loading),
             )
             _remove_leftovers(path.parent)

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from t3d.trainer import regrouping
+from t3d.errors import UserError
+from t3d.trainer import checkpoint, regrouping
+from tests.trainer.test_checkpoint import largest_file
 
 SHAPES = OrderedDict({"a.weight": torch.Size([3, 5]), "b.weight": torch.Size([4])})
 STATES = ("fp32", "exp_avg", "exp_avg_sq")
@@ -81,11 +83,11 @@ def zero_3(folder: Path, processes: int) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("write", [zero_1_or_2, zero_3])
 def test_the_parts_of_all_processes_become_whole_states(tmp_path, write, processes):
-    checkpoint, target = tmp_path / "checkpoint", tmp_path / "target"
-    (checkpoint / "pytorch_model").mkdir(parents=True)
-    (checkpoint / "random_states_0.pkl").write_text("anything else")
-    expected = write(checkpoint / "pytorch_model", processes)
-    regrouping.regroup(checkpoint, target)
+    saved, target = tmp_path / "checkpoint", tmp_path / "target"
+    (saved / "pytorch_model").mkdir(parents=True)
+    (saved / "random_states_0.pkl").write_text("anything else")
+    expected = write(saved / "pytorch_model", processes)
+    regrouping.regroup(saved, target)
     assert (target / "random_states_0.pkl").read_text() == "anything else"
     folder = target / "pytorch_model" / "zero"
     for state, tensors in expected.items():
@@ -108,3 +110,13 @@ def test_deepspeed_is_told_before_it_prepares_the_models():
     plugin = SimpleNamespace(deepspeed_config=settings)
     regrouping.read_universal(SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)))
     assert settings["checkpoint"] == {"tag_validation": "Fail", "load_universal": True}
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    (folder := tmp_path / "checkpoint" / "pytorch_model").mkdir(parents=True)
+    zero_1_or_2(folder, 2)
+    target = tmp_path / "target"
+    with pytest.raises(UserError, match=r"the states could not be written .*make room"), largest_file(600):
+        with checkpoint.writing("the states", target):
+            regrouping.regroup(tmp_path / "checkpoint", target)
+    assert not target.exists()
