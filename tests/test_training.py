@@ -1012,6 +1012,7 @@ def test_zero_resumes_in_another_number_of_processes(overrides, tmp_path, monkey
     config, script = cpu_config(tmp_path, f"deepspeed_zero{stage}.yaml"), tmp_path / "recording.py"
     script.write_text(RECORDING)
     more = (*more, "experiment.max_grad_norm=0.2", "experiment.save_every_steps=1", "experiment.resume=auto")
+    more += ("experiment.checkpoints_total_limit=6",)
 
     def train_with(processes: int, run: Path) -> list[str]:
         """The samples that it draws, as "step id"."""
