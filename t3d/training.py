@@ -58,6 +58,8 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
     accelerator = make_accelerator(config)
     torch.manual_seed(config.training.seed)
     run, resumed = run_folder(config, accelerator, look=not dry_run)
+    if resumed:
+        checkpoint.prepare(accelerator, resumed)
 
     tokenizer = load_tokenizer(source, key="model.pretrained_model")
     student = load_student(config, source, accelerator)

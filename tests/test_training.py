@@ -978,6 +978,79 @@ def test_zero_equals_one_process_and_resumes(alone, run, overrides, tmp_path, st
         run("two", *more, "training.batch_size_lm=8", "experiment.resume=auto", "training.max_steps=7")
 
 
+RECORDING = """
+import os, runpy
+from t3d import training
+
+draw_states = training.Trainer.draw_states
+
+def recorded(trainer, step):
+    states = draw_states(trainer, step)
+    with open(os.environ["SEEN"], "a") as file:
+        file.write("".join(f"{step} {state.sample_id}\\n" for state in states))
+    return states
+
+training.Trainer.draw_states = recorded
+runpy.run_path("train/self_ddo_sdar_full.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        (1, LORA),
+        (1, ("training.mixed_precision=bf16",)),
+        (2, ("training.ema_decay=0.5",)),
+        (3, ("training.tokens_per_batch=200",)),
+    ],
+    ids=["zero1-lora", "zero1-bf16", "zero2-ema", "zero3"],
+)
+def test_zero_resumes_in_another_number_of_processes(overrides, tmp_path, monkeypatch, stage, more):
+    """Two processes to the end; one goes on from step 3, where the reference is not the student; two from step 5."""
+    config, script = cpu_config(tmp_path, f"deepspeed_zero{stage}.yaml"), tmp_path / "recording.py"
+    script.write_text(RECORDING)
+    more = (*more, "experiment.max_grad_norm=0.2", "experiment.save_every_steps=1", "experiment.resume=auto")
+    more += ("experiment.checkpoints_total_limit=6",)
+
+    def train_with(processes: int, run: Path) -> list[str]:
+        """The samples that it draws, as "step id"."""
+        monkeypatch.setenv("SEEN", str(seen := tmp_path / f"{run.name}-{processes}.txt"))
+        line = launch_line(config, script, *overrides(run.name, *more, f"training.batch_size_lm={8 // processes}"))
+        line[(at := line.index(str(script))) : at] = ["--num_processes", str(processes)]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert ("regrouping" in done.stderr) == (run.name == "changing"), done.stderr[-4000:]
+        return seen.read_text().splitlines()
+
+    def forget_after(step: int) -> None:
+        for folder in (changing / "checkpoints").iterdir():
+            if int(folder.name.rpartition("-")[2]) > step:
+                shutil.rmtree(folder)
+
+    whole = tmp_path / "tiny-teacher" / "math" / "p" / "whole"
+    seen = train_with(2, whole)
+    changing = shutil.copytree(whole, whole.with_name("changing"))
+    shutil.rmtree(changing / "ckpt")
+    forget_after(3)
+    first = train_with(1, changing)
+    forget_after(5)
+    second = train_with(2, changing)
+
+    rel, atol = (5e-3, 5e-3) if "training.mixed_precision=bf16" in more else (1e-5, 2e-5)
+    assert log_of(changing)[3]["loss"] == pytest.approx(log_of(whole)[3]["loss"], rel=1e-6)
+    assert_close(changing, whole, rel=rel, weight_atol=atol)
+    if "training.ema_decay=0.5" in more:
+        for name, weight in weights(whole, "optimized-ema").items():
+            torch.testing.assert_close(weights(changing, "optimized-ema")[name], weight, rtol=0, atol=atol)
+    assert sorted(first) == sorted(line for line in seen if int(line.split()[0]) > 3)
+    assert sorted(second) == sorted(line for line in seen if int(line.split()[0]) > 5)
+    epoch = [line.split()[1] for line in seen if int(line.split()[0]) > 3]
+    assert len(epoch) == len(set(epoch)) == 24, "the second epoch has every sample once"
+    assert not list((changing / "checkpoints").glob(".tmp-*"))
+
+
 @pytest.mark.slow
 @needs_compiler
 def test_zero_3_with_every_weight_split(run, overrides, tmp_path):

@@ -23,6 +23,7 @@ from accelerate.utils import load as safe_load
 from safetensors import SafetensorError
 
 from t3d.errors import UserError
+from t3d.trainer import regrouping
 from t3d.trainer.distribution import UNSHARDED, kind
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,7 @@ def save(accelerator: Any, root: Path, step: int, state: dict, limit: int | None
     with writing(f"the checkpoint {final}", partial):
         if accelerator.is_main_process:
             root.mkdir(parents=True, exist_ok=True)
-            for leftover in root.glob(f"{TEMPORARY}*"):
-                shutil.rmtree(leftover)
+            _remove_leftovers(root)
         accelerator.wait_for_everyone()
         accelerator.save_state(str(partial))
         accelerator.wait_for_everyone()
@@ -65,6 +65,12 @@ def save(accelerator: Any, root: Path, step: int, state: dict, limit: int | None
             _prune(root, final, limit)
         accelerator.wait_for_everyone()
     return final
+
+
+def _remove_leftovers(root: Path) -> None:
+    """What a killed process was writing or deleting."""
+    for leftover in root.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(leftover)
 
 
 @contextlib.contextmanager
@@ -107,17 +113,55 @@ def _free_name(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
+def prepare(accelerator: Any, path: Path) -> None:
+    """Look at a checkpoint that ``load`` will be given, before accelerate prepares anything; all processes call it.
+
+    Raises:
+        UserError: the folder is not a complete checkpoint, or one whose files a launch with other sharding wrote.
+    """
+    if _split_otherwise(accelerator, _record(accelerator, Path(path))):
+        regrouping.read_universal(accelerator)
+
+
 def load(accelerator: Any, path: Path) -> dict:
-    """Load a checkpoint into what accelerate has prepared; all processes call it.
+    """Load a checkpoint into what accelerate has prepared; all processes call it, after ``prepare``.
+
+    States that are split over another number of processes than this launch has are first regrouped in a folder beside
+    the checkpoint, which is of use to this start only: it goes when it is loaded, or after a kill with the next save.
 
     Returns:
         the trainer's state, as given to ``save``.
 
     Raises:
-        UserError: the folder is not a complete checkpoint, or is one whose files another kind of launch has written:
-            with other sharding, or sharded over another number of processes.
+        UserError: as ``prepare``; or the disk has no room for the states that are to be regrouped.
     """
     path = Path(path)
+    record = _record(accelerator, path)
+    if _split_otherwise(accelerator, record):
+        regrouped = path.with_name(f"{TEMPORARY}regrouped-{path.name}")
+        if accelerator.is_main_process:
+            saved, loading = record["num_processes"], accelerator.num_processes
+            log.warning(
+                "%s: its states are split over %d processes; regrouping them for %d (some minutes for a large model, "
+                "and for that time twice their room on the disk)",
+                *(path, saved, loading),
+            )
+            _remove_leftovers(path.parent)
+            with writing(f"{path}, regrouped for {loading} processes,", regrouped):
+                regrouping.regroup(path, regrouped)
+        accelerator.wait_for_everyone()
+        regrouping.load(accelerator, regrouped)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(regrouped)
+    else:
+        accelerator.load_state(str(path))
+    _check_random_state(path, accelerator.process_index)
+    return record["state"]
+
+
+def _record(accelerator: Any, path: Path) -> dict:
+    """What was saved beside accelerate's files, if this launch can load them."""
     if found := fault(path, contents=False):
         raise UserError(f"{path}: not a complete checkpoint ({found}); resume from another, or with auto")
     record = json.loads((path / STATE).read_text())
@@ -126,15 +170,11 @@ def load(accelerator: Any, path: Path) -> dict:
             f"{path}: saved with {record['kind']}, loaded with {kind(accelerator)}; launch with the accelerate config "
             "that it was saved with"
         )
-    saved, loading = record["num_processes"], accelerator.num_processes
-    if kind(accelerator) != UNSHARDED and saved != loading:
-        raise UserError(
-            f"{path}: its optimizer state is split over {saved} processes, this launch has {loading}; launch with "
-            f"--num_processes {saved} (plain data parallelism resumes with any number)"
-        )
-    accelerator.load_state(str(path))
-    _check_random_state(path, accelerator.process_index)
-    return record["state"]
+    return record
+
+
+def _split_otherwise(accelerator: Any, record: dict) -> bool:
+    return record["kind"] != UNSHARDED and record["num_processes"] != accelerator.num_processes
 
 
 def fault(path: Path, contents: bool = True) -> str | None:

@@ -1,6 +1,7 @@
 """Checkpoints: a resumed run equals an uninterrupted one bit for bit, and a killed save costs nothing but itself."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -224,24 +225,85 @@ def test_damaged_checkpoints_do_not_count_and_are_set_aside(tmp_path, caplog):
         checkpoint.load(run.accelerator, tmp_path / "nowhere")
 
 
+def of_processes(path: Path, count: int) -> Path:
+    """A checkpoint that seems to have been saved by so many processes."""
+    record = json.loads((path / "trainer_state.json").read_text()) | {"num_processes": count}
+    (path / "trainer_state.json").write_text(json.dumps(record, indent=1))
+    return path
+
+
 def test_a_checkpoint_of_another_kind_of_launch_is_refused(tmp_path, monkeypatch):
     run = Run(seed=1)
-    path = checkpoint.save(run.accelerator, tmp_path, 1, {}, None)
-
-    def of_processes(count: int) -> None:
-        record = json.loads((path / "trainer_state.json").read_text()) | {"num_processes": count}
-        (path / "trainer_state.json").write_text(json.dumps(record, indent=1))
-
-    of_processes(3)
+    path = of_processes(checkpoint.save(run.accelerator, tmp_path, 1, {}, None), 3)
+    checkpoint.prepare(run.accelerator, path)
     checkpoint.load(run.accelerator, path)  # whole states go into any number of processes
     monkeypatch.setattr(checkpoint, "kind", lambda _: "DeepSpeed ZeRO-2")
-    with pytest.raises(UserError, match="saved with whole states, loaded with DeepSpeed ZeRO-2; launch with the accel"):
-        checkpoint.load(run.accelerator, path)
+    for look in (checkpoint.prepare, checkpoint.load):
+        with pytest.raises(UserError, match="saved with whole states, loaded with DeepSpeed ZeRO-2; launch with the a"):
+            look(run.accelerator, path)
     path = checkpoint.save(run.accelerator, tmp_path, 2, {}, None)
+    checkpoint.prepare(run.accelerator, path)
     checkpoint.load(run.accelerator, path)
-    of_processes(3)
-    with pytest.raises(UserError, match="split over 3 processes, this launch has 1; launch with --num_processes 3"):
-        checkpoint.load(run.accelerator, path)
+
+
+class Regrouping:
+    """In place of DeepSpeed's: makes a folder of one file, if it is not hindered, and looks at what is loaded."""
+
+    def __init__(self, hindrance: BaseException | None = None):
+        self.hindrance, self.told, self.loaded = hindrance, False, []
+
+    def read_universal(self, _) -> None:
+        self.told = True
+
+    def regroup(self, path: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "states").write_text("half" if self.hindrance else "whole")
+        if self.hindrance:
+            raise self.hindrance
+
+    def load(self, accelerator: Accelerator, folder: Path) -> None:
+        assert self.told, "DeepSpeed was not told in time"
+        self.loaded.append((folder / "states").read_text())
+        accelerator.load_state(str(folder.parent / "checkpoint-00000001"))
+
+
+def test_states_split_over_another_number_of_processes_are_regrouped(tmp_path, monkeypatch, caplog):
+    run = Run(seed=1)
+    monkeypatch.setattr(checkpoint, "kind", lambda _: "DeepSpeed ZeRO-2")
+    path = of_processes(checkpoint.save(run.accelerator, tmp_path, 1, {"step": 1}, None), 3)
+
+    def resume(hindrance: BaseException | None = None) -> list[str]:
+        regrouping = Regrouping(hindrance)
+        monkeypatch.setattr(checkpoint, "regrouping", regrouping)
+        checkpoint.prepare(run.accelerator, path)
+        assert regrouping.told and names(tmp_path) == before, "before the run's settings have been looked at"
+        assert checkpoint.load(run.accelerator, path) == {"step": 1}
+        return regrouping.loaded
+
+    before = names(tmp_path)
+    assert resume() == ["whole"] and names(tmp_path) == before == [path.name]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "checkpoint-00000001: its states are split over 3 processes; regrouping them for 1" in line
+
+    for full in (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("unexpected pos 64 vs 0")):
+        with pytest.raises(UserError, match="regrouped for 1 processes, could not be written .*: make room, and go on"):
+            resume(full)
+        assert names(tmp_path) == before
+    with pytest.raises(ValueError, match="DeepSpeed does not like it"):  # not the disk: in full, and nothing loaded
+        resume(ValueError("DeepSpeed does not like it"))
+    with pytest.raises(KeyboardInterrupt):
+        before = names(tmp_path)
+        resume(KeyboardInterrupt())
+    before = names(tmp_path)
+    assert before == [".tmp-regrouped-checkpoint-00000001", path.name]
+    assert resume() == ["whole"], "what a kill left was taken for whole"
+    assert names(tmp_path) == [path.name]
+
+    with pytest.raises(KeyboardInterrupt):
+        before = names(tmp_path)
+        resume(KeyboardInterrupt())
+    checkpoint.save(run.accelerator, tmp_path, 2, {}, None)
+    assert names(tmp_path) == [path.name, "checkpoint-00000002"]
 
 
 def test_random_states_that_were_not_restored_are_an_error(tmp_path, monkeypatch):
