@@ -351,7 +351,7 @@ class Trainer:
         states = []
         for epoch, index in self.local_indices(step):
             sample = self.samples[index]
-            state = self.objective.state(sample, generator_for(self.config.training.seed, epoch, sample["id"]))
+            state = self.objective.noise(sample, generator_for(self.config.training.seed, epoch, sample["id"]))
             state.sample_id = sample["id"]
             states.append(state)
         return states

@@ -30,7 +30,7 @@ def objective(block_size: int = BLOCK, lambda_path: float = LAMBDA, **options) -
 
 
 def draw(t3d: T3D) -> list:
-    return [t3d.state(sample, torch.Generator().manual_seed(i)) for i, sample in enumerate(SAMPLES)]
+    return [t3d.noise(sample, torch.Generator().manual_seed(i)) for i, sample in enumerate(SAMPLES)]
 
 
 def log_sigma(x):
