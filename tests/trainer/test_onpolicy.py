@@ -15,6 +15,7 @@ from t3d.engines.base import Request
 from t3d.engines.local import LocalEngine
 from t3d.errors import Interrupted, UserError
 from t3d.models.loading import load_model, load_tokenizer, special_ids
+from t3d.objectives.build import make_objective
 from t3d.trainer import onpolicy
 from t3d.trainer.completion import complete
 from t3d.trainer.tracking import Tracker
@@ -126,6 +127,22 @@ def test_objectives_that_learn_from_the_teachers_blocks(run, objective, monkeypa
         assert state.targets.tolist() == [t.target_ids[p - prompt] for p in state.position.tolist()]
         taught += int((state.targets != state.ids[state.position]).sum())
     assert len(states) == 16 and taught > 0
+
+
+@pytest.mark.parametrize("refresh", [REFRESH, TEACHER], ids=["student", "teacher"])
+def test_in_mixed_precision(run, refresh):  # noqa: F811
+    """Student and teacher decode as they are trained, under autocast."""
+    folder = run("bf16", *refresh, "training.mixed_precision=bf16", "training.max_steps=3")
+    written = list(read_shards(folder / "rollouts" / "00000002"))
+    assert len(written) == 4 and len({token for t in written for token in t.target_ids or t.response_ids}) > 10
+
+
+def test_a_teachers_end_counts_by_the_models_stop_ids(overrides, story_teacher):  # noqa: F811
+    tokenizer, model = load_tokenizer(str(story_teacher)), load_model(str(story_teacher))
+    ids = special_ids(model.config, tokenizer, model.generation_config)
+    for objective in ("t3d", "naive_td", "block_likelihood", "dparallel"):
+        line = overrides("x", *TEACHER, f"training.objective={objective}", "training.block_size=4")
+        assert make_objective(load(TrainConfig, line), ids).noise.stop_ids == ids.stop_ids
 
 
 @pytest.mark.parametrize("objective", ["naive_td", "block_likelihood", "dparallel", "redi", "sft"])
