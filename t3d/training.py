@@ -202,11 +202,10 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, student, objective, samples, ids, source):
         self.config, self.accelerator, self.objective = config, accelerator, objective
-        self.samples, self.ids, self.source = samples, ids, source
+        self.ids, self.source = ids, source
         training, params = config.training, config.optimizer.params
         self.rounds = Rounds(config, samples, ids, source, accelerator) if training.refresh_rollouts else None
-        if self.rounds:
-            self.samples = self.rounds.samples
+        self.samples = self.rounds.samples if self.rounds else samples
         batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         self.step = 0
         self.order = SampleOrder(len(samples), batch, training.seed)
