@@ -220,6 +220,8 @@ OBJECTIVE_KEYS: dict[str, tuple[str, ...]] = {
     "likelihood_k": ("block_likelihood",),
     **dict.fromkeys(("certainty_weight", "certainty_temperature", "region_mask_ratio"), ("dparallel",)),
     **dict.fromkeys(("t_min", "t_max", "sft_t_per"), ("sft", "redi")),
+    # sft has given answers, and redi couplings, whose ends are one model's
+    "refresh_targets": ("t3d", "naive_td", "block_likelihood", "dparallel"),
 }
 
 
@@ -382,6 +384,12 @@ class TrainingConfig:
     refresh_rollouts: int | None = option(
         None, "draw the trajectories anew from the student every so many optimizer steps; null = never", ge=1
     )
+    refresh_targets: str = option(
+        "student",
+        "refresh: learn the student's answers; or what the teacher (model.pretrained_model) writes in each of their "
+        "blocks after the student's earlier ones",
+        choices=("student", "teacher"),
+    )
     refresh_steps_per_block: int | None = option(
         None, "refresh: denoising steps per block; null = one token per step", ge=1
     )
@@ -487,6 +495,12 @@ class TrainConfig:
                 training.refresh_rollouts,
                 "the decoder has blocks from position 0 and the rollout's prompt; set training.block_grid=absolute and "
                 "training.instruction=true",
+            )
+        if training.refresh_targets != "student" and not training.refresh_rollouts:
+            raise fault(
+                "training.refresh_targets",
+                training.refresh_targets,
+                "counts with refreshed trajectories only; set training.refresh_rollouts, for example to 150",
             )
         weights = (training.ddo_weight, training.forward_kl_weight, training.lambda_path)
         if training.objective == "t3d" and not any(weights):

@@ -67,16 +67,48 @@ def clean_sequence(sample: dict, block_size: int, mask_id: int, from_response: b
     return torch.nn.functional.pad(ids, (0, len(grid.block) - len(ids)), value=mask_id), grid
 
 
+def target_sequence(sample: dict, ids: Tensor) -> Tensor:
+    """x_0 at each position of the clean sequence ``ids``: what is there, or the sample's ``target_ids``.
+
+    A sample with these is a student's answer of which a teacher has completed every block anew, given the earlier ones
+    as the student wrote them. The answer stays what later blocks see; a block's state and targets are the teacher's.
+    """
+    x0 = ids.clone()
+    if target := sample.get("target_ids"):
+        prompt = len(sample["prompt_ids"])
+        x0[prompt : prompt + len(target)] = torch.tensor(target)
+    return x0
+
+
+def learnt(sample: dict, grid: Grid, x0: Tensor, post_num: int, stop_ids: Sequence[int]) -> Tensor:
+    """(length,) bool: the positions that the loss may look at, to ``post_num`` behind the answer's end.
+
+    With ``target_ids`` no end but a block's own counts: the first stop id among its targets. What the student wrote in
+    that block is not learnt, its end no more than the rest; and there is no block behind the one in which it ended.
+    """
+    within = torch.zeros(len(grid.block), dtype=torch.bool)
+    if sample.get("target_ids"):
+        present = grid.rows >= 0
+        stop = torch.isin(x0[grid.rows.clamp(min=0)], torch.tensor(stop_ids, dtype=torch.long)) & present
+        behind = present & (stop.cumsum(-1) > stop.long())
+        within[grid.rows[present & (behind.cumsum(-1) <= post_num)]] = True
+    else:
+        prompt = len(sample["prompt_ids"])
+        within[prompt : prompt + min(len(sample["response_ids"]), sample["length"] + post_num)] = True
+    return within
+
+
 @dataclass
 class State:
     """One training state of one sequence. Tensors are on the CPU.
 
     Attributes:
-        ids: (length,) the clean sequence x_0, prompt included, filled to the end of the last block.
+        ids: (length,) the clean copy, prompt included, filled to the end of the last block: what later blocks see.
         block: (length,) block of each position.
         start: first position of the noisy copy.
         noisy: (length - start,) x_t over the noisy blocks.
         position: (targets,) absolute positions the loss looks at, ascending.
+        targets: (targets,) x_0 there; the clean copy's own tokens but where a teacher has others (target_sequence).
         masked: (targets,) bool, whether x_t hides the target.
         weight: (targets,) the objective's weight of each target.
         rank: (targets,) the target's rank in its block's decode order, 1-based; 0 where it has none.
@@ -89,6 +121,7 @@ class State:
     start: int
     noisy: Tensor
     position: Tensor
+    targets: Tensor
     masked: Tensor
     weight: Tensor
     rank: Tensor
@@ -104,7 +137,7 @@ class State:
         return int(torch.searchsorted(self.block, self.block[-1]))
 
 
-PER_TARGET = ("masked", "weight", "rank", "u")
+PER_TARGET = ("targets", "masked", "weight", "rank", "u")
 
 
 @dataclass
@@ -115,8 +148,7 @@ class Batch:
         input_ids, position_ids: (rows, length).
         attention_mask: (rows, 1, length, length) bool or a BlockMask.
         loss_index: (N,) places of the targets in the flattened (rows x length) hidden states.
-        targets: (N,) x_0 at those places.
-        masked, weight, rank, u: (N,) from the states.
+        targets, masked, weight, rank, u: (N,) from the states.
         masked_index: (M,) where ``masked`` holds: an index made on the CPU, so that a GPU need not be waited for.
         sequence: (N,) which sequence, 0..S-1; ascending.
         block: (N,) the target's block on its sequence's grid.
@@ -159,7 +191,7 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
     # Padding is noisy blocks of one token: each sees itself only, and whole tiles of it cost next to nothing.
     noisy = torch.ones(shape, dtype=torch.bool)
     labels = Labels(torch.full(shape, -1), torch.arange(length).repeat(len(rows), 1), noisy)
-    index, targets, sequence, block, states = [], [], [], [], []
+    index, sequence, block, states = [], [], [], []
     for r, row in enumerate(rows):
         at = 0
         for segment, state in enumerate(row):
@@ -172,7 +204,6 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
             labels.block[r, here] = state.block[position]
             labels.noisy[r, at : at + clean] = False
             index.append(r * length + at + clean + state.position - state.start)
-            targets.append(state.ids[state.position])
             block.append(state.block[state.position])
             sequence.append(torch.full_like(state.position, len(states)))
             states.append(state)
@@ -185,7 +216,6 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
         position_ids=place(position_ids),
         attention_mask=flex_mask(labels) if flex else dense_mask(labels),
         loss_index=place(torch.cat(index)),
-        targets=place(torch.cat(targets)),
         masked_index=place(per_target["masked"].nonzero().squeeze(-1)),
         **{name: place(value) for name, value in per_target.items()},
         sequence=place(torch.cat(sequence)),
@@ -203,7 +233,7 @@ def _place(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# States of a teacher's trajectory (T3D)
+# States of a trajectory (T3D)
 
 
 def decode_order(unmask_step: Tensor, present: Tensor) -> Tensor:
@@ -252,6 +282,7 @@ class TrajectoryNoise:
         random_trace: mask positions at random instead of along the trajectory (``mask_strategy: random``).
         from_response: count blocks from the response (the release's quirk).
         every_target: the loss looks at every response token, masked or not (the release's path loss does).
+        stop_ids: where the targets of a sample with ``target_ids`` end.
     """
 
     block_size: int
@@ -265,18 +296,21 @@ class TrajectoryNoise:
     random_trace: bool = False
     from_response: bool = False
     every_target: bool = False
+    stop_ids: tuple[int, ...] = ()
 
     def __call__(self, sample: dict, generator: torch.Generator) -> State:
-        """Draw a state of ``sample`` (prompt_ids, response_ids, unmask_step, length).
+        """Draw a state of ``sample`` (prompt_ids, response_ids, unmask_step, length; target_ids and target_step of a
+        student's answer with a teacher's targets, whose tokens and decode order a state then has).
 
         A training block larger than the rollout's may reach beyond the response; what lies there stays masked, as it is
         when the student decodes that block, and is no target.
         """
-        prompt, length = len(sample["prompt_ids"]), len(sample["prompt_ids"]) + len(sample["response_ids"])
         ids, grid = clean_sequence(sample, self.block_size, self.mask_id, self.from_response)
+        x0 = target_sequence(sample, ids)
         present = grid.rows >= 0
         step = torch.zeros_like(grid.rows)
-        step[present] = torch.tensor(sample["unmask_step"])[grid.rows[present] - prompt]
+        unmask_step = torch.tensor(sample.get("target_step") or sample["unmask_step"])
+        step[present] = unmask_step[grid.rows[present] - len(sample["prompt_ids"])]
         rank = decode_order(step, present)
 
         hidden_first = step
@@ -289,7 +323,7 @@ class TrajectoryNoise:
         masked = present & (decode_order(hidden_first, present) > revealed.unsqueeze(-1))
 
         hidden = grid.rows[masked].sort().values
-        noisy = ids[grid.start :].clone()
+        noisy = x0[grid.start :].clone()
         scrambled = torch.rand(len(hidden), generator=generator) < self.random_ratio
         lottery = torch.randint(len(self.ordinary_ids), (len(hidden),), generator=generator)
         noisy[hidden - grid.start] = torch.where(scrambled, self.ordinary_ids[lottery], self.mask_id)
@@ -297,19 +331,18 @@ class TrajectoryNoise:
         rank_of = torch.zeros(len(ids), dtype=torch.long)
         rank_of[grid.rows[present]] = rank[present]
         if self.every_target:  # the release's path loss stops where the answer ends; DDO goes on to post_num
-            rank_of[prompt + sample["length"] :] = 0
+            rank_of[~learnt(sample, grid, x0, 0, self.stop_ids)] = 0
         is_masked = torch.zeros(len(ids), dtype=torch.bool)
         is_masked[hidden] = True
-        end = min(length, prompt + sample["length"] + self.post_num)
-        position = torch.arange(prompt, end)
-        if not self.every_target:
-            position = position[is_masked[position]]
+        looked_at = learnt(sample, grid, x0, self.post_num, self.stop_ids)
+        position = (looked_at if self.every_target else looked_at & is_masked).nonzero().squeeze(-1)
         return State(
             ids=ids,
             block=grid.block,
             start=grid.start,
             noisy=noisy,
             position=position,
+            targets=x0[position],
             masked=is_masked[position],
             weight=torch.ones(len(position)),
             rank=rank_of[position],
@@ -328,16 +361,19 @@ def state_without_order(
     noisy: Tensor,
     position: Tensor,
     *,
+    targets: Tensor | None = None,
     weight: Tensor | None = None,
     masked: Tensor | None = None,
 ) -> State:
-    """A state whose targets have no rank in a decode order; they weigh 1 and are masked unless said otherwise."""
+    """A state whose targets have no rank in a decode order. Unless said otherwise they are the clean copy's own
+    tokens, weigh 1 and are masked."""
     return State(
         ids=ids,
         block=grid.block,
         start=grid.start,
         noisy=noisy,
         position=position,
+        targets=ids[position] if targets is None else targets,
         masked=torch.ones(len(position), dtype=torch.bool) if masked is None else masked,
         weight=torch.ones(len(position)) if weight is None else weight,
         rank=torch.zeros_like(position),
@@ -356,26 +392,28 @@ class RandomMaskNoise:
     The loss looks at every token of the answer, masked or not: an objective may make the complement of the masks its
     second pass. At least one token is masked.
 
-    Attributes: as of TrajectoryNoise.
+    Attributes: as of TrajectoryNoise, whose targets of a teacher may be here as well.
     """
 
     block_size: int
     mask_id: int
     mask_ratio: float = 0.5
     post_num: int = 2
+    stop_ids: tuple[int, ...] = ()
 
     def __call__(self, sample: dict, generator: torch.Generator) -> State:
-        prompt = len(sample["prompt_ids"])
         ids, grid = clean_sequence(sample, self.block_size, self.mask_id)
-        end = prompt + min(len(sample["response_ids"]), sample["length"] + self.post_num)
-        position = torch.arange(prompt, end)
+        x0 = target_sequence(sample, ids)
+        looked_at = learnt(sample, grid, x0, self.post_num, self.stop_ids)
+        position = looked_at.nonzero().squeeze(-1)
         masked = torch.rand(len(position), generator=generator) < self.mask_ratio
         if not masked.any():
             masked = ~masked
-        noisy = ids[grid.start :].clone()
-        noisy[position[masked] - grid.start] = self.mask_id
-        noisy[end - grid.start :] = self.mask_id
-        return state_without_order(ids, grid, noisy, position, masked=masked)
+        shown = torch.zeros_like(looked_at)
+        shown[: len(sample["prompt_ids"])] = True
+        shown[position[~masked]] = True
+        noisy = torch.where(shown, x0, self.mask_id)[grid.start :]
+        return state_without_order(ids, grid, noisy, position, targets=x0[position], masked=masked)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

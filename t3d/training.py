@@ -9,7 +9,6 @@ and the step, so a resumed run repeats nothing and skips nothing.
 import logging
 import math
 import time
-from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -33,10 +32,11 @@ from t3d.models.loading import (
 )
 from t3d.noising import State, collate, generator_for
 from t3d.objectives.build import make_objective
-from t3d.trainer import adapters, checkpoint, onpolicy, planning
+from t3d.trainer import adapters, checkpoint, planning
 from t3d.trainer.averaging import WeightAverage
 from t3d.trainer.distribution import accumulation, all_names, declare_head, make_accelerator, zero_stage
 from t3d.trainer.interruption import StopRequest
+from t3d.trainer.onpolicy import Rounds
 from t3d.trainer.packing import micro_batches
 from t3d.trainer.reference import FrozenAdapters, FrozenModel, compile_layers
 from t3d.trainer.runs import fingerprint, prune_exports, refuse_other_data, refuse_other_settings, run_folder
@@ -68,9 +68,6 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
         samples, rollout_block = load_samples(config, data_path, tokenizer, ids, student.config.block_size)
     settle_block_size(config, rollout_block)
     objective = make_objective(config, ids)
-    if config.training.refresh_rollouts:
-        onpolicy.check_supported(accelerator)
-        samples = onpolicy.RefreshedSamples(samples)
     trainer = Trainer(config, accelerator, student, objective, samples, ids, source)
     if dry_run:
         planning.dry_run(trainer)
@@ -207,8 +204,10 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, student, objective, samples, ids, source):
         self.config, self.accelerator, self.objective = config, accelerator, objective
-        self.samples, self.ids, self.source = samples, ids, source
+        self.ids, self.source = ids, source
         training, params = config.training, config.optimizer.params
+        self.rounds = Rounds(config, samples, ids, source, accelerator) if training.refresh_rollouts else None
+        self.samples = self.rounds.samples if self.rounds else samples
         batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         self.step = 0
         self.order = SampleOrder(len(samples), batch, training.seed)
@@ -268,8 +267,8 @@ class Trainer:
             disable=not accelerator.is_local_main_process,
         )
         first = self.step
-        if config.training.refresh_rollouts:
-            self.decode_ahead(onpolicy.restore, run, first)
+        if self.rounds:
+            self.rounds.restore(self.student, self.ahead(first), run / "rollouts", first)
         for step in range(first + 1, self.total_steps + 1):
             began = time.perf_counter()
             if step <= config.lr_scheduler.params.warmup_steps:
@@ -353,7 +352,7 @@ class Trainer:
         states = []
         for epoch, index in self.local_indices(step):
             sample = self.samples[index]
-            state = self.objective.state(sample, generator_for(self.config.training.seed, epoch, sample["id"]))
+            state = self.objective.noise(sample, generator_for(self.config.training.seed, epoch, sample["id"]))
             state.sample_id = sample["id"]
             states.append(state)
         return states
@@ -420,17 +419,14 @@ class Trainer:
         It comes after the step's checkpoint: a run that goes on from there begins by doing it, with the same weights.
         """
         interval = self.config.training.refresh_rollouts
-        if interval and step % interval == 0 and step < self.total_steps:
-            self.decode_ahead(onpolicy.refresh, run, step)
+        if self.rounds and step % interval == 0 and step < self.total_steps:
+            self.rounds.refresh(self.student, self.ahead(step), run / "rollouts", step)
 
-    def decode_ahead(self, decode: Callable[..., None], run: Path, step: int) -> None:
-        """``decode`` by onpolicy for the steps after ``step``, up to the next refresh or the end."""
-        training = self.config.training
-        end = (step // training.refresh_rollouts + 1) * training.refresh_rollouts
-        ahead = range(step, min(end, self.total_steps))
-        indices = sorted({index for later in ahead for _, index in self.order.indices(later)})
-        student = self.accelerator.unwrap_model(self.student)
-        decode(student, self.samples, indices, training, self.ids, run / "rollouts", step, self.accelerator)
+    def ahead(self, step: int) -> list[int]:
+        """The samples that the steps after ``step`` will see, up to the next refresh or the end."""
+        interval = self.config.training.refresh_rollouts
+        end = min((step // interval + 1) * interval, self.total_steps)
+        return sorted({index for later in range(step, end) for _, index in self.order.indices(later)})
 
     def save(self, run: Path) -> None:
         """A checkpoint to resume from."""

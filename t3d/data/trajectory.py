@@ -32,6 +32,8 @@ class Trajectory:
     block_size: int
     finish_reason: str  # "stop" | "length"
     initial_ids: list[int] = field(default_factory=list)  # x_T of the response, where it was not all masks
+    target_ids: list[int] = field(default_factory=list)  # another model's completion of each block of the response
+    target_step: list[int] = field(default_factory=list)  # and when it unmasked them
     steps: int = 0  # denoising forwards; 0 = take max(unmask_step)
     forwards: int = 0  # all forwards, prefill and cache writes included
     seconds: float = 0.0
@@ -62,6 +64,9 @@ class Trajectory:
             return f"{len(response)} response ids but {len(step)} unmask steps"
         if self.initial_ids and len(self.initial_ids) != len(response):
             return f"{len(response)} response ids but {len(self.initial_ids)} initial ids"
+        for name in ("target_ids", "target_step") if self.target_ids or self.target_step else ():
+            if len(getattr(self, name)) != len(response):
+                return f"{len(response)} response ids but {len(getattr(self, name))} of {name}"
         if (len(self.prompt_ids) + len(response)) % size:
             return f"prompt ({len(self.prompt_ids)}) + response ({len(response)}) do not end on a block of {size}"
         if not 1 <= self.length <= len(response):
@@ -76,10 +81,16 @@ class Trajectory:
             return f"step {min(set(range(1, self.steps + 1)) - set(step))} unmasks no token"
         if not grows_over_blocks(step, len(self.prompt_ids), size):
             return "the unmask steps do not grow from block to block"
+        if self.target_step and min(self.target_step) < 1:
+            return f"target step {min(self.target_step)} is below 1"
+        if self.target_step and not grows_over_blocks(self.target_step, len(self.prompt_ids), size):
+            return "the target steps do not grow from block to block"
         if mask_id is not None and mask_id in self.prompt_ids:
             return f"mask id {mask_id} in the prompt"
         if mask_id is not None and mask_id in response:
             return f"mask id {mask_id} in the response"
+        if mask_id is not None and mask_id in self.target_ids:
+            return f"mask id {mask_id} in the targets"
         return None
 
     @classmethod

@@ -20,8 +20,9 @@ class SlotLayer(CacheLayerMixin):
         if write is None:  # a verification reads the cache of its lanes and leaves nothing behind
             keys, values = self.keys[lanes, :, :length], self.values[lanes, :, :length]
             return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
-        self.keys[lanes.unsqueeze(-1), :, write] = key_states.transpose(1, 2)
-        self.values[lanes.unsqueeze(-1), :, write] = value_states.transpose(1, 2)
+        # under autocast values are in half precision, whatever the weights are in
+        self.keys[lanes.unsqueeze(-1), :, write] = key_states.transpose(1, 2).to(self.keys.dtype)
+        self.values[lanes.unsqueeze(-1), :, write] = value_states.transpose(1, 2).to(self.values.dtype)
         if length is None:  # a prefill reads nothing but what it has just written
             return key_states, value_states
         return self.keys[:, :, :length], self.values[:, :, :length]

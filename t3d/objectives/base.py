@@ -21,14 +21,13 @@ class Terms(NamedTuple):
 class Objective(Protocol):
     """What to noise and what to minimise.
 
-    ``needs_reference``: a frozen reference model takes part. ``state`` draws a training state of a sample; one without
+    ``needs_reference``: a frozen reference model takes part. ``noise`` draws a training state of a sample; one without
     targets has nothing to learn, and the trainer skips and counts it. Calling the objective gives the loss of a batch;
     ``reference`` is None where the reference is stopgrad(student) of this very step.
     """
 
     needs_reference: bool
-
-    def state(self, sample: dict, generator: torch.Generator) -> State: ...
+    noise: Callable[[dict, torch.Generator], State]
 
     def __call__(self, student: Callable, reference: Callable | None, batch: Batch) -> Terms: ...
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from t3d.noising import Batch, State, TrajectoryNoise
+from t3d.noising import Batch, TrajectoryNoise
 from t3d.objectives.base import Terms, block_groups, group_mean, score
 from t3d.objectives.naive_td import trajectory_loss
 
@@ -34,9 +34,6 @@ class BlockLikelihood:
     k: float = 1.0
     chunk: int = 1024
     needs_reference = False
-
-    def state(self, sample: dict, generator: torch.Generator) -> State:
-        return self.noise(sample, generator)
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         log_prob = score(student, batch, chunk=self.chunk)[0][:, 0]

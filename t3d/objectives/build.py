@@ -33,6 +33,7 @@ def make_objective(config: TrainConfig, ids: SpecialIds) -> Objective:
                     ids.mask_id,
                     mask_ratio=training.region_mask_ratio,
                     post_num=training.post_num or 0,
+                    stop_ids=ids.stop_ids,
                 ),
                 certainty_weight=training.certainty_weight,
                 temperature=training.certainty_temperature,
@@ -74,6 +75,7 @@ def trajectory_noise(config: TrainConfig, ids: SpecialIds, every_target: bool = 
         random_trace=training.mask_strategy == "random",
         from_response=training.block_grid == "response",
         every_target=every_target,
+        stop_ids=ids.stop_ids,
     )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from t3d.noising import Batch, RandomMaskNoise, State
+from t3d.noising import Batch, RandomMaskNoise
 from t3d.objectives.base import Terms, group_mean, loss_rows
 from t3d.objectives.likelihood import token_certainty
 
@@ -35,9 +35,6 @@ class DParallel:
     temperature: float = 0.5
     chunk: int = 1024
     needs_reference = False
-
-    def state(self, sample: dict, generator: torch.Generator) -> State:
-        return self.noise(sample, generator)
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         first, second = (self._pass(student, part) for part in (batch, complement(batch, self.noise.mask_id)))

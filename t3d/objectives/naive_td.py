@@ -8,10 +8,9 @@ Source: L_traj of T3D (arXiv 2602.12262), the baseline "Naive TD" of its tables.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from t3d.noising import Batch, State, TrajectoryNoise
+from t3d.noising import Batch, TrajectoryNoise
 from t3d.objectives.base import Terms, group_mean, score
 
 
@@ -27,9 +26,6 @@ class NaiveTD:
     noise: TrajectoryNoise
     chunk: int = 1024
     needs_reference = False
-
-    def state(self, sample: dict, generator: torch.Generator) -> State:
-        return self.noise(sample, generator)
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         log_probs, _ = score(student, batch, chunk=self.chunk)

@@ -14,9 +14,7 @@ where every answer begins alike, the loss is SFT's on the model's own text (a te
 
 from dataclasses import dataclass
 
-import torch
-
-from t3d.noising import Batch, RectifiedNoise, State
+from t3d.noising import Batch, RectifiedNoise
 from t3d.objectives.base import Terms
 from t3d.objectives.sft import weighted_cross_entropy
 
@@ -28,9 +26,6 @@ class ReDi:
     noise: RectifiedNoise
     chunk: int = 1024
     needs_reference = False
-
-    def state(self, sample: dict, generator: torch.Generator) -> State:
-        return self.noise(sample, generator)
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         loss = weighted_cross_entropy(student, batch, self.chunk)

@@ -7,10 +7,9 @@ Sources: MDLM (arXiv 2406.07524, eq. 10); BD3-LM (arXiv 2503.09573, eq. 8), earl
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from t3d.noising import Batch, BlockDiffusionNoise, State
+from t3d.noising import Batch, BlockDiffusionNoise
 from t3d.objectives.base import Terms, score
 
 
@@ -21,9 +20,6 @@ class SFT:
     noise: BlockDiffusionNoise
     chunk: int = 1024
     needs_reference = False
-
-    def state(self, sample: dict, generator: torch.Generator) -> State:
-        return self.noise(sample, generator)
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         loss = weighted_cross_entropy(student, batch, self.chunk)

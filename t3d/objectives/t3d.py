@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from t3d.noising import Batch, State, TrajectoryNoise
+from t3d.noising import Batch, TrajectoryNoise
 from t3d.objectives.base import Terms, block_groups, group_mean, score
 from t3d.objectives.ddo import ddo_terms
 from t3d.objectives.likelihood import Draw
@@ -50,9 +50,6 @@ class T3D:
     @property
     def needs_reference(self) -> bool:
         return self.ddo_weight > 0
-
-    def state(self, sample: dict, generator: torch.Generator) -> State:
-        return self.noise(sample, generator)
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         terms, metrics, loss = {}, {}, 0.0

@@ -1,8 +1,12 @@
-"""On-policy refresh: training goes on with trajectories that the student itself has just decoded.
+"""On-policy refresh: training goes on with answers that the student itself has just decoded.
 
 Every ``training.refresh_rollouts`` optimizer steps the questions that the steps up to the next refresh will see are
 decoded again, by the decoder of stage 1, with the student's weights of that moment. Their answers take the place of the
 earlier ones; which question a step sees, and everything else, stays. With ReDi a refresh is the next rectification.
+
+What is learnt from them are the answers themselves, or with ``refresh_targets: teacher`` what the model that training
+began with writes in each of their blocks (t3d.trainer.completion): the student's own states, with a teacher's targets.
+Source of the idea: DAgger (arXiv 1011.0686), on-policy distillation (GKD, arXiv 2306.13649).
 
 A round's trajectories go to <run>/rollouts/<step>/ as shards, so that a resumed run goes on with the same data. A round
 that begins at the very step where a run goes on is drawn again: the same weights and seed give the same answers.
@@ -13,19 +17,23 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from t3d.config import TrainingConfig
+from t3d.config import TrainConfig, TrainingConfig
 from t3d.data.shards import ShardWriter, read_shards
+from t3d.data.trajectory import Trajectory
 from t3d.decoding import DecodeSettings
 from t3d.engines.base import Request
 from t3d.engines.local import LocalEngine
 from t3d.errors import UserError
 from t3d.models.loading import SpecialIds
+from t3d.trainer.completion import complete, of_stream
 from t3d.trainer.distribution import zero_stage
+from t3d.trainer.reference import FrozenModel
 
 log = logging.getLogger(__name__)
 
@@ -60,104 +68,117 @@ class RefreshedSamples:
                 "unmask_step": t.unmask_step[:kept],
                 "length": t.length,
                 "initial_ids": t.initial_ids,
+                "target_ids": t.target_ids,
+                "target_step": t.target_step,
             }
 
 
-def check_supported(accelerator: Accelerator) -> None:
-    """Raises UserError where no process holds the whole student."""
-    if zero_stage(accelerator) == 3:
-        raise UserError(
-            "training.refresh_rollouts: the student's weights are split over processes, which cannot decode with them; "
-            "use ZeRO-1 or ZeRO-2, or leave it null"
-        )
+class Rounds:
+    """Draws a training set's answers anew, round by round. Every process holds one, and all call it together.
 
-
-def refresh(
-    model,
-    samples: RefreshedSamples,
-    indices: Sequence[int],
-    training: TrainingConfig,
-    ids: SpecialIds,
-    folder: Path,
-    step: int,
-    accelerator: Accelerator,
-) -> None:
-    """Decode the samples ``indices`` with the student ``model`` as it is after ``step``, to train on from now on.
-
-    Every process decodes its share; the order of ``indices`` and the number of processes change no answer.
+    Attributes:
+        samples: the training set with the answers of the round in force.
+        teacher: who writes the targets; None = the student's answers are the targets. On a GPU it is there during a
+            round only.
     """
-    target = round_folder(folder, step)
-    if accelerator.is_main_process:  # a round that a killed run left may have been decoded with weights that are gone
-        shutil.rmtree(target, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    _decode(model, samples, indices, training, ids, target, training.seed + step, accelerator)
 
+    def __init__(
+        self,
+        config: TrainConfig,
+        samples: Sequence[dict[str, Any]],
+        ids: SpecialIds,
+        source: str,
+        accelerator: Accelerator,
+    ):
+        """Raises UserError where no process holds the whole student."""
+        if zero_stage(accelerator) == 3:
+            raise UserError(
+                "training.refresh_rollouts: the student's weights are split over processes, which cannot decode with "
+                "them; use ZeRO-1 or ZeRO-2, or leave it null"
+            )
+        self.training, self.ids, self.accelerator = config.training, ids, accelerator
+        self.samples = RefreshedSamples(samples)
+        self.teacher = None
+        if config.training.refresh_targets == "teacher":
+            self.teacher = FrozenModel(config, source, accelerator, offload=True)
 
-def restore(
-    model,
-    samples: RefreshedSamples,
-    indices: Sequence[int],
-    training: TrainingConfig,
-    ids: SpecialIds,
-    folder: Path,
-    step: int,
-    accelerator: Accelerator,
-) -> None:
-    """Go on after ``step`` with the round in force there, whose answers the samples ``indices`` are to have.
+    def refresh(self, student, indices: Sequence[int], folder: Path, step: int) -> None:
+        """Decode the samples ``indices`` with the student as it is after ``step``, to train on from now on.
 
-    With another batch size or end than the round was drawn for, some of them have none yet: they are decoded now.
+        Every process decodes its share; the order of ``indices`` and the number of processes change no answer.
+        """
+        target = round_folder(folder, step)
+        if self.accelerator.is_main_process:  # what a killed run left may be of weights that are gone
+            shutil.rmtree(target, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._add(student, indices, target, step)
 
-    Raises:
-        UserError: the round's trajectories are gone.
-    """
-    begun = step // training.refresh_rollouts * training.refresh_rollouts
-    if not begun or not indices:
-        return
-    if begun == step:
-        return refresh(model, samples, indices, training, ids, folder, step, accelerator)
-    target = round_folder(folder, begun)
-    if not target.is_dir():
-        raise UserError(f"training.refresh_rollouts: {target} is gone, and step {step} went on from it; start anew")
-    samples.read(target)
-    missing = [index for index in indices if samples.samples[index]["id"] not in samples.newer]
-    accelerator.wait_for_everyone()  # nobody writes before all have read
-    if missing:
-        log.warning("%s lacks %d of the %d questions up to the next refresh", target, len(missing), len(indices))
-        _decode(model, samples, missing, training, ids, target, training.seed + begun, accelerator)
+    def restore(self, student, indices: Sequence[int], folder: Path, step: int) -> None:
+        """Go on after ``step`` with the round in force there, whose answers the samples ``indices`` are to have.
 
+        With another batch size or end than the round was drawn for, some of them have none yet: they are decoded now.
 
-def _decode(
-    model,
-    samples: RefreshedSamples,
-    indices: Sequence[int],
-    training: TrainingConfig,
-    ids: SpecialIds,
-    target: Path,
-    seed: int,
-    accelerator: Accelerator,
-) -> None:
-    """Add the answers of the samples ``indices`` to the round in ``target``, and take the whole round."""
-    began = time.perf_counter()
-    requests = []
-    for index in indices:
-        sample = samples.samples[index]
-        prompt, _, number = sample["id"].rpartition("/")
-        requests.append(Request(prompt, int(number), tuple(sample["prompt_ids"])))
-    mine = requests[accelerator.process_index :: accelerator.num_processes]
-    with ShardWriter(target, accelerator.process_index) as writer, decoding(model):
-        engine = LocalEngine(
-            model,
-            mask_id=ids.mask_id,
-            stop_ids=ids.stop_ids,
-            forbidden_ids=ids.forbidden_ids,
-            max_active=training.refresh_max_active,
-            ordinary_ids=ids.ordinary_ids,
-        )
-        for trajectory in engine.generate(mine, decode_settings(training), seed):
-            writer.write(trajectory)
-    accelerator.wait_for_everyone()
-    samples.read(target)
-    log.info("%s: %d answers decoded anew in %.0f s", target, len(requests), time.perf_counter() - began)
+        Raises:
+            UserError: the round's trajectories are gone.
+        """
+        begun = step // self.training.refresh_rollouts * self.training.refresh_rollouts
+        if not begun or not indices:
+            return
+        if begun == step:
+            return self.refresh(student, indices, folder, step)
+        target = round_folder(folder, begun)
+        if not target.is_dir():
+            raise UserError(f"training.refresh_rollouts: {target} is gone, and step {step} went on from it; start anew")
+        self.samples.read(target)
+        missing = [index for index in indices if self.samples.samples[index]["id"] not in self.samples.newer]
+        self.accelerator.wait_for_everyone()  # nobody writes before all have read
+        if missing:
+            log.warning("%s lacks %d of the %d questions up to the next refresh", target, len(missing), len(indices))
+            self._add(student, missing, target, begun)
+
+    def _add(self, student, indices: Sequence[int], target: Path, begun: int) -> None:
+        """Add the samples ``indices`` to the round in ``target``, which began after step ``begun``; take all of it."""
+        clock, accelerator, seed = time.perf_counter(), self.accelerator, self.training.seed + begun
+        asked = [self.samples.samples[index] for index in indices]
+        requests = [Request(*of_stream(sample["id"]), tuple(sample["prompt_ids"])) for sample in asked]
+        mine = requests[accelerator.process_index :: accelerator.num_processes]
+        with ShardWriter(target, accelerator.process_index) as writer:
+            answers = self._answers(accelerator.unwrap_model(student), mine, seed)
+            for trajectory in self._with_targets(answers, seed) if self.teacher else answers:
+                writer.write(trajectory)
+        accelerator.wait_for_everyone()
+        self.samples.read(target)
+        log.info("%s: %d answers decoded anew in %.0f s", target, len(requests), time.perf_counter() - clock)
+
+    def _answers(self, student, requests: Sequence[Request], seed: int) -> Iterator[Trajectory]:
+        ids = self.ids
+        with decoding(student):
+            engine = LocalEngine(
+                student,
+                mask_id=ids.mask_id,
+                stop_ids=ids.stop_ids,
+                forbidden_ids=ids.forbidden_ids,
+                max_active=self.training.refresh_max_active,
+                ordinary_ids=ids.ordinary_ids,
+            )
+            yield from engine.generate(requests, decode_settings(self.training), seed)
+
+    def _with_targets(self, answers: Iterator[Trajectory], seed: int) -> Iterator[Trajectory]:
+        """The answers with the teacher's completion of each of their blocks."""
+        decoded = list(answers)  # the student is through before the teacher comes
+        with self.teacher.on_device():
+            completed = complete(
+                self.teacher,
+                decoded,
+                decode_settings(self.training),
+                seed,
+                self.ids,
+                device=self.accelerator.device,
+                flex=self.teacher.model.config._attn_implementation == "flex_attention",
+                chunk=self.training.head_chunk,
+            )
+            for answer, (target_ids, target_step) in completed:
+                yield replace(answer, target_ids=target_ids, target_step=target_step)
 
 
 def round_folder(folder: Path, step: int) -> Path:

@@ -1,4 +1,4 @@
-"""The frozen reference of DDO, refreshed from the student every ``round_interval`` steps.
+"""Frozen models beside the student: DDO's reference, refreshed from it every ``round_interval`` steps, and a teacher.
 
 A full student has a second model beside it. A LoRA student shares its base with the reference, which is then a second
 set of adapters: no second model. Where the reference is refreshed at every step there is neither (see training.py).
@@ -19,19 +19,22 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FrozenModel:
-    """A second model with the student's weights of some step, without gradients and optimizer state.
+    """A second model with the student's first weights or those of some later step, without gradients and optimizer.
 
     Equal weights must give equal log-probabilities, so it computes exactly as the student does. DeepSpeed's bf16
     student has bf16 weights throughout: so has the reference. Under autocast the student's weights are fp32, and every
     product rounds its matrix to bf16: here the matrices are stored rounded, which is half the memory and the same
     result to the bit; embeddings and norms, which autocast leaves in fp32, stay in fp32.
+
+    Args:
+        offload: keep it in CPU memory between its passes, as ``training.reference_offload`` does.
     """
 
-    def __init__(self, config: TrainConfig, source: str, accelerator: Accelerator):
+    def __init__(self, config: TrainConfig, source: str, accelerator: Accelerator, offload: bool = False):
         self.accelerator = accelerator
         half = HALF.get(accelerator.mixed_precision)
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        self.offloaded = config.training.reference_offload and accelerator.device.type == "cuda"
+        self.offloaded = (offload or config.training.reference_offload) and accelerator.device.type == "cuda"
         rounded = half is not None and not deepspeed
         self.model = load_model(
             source,
@@ -56,12 +59,13 @@ class FrozenModel:
             split_over_processes(self.model, accelerator)
 
     def __call__(self, *args, **kwargs):
-        with self.accelerator.autocast(), self._on_device():  # it is not wrapped by accelerate: autocast by hand
+        with self.accelerator.autocast(), self.on_device():  # it is not wrapped by accelerate: autocast by hand
             return self.model(*args, **kwargs)
 
     @contextmanager
-    def _on_device(self):
-        """An offloaded reference is on the GPU for one forward pass, and gone before the student's begins."""
+    def on_device(self):
+        """An offloaded model is on the GPU for one forward pass, and gone before the student's begins; or for all the
+        passes in this context."""
         parameters = list(self.model.parameters()) if self.offloaded else []
         held = [parameter.data for parameter in parameters]
         for parameter in parameters:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from t3d.noising import collate
+from t3d.noising import PER_TARGET, collate
 from t3d.objectives.block_likelihood import BlockLikelihood, block_likelihood_loss
 from t3d.objectives.naive_td import trajectory_loss
 from tests.conftest import PAD, tiny_model
@@ -76,7 +76,7 @@ def test_equals_the_slow_loop(k, block_size):
 def test_a_batch_with_nothing_to_learn_gives_a_zero_gradient():
     student, objective = tiny_model(), BlockLikelihood(noise(4))
     state = draw(objective)[0]
-    for name in ("position", "masked", "weight", "rank", "u"):
+    for name in ("position", *PER_TARGET):
         setattr(state, name, vars(state)[name][:0])
     loss = objective(student, None, collate([[state]], PAD)).loss
     loss.sum().backward()

@@ -28,7 +28,7 @@ def knowing(samples: list[dict] = SAMPLES):
     model, samples = tiny_model(), [dict(sample) for sample in samples]
     for sample in samples:
         ids = list(sample["response_ids"])
-        state = objective().state(sample, torch.Generator().manual_seed(0))
+        state = objective().noise(sample, torch.Generator().manual_seed(0))
         guess = plain_logits(model, state, 4).argmax(-1).tolist()
         for i in range(0, len(ids), 2):
             ids[i] = guess[len(sample["prompt_ids"]) + i - state.start]

@@ -11,7 +11,7 @@ from tests.test_training_equals_decoding import plain_logits
 
 
 def draw(objective, samples: list[dict] = SAMPLES) -> list:
-    return [objective.state(sample, torch.Generator().manual_seed(i)) for i, sample in enumerate(samples)]
+    return [objective.noise(sample, torch.Generator().manual_seed(i)) for i, sample in enumerate(samples)]
 
 
 def slow_log_probs(student, sample: dict, state, block_size: int) -> dict[int, list[torch.Tensor]]:

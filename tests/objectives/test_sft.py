@@ -38,7 +38,7 @@ def slow_nelbo(model, sample: dict, state, block_size: int) -> torch.Tensor:
 def test_equals_the_slow_loop(block_size, per_block):
     model = tiny_model()
     sft = SFT(BlockDiffusionNoise(block_size, MASK, PAD, t_min=0.3, per_block=per_block), chunk=3)
-    states = [sft.state(sample, torch.Generator().manual_seed(i)) for i, sample in enumerate(SAMPLES)]
+    states = [sft.noise(sample, torch.Generator().manual_seed(i)) for i, sample in enumerate(SAMPLES)]
     loss, metrics = sft(model, None, collate([states[:2], states[2:]], PAD))
     slow = [slow_nelbo(model, *pair, block_size) for pair in zip(SAMPLES, states, strict=True)]
     torch.testing.assert_close(loss, torch.stack(slow), rtol=1e-4, atol=1e-5)
@@ -56,7 +56,7 @@ def test_a_uniform_model_pays_log_vocab_a_token_on_average():
     model = tiny_model()
     model.lm_head.weight.data.zero_()
     sft = SFT(BlockDiffusionNoise(4, MASK, PAD, t_min=0.3))
-    states = [sft.state(SAMPLES[2], torch.Generator().manual_seed(seed)) for seed in range(400)]
+    states = [sft.noise(SAMPLES[2], torch.Generator().manual_seed(seed)) for seed in range(400)]
     with torch.no_grad():
         loss = sft(model, None, collate([states[i : i + 20] for i in range(0, 400, 20)], PAD)).loss
     assert float(loss.mean()) == pytest.approx(4.1589, rel=0.06)
@@ -64,7 +64,7 @@ def test_a_uniform_model_pays_log_vocab_a_token_on_average():
 
 def test_a_state_without_a_mask_costs_nothing():
     sft, model = SFT(BlockDiffusionNoise(4, MASK, PAD, t_min=1e-6, t_max=1e-6)), tiny_model()
-    loss = sft(model, None, collate([[sft.state(SAMPLES[0], torch.Generator().manual_seed(0))]], PAD)).loss
+    loss = sft(model, None, collate([[sft.noise(SAMPLES[0], torch.Generator().manual_seed(0))]], PAD)).loss
     assert loss.tolist() == [0.0]
     loss.sum().backward()
     assert not any(p.grad.any() for p in model.parameters())

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from t3d.noising import collate
+from t3d.noising import PER_TARGET, collate
 from t3d.objectives.t3d import T3D
 from tests.conftest import MASK, PAD, tiny_model
 from tests.test_noising import ORDINARY, noise, trajectory
@@ -30,7 +30,7 @@ def objective(block_size: int = BLOCK, lambda_path: float = LAMBDA, **options) -
 
 
 def draw(t3d: T3D) -> list:
-    return [t3d.state(sample, torch.Generator().manual_seed(i)) for i, sample in enumerate(SAMPLES)]
+    return [t3d.noise(sample, torch.Generator().manual_seed(i)) for i, sample in enumerate(SAMPLES)]
 
 
 def log_sigma(x):
@@ -187,7 +187,7 @@ def test_a_batch_with_nothing_to_learn_gives_a_zero_gradient(options):
     """A process may have such a batch only while the others learn; it must still take part in their backward pass."""
     student, t3d = tiny_model(0), objective(**options)
     state = draw(t3d)[0]
-    for name in ("position", "masked", "weight", "rank", "u"):
+    for name in ("position", *PER_TARGET):
         setattr(state, name, vars(state)[name][:0])
     for reference in (None, tiny_model(1)):
         terms = t3d(student, reference, collate([[state]], PAD))

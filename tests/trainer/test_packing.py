@@ -37,7 +37,7 @@ def objective() -> T3D:
 @pytest.fixture
 def states(objective) -> list:
     rng = random.Random(3)
-    return [objective.state(s, generator_for(0, 0, s["id"])) for s in (trajectory(i, rng) for i in range(17))]
+    return [objective.noise(s, generator_for(0, 0, s["id"])) for s in (trajectory(i, rng) for i in range(17))]
 
 
 def flat(batches) -> list:

@@ -49,4 +49,7 @@ def test_an_offloaded_reference_is_in_cpu_memory_but_for_its_passes(story_teache
     assert all(p.is_pinned() for p in offloaded.model.parameters())
     with torch.no_grad():
         assert torch.equal(offloaded(IDS.cuda()).logits, resident(IDS.cuda()).logits)
+        with offloaded.on_device():  # for several passes
+            assert torch.equal(offloaded(IDS.cuda()).logits, resident(IDS.cuda()).logits)
+            assert {p.device.type for p in offloaded.model.parameters()} == {"cuda"}
     assert {p.device.type for p in offloaded.model.parameters()} == {"cpu"}
