@@ -39,6 +39,7 @@ T3D = "configs/demo/train.yaml"
 BASELINES = "configs/baselines/demo"
 BEST = "configs/demo/best.yaml"
 REFRESH = ("training.refresh_rollouts=150",)
+VISITED = (*REFRESH, "training.refresh_targets=teacher", "training.refresh_steps_per_block=1")
 GREEDY = ("rollout.temperature=0",)
 RANDOM_START = ("rollout.random_init_ratio=0.1",)
 
@@ -65,15 +66,15 @@ ABLATIONS = {
     "t3d, reference of every step": Method(T3D, ("training.round_interval=1",)),
     "t3d, random masks": Method(T3D, ("training.mask_strategy=random",)),
     "t3d, on-policy refresh": Method(T3D, REFRESH),
+    "t3d, teacher on student states": Method(T3D, VISITED),
     "t3d, greedy, exponent 3": Method(T3D, ("training.mask_ratio_exponent=3",), GREEDY),
     "naive_td, greedy, exponent 3": Method(f"{BASELINES}/naive_td.yaml", ("training.mask_ratio_exponent=3",), GREEDY),
     "best, rollouts at temperature 0.1": Method(BEST),
     "best, exponent 8": Method(BEST, ("training.mask_ratio_exponent=8",), GREEDY),
     "best, k=1": Method(BEST, ("training.likelihood_k=1",), GREEDY),
     "best, k=0.5": Method(BEST, ("training.likelihood_k=0.5",), GREEDY),
-    "best, on-policy refresh": Method(
-        BEST, ("training.refresh_rollouts=150", "training.refresh_temperature=0"), GREEDY
-    ),
+    "best, on-policy refresh": Method(BEST, (*REFRESH, "training.refresh_temperature=0"), GREEDY),
+    "best, teacher on student states": Method(BEST, (*VISITED, "training.refresh_temperature=0"), GREEDY),
 }
 
 

@@ -254,5 +254,7 @@ def _named_weights(
     result = {}
     for name in names:
         weight = weights[name].detach().to("cpu", target if weights[name].is_floating_point() else None).contiguous()
-        result[name] = weight.clone() if name in tied else weight  # a teacher may store both of a tied pair
+        # A teacher may store both of a tied pair; and what ZeRO-3 gathers on a CPU are views of a shared buffer.
+        whole = weight.untyped_storage().nbytes() == weight.nbytes
+        result[name] = weight if whole and name not in tied else weight.clone()
     return result

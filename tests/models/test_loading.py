@@ -237,6 +237,17 @@ def test_tied_weights_are_stored_as_the_teacher_stores_them(tmp_path, stores_bot
     load_model(str(folder))
 
 
+def test_gathered_weights_may_be_views_of_one_padded_buffer(teacher, tmp_path):
+    student = load_model(str(teacher), dtype="float32")
+    weights = student.state_dict()
+    buffer, gathered, at = torch.zeros(sum(weight.numel() for weight in weights.values()) + 3), {}, 0
+    for name, weight in weights.items():
+        gathered[name] = buffer[at : at + weight.numel()].view_as(weight).copy_(weight)
+        at += weight.numel()
+    folder = export_model(student, str(teacher), tmp_path / "student", state_dict=gathered)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in load_file(folder / "model.safetensors").items())
+
+
 def test_an_older_export_stays_until_the_new_one_is_complete(teacher, tmp_path, monkeypatch):
     student = load_model(str(teacher))
     folder = export_model(student, str(teacher), tmp_path / "student")
