@@ -15,6 +15,8 @@ SHIPPED = {
     "configs/demo/eval.yaml": EvalConfig,
     "configs/demo/train.yaml": TrainConfig,
     "configs/demo/teacher.yaml": TrainConfig,
+    "configs/best.yaml": TrainConfig,
+    "configs/demo/best.yaml": TrainConfig,
     **{str(path.relative_to(ROOT)): TrainConfig for path in sorted((ROOT / "configs" / "baselines").rglob("*.yaml"))},
 }
 
@@ -208,6 +210,12 @@ def test_every_objective_has_its_two_files():
         assert load(TrainConfig, [f"config=configs/baselines/{name}.yaml"]).training.objective == name
         file = "configs/demo/train.yaml" if name == "t3d" else f"configs/baselines/demo/{name}.yaml"
         assert load(TrainConfig, [f"config={file}"]).training.objective == name
+
+
+def test_best_is_one_recipe_for_both_sizes():
+    sizes = [load(TrainConfig, [f"config=configs/{size}best.yaml"]) for size in ("", "demo/")]
+    recipe = {(c.training.objective, c.training.likelihood_k, c.training.mask_ratio_exponent) for c in sizes}
+    assert recipe == {("block_likelihood", 2.0, 3.0)} and {c.model.random_ratio for c in sizes} == {0.0}
 
 
 def test_found_from_root_and_from_a_subfolder(monkeypatch):
