@@ -25,6 +25,7 @@ demo: $(VENV)/ready
 tables: $(VENV)/ready
 	$(PY) tables.py --ablations
 	$(PY) tables.py --blocks 8 --seeds 1
+	$(PY) tables.py --blocks 4,8 --seeds 1 --analysis
 
 test: $(VENV)/ready
 	$(PY) -m ruff check .

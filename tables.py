@@ -1,15 +1,19 @@
 """Every method on the embedded benchmark, at the same budget: rollouts, training, evaluation, docs/RESULTS.md.
 
-    python tables.py [--methods A,B] [--ablations] [--seeds 1,2,3] [--blocks 4,8] [--steps N] [--rollouts N]
+    python tables.py [--methods "A;B"] [--ablations] [--seeds 1,2,3] [--blocks 4,8] [--steps N] [--rollouts N]
 
 Every stage is the command that a real run uses; each is printed before it runs. A finished (method, seed, block) writes
 its figures to docs/results/tables/ and is not run again, so the work can be stopped, and spread over machines. The page
-is written from all figures that are there; --page writes it and runs nothing.
+is written from all figures that are there; --page writes it and runs nothing, --analysis measures what a step of the
+trained students loses.
 """
 
 import argparse
 import json
+import os
 import time
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +23,9 @@ from t3d.errors import UserError, run_main
 from t3d.paths import ROOT
 from t3d.scores.study.page import write_page
 
-FIGURES, PAGE = ROOT / "docs" / "results" / "tables", ROOT / "docs" / "RESULTS.md"
+RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "RESULTS.md"
+FIGURES, ANALYSES = RESULTS / "tables", RESULTS / "analysis"
+TRAIN, HELD_OUT = "StoryMath_train", "StoryMath_val"
 SPLITS = ("StoryMath_test", "StoryMath_hard")
 BATCH = 32  # sequences of an optimizer step, over all processes
 KEPT = ("dataset", "strategy", "tokens_per_step", "n", "accuracy", "ci_low", "ci_high", "measured_tokens_per_step")
@@ -42,6 +48,8 @@ REFRESH = ("training.refresh_rollouts=150",)
 VISITED = (*REFRESH, "training.refresh_targets=teacher", "training.refresh_steps_per_block=1")
 GREEDY = ("rollout.temperature=0",)
 RANDOM_START = ("rollout.random_init_ratio=0.1",)
+
+ANALYSED = ("naive_td", "t3d", "block_likelihood", "best")  # whose factorisation error --analysis measures
 
 # The teacher as it is, and with an energy at decode time; the paper's others; then what came after.
 METHODS = {
@@ -98,20 +106,21 @@ def teacher(output: Path, block: int) -> str:
     return str(folder / "ckpt" / "optimized")
 
 
-def roll_out(source: str, block: int, seed: int, overrides: tuple[str, ...], args) -> Path:
-    """The teacher's trajectories at full steps, ready for training; shared by all methods of a (block, seed)."""
+def roll_out(source: str, split: str, limit: int, block: int, seed: int, overrides: tuple[str, ...], args) -> Path:
+    """The teacher's trajectories at full steps, checked; those for training all methods of a (block, seed) share."""
     output = args.output
-    project = output / "rollouts" / "-".join([f"block{block}-seed{seed}", *overrides]).replace("rollout.", "")
+    name = "-".join([f"block{block}-seed{seed}", *overrides]).replace("rollout.", "")
+    project = output / ("rollouts" if split == TRAIN else f"rollouts-{split}") / name
     trajectories = project / "trajectories.json"
     if not trajectories.exists():
         command(
             *("python", "sample/sdar_sample.py", "config=configs/demo/sample.yaml", f"experiment.project={project}"),
-            *(f"evaluation.checkpoint_path={source}", f"evaluation.limit={args.rollouts}", f"rollout.seed={seed}"),
-            *(f"evaluation.eval_dataset={output / 'data' / 'StoryMath_train.json'}", f"rollout.block_size={block}"),
+            *(f"evaluation.checkpoint_path={source}", f"evaluation.limit={limit}", f"rollout.seed={seed}"),
+            *(f"evaluation.eval_dataset={output / 'data' / split}.json", f"rollout.block_size={block}"),
             *(f"rollout.denoising_steps_per_block={block}", f"rollout.num_processes={args.processes}", *overrides),
         )
         command(
-            *("python", "data/rename_key.py", "--model_name", Path(source).name, "--dataset", "StoryMath_train"),
+            *("python", "data/rename_key.py", "--model_name", Path(source).name, "--dataset", split),
             *("--project", str(project), "--output", str(trajectories)),
         )
     return trajectories
@@ -170,16 +179,16 @@ def run_one(name: str, block: int, seed: int, args) -> None:
     folder = output / figures_file(name, block, seed).stem
     if method.config:
         if name == "sft":
-            data = output / "data" / "StoryMath_train.json"
+            data = output / "data" / f"{TRAIN}.json"
         else:
-            data = roll_out(source, block, seed, method.rollouts, args)
+            data = roll_out(source, TRAIN, args.rollouts, block, seed, method.rollouts, args)
         launch = ["python"]
         if args.processes > 1:
             launch = ["accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"]
             launch += ["--num_processes", str(args.processes)]
         line = train_line(name, data, source, block, seed, args, folder)
         command(*launch, "train/self_ddo_sdar_full.py", *line)
-        run = folder / Path(source).name / "math" / "run" / "run"
+        run = run_folder(folder, source)
         checkpoint = str(run / "ckpt" / "optimized")
         tokens = sum(json.loads(line)["tokens"] for line in (run / "log.jsonl").read_text().splitlines())
     seconds, rows = time.monotonic() - began, []
@@ -193,6 +202,26 @@ def run_one(name: str, block: int, seed: int, args) -> None:
     }
     with atomic_write(figures_file(name, block, seed)) as file:
         file.write(json.dumps(figures, indent=1) + "\n")
+
+
+def analyse(name: str, block: int, seed: int, args) -> None:
+    """What a step of the trained student loses, and of its teacher, at states of the teacher's held-out answers."""
+    source = teacher(args.output, block)
+    student = run_folder(args.output / figures_file(name, block, seed).stem, source) / "ckpt" / "optimized"
+    target = ANALYSES / figures_file(name, block, seed).name
+    if target.exists() or not student.exists():
+        return
+    trajectories = roll_out(source, HELD_OUT, 500, block, seed, (), args)
+    here = partial(os.path.relpath, start=ROOT)  # the file that is kept names no folder of this machine
+    command(
+        *("python", "-m", "t3d.analysis", f"teacher={here(ROOT / source)}", f"student={here(student)}"),
+        *(f"trajectories={here(trajectories)}", "limit=200", f"output={here(target)}"),
+        f"tokens_per_step={[block >> k for k in range(block.bit_length() - 1)][::-1]}",
+    )
+
+
+def run_folder(folder: Path, source: str) -> Path:
+    return folder / Path(source).name / "math" / "run" / "run"
 
 
 def figures_file(name: str, block: int, seed: int) -> Path:
@@ -211,28 +240,33 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="processes of rollouts and training, a core each")
     parser.add_argument("--problems", type=int, help="problems per evaluation; all where it is left out")
     parser.add_argument("--output", type=Path, default=Path("experiments/tables"), help="folder of models and rollouts")
+    parser.add_argument(
+        "--analysis", action="store_true", help=f"only measure what a step loses: {', '.join(ANALYSED)}"
+    )
     parser.add_argument("--page", action="store_true", help="only write docs/RESULTS.md")
     args = parser.parse_args()
     args.output = ROOT / args.output
     if args.processes < 1 or BATCH % args.processes:
         raise UserError(f"--processes {args.processes}: {BATCH} sequences a step do not divide by it")
-    if not args.page:
+    blocks, seeds = ([int(value) for value in given.split(",")] for given in (args.blocks, args.seeds))
+    if args.analysis:
+        for name, block in product(ANALYSED, blocks):
+            analyse(name, block, seeds[0], args)
+    elif not args.page:
         chosen = args.methods.split(";") if args.methods else [*METHODS, *(ABLATIONS if args.ablations else ())]
         if unknown := [name for name in chosen if name not in METHODS | ABLATIONS]:
             raise UserError(f"--methods {unknown[0]}: not known; {'; '.join(METHODS | ABLATIONS)}")
         runs = [
-            (name, int(block), int(seed))
-            for block in args.blocks.split(",")
-            for seed in args.seeds.split(",")
-            for name in chosen
-            if not figures_file(name, int(block), int(seed)).exists()
+            (name, block, seed)
+            for block, seed, name in product(blocks, seeds, chosen)
+            if not figures_file(name, block, seed).exists()
         ]
         if runs and not (args.output / "data" / f"{SPLITS[0]}.json").exists():
             command("python", "-m", "t3d.embedded", "--data", str(args.output / "data"))
         for number, run in enumerate(runs, 1):
             print(f"\n=== {number} of {len(runs)}: {run[0]}, block {run[1]}, seed {run[2]}", flush=True)
             run_one(*run, args)
-    write_page(FIGURES, PAGE, METHODS, ABLATIONS, SPLITS, BATCH)
+    write_page(FIGURES, ANALYSES, PAGE, METHODS, ABLATIONS, SPLITS, BATCH)
 
 
 if __name__ == "__main__":

@@ -41,9 +41,10 @@ TEACHER_BLOCK = 4
 
 
 def write_page(
-    figures: Path, page: Path, methods: Methods, ablations: Methods, splits: tuple[str, str], batch: int
+    figures: Path, analyses: Path, page: Path, methods: Methods, ablations: Methods, splits: tuple[str, str], batch: int
 ) -> None:
-    """Write the page from all runs below `figures`, and the plots beside them.
+    """Write the page from all runs below `figures`, with the plots beside them, and from what t3d.analysis left in
+    `analyses`.
 
     splits: the test set and the harder one; batch: sequences of an optimizer step.
     """
@@ -56,6 +57,8 @@ def write_page(
         drawn = draw(runs, block, methods, ablations, splits[0], figures)
         images = {name: f"![{told}]({folder}/{file})" for name, (file, told) in drawn.items()}
         parts.append(block_part(runs, block, methods, ablations, splits, images))
+    if found := sorted(analyses.glob("*.json")):
+        parts.append(step_losses(found, page))
     parts.append(paper.section(json.loads(PAPER.read_text())))
     with atomic_write(page) as file:
         file.write("\n\n".join(parts) + "\n")
@@ -173,6 +176,42 @@ def _tokens(runs: Sequence[Run]) -> str:
 
 def _values(values) -> str:
     return ", ".join(map(str, sorted(set(values))))
+
+
+def step_losses(files: Sequence[Path], page: Path) -> str:
+    """Factorisation error, risk and entropy of each student and its teacher, as t3d.analysis measured them."""
+    rows: dict[tuple[int, str], list[str]] = {}
+    speeds, images = set(), []
+    measured = [(path, json.loads(path.read_text())) for path in files]
+    for _, found in measured:
+        speeds |= {row["tokens_per_step"] for row in found["teacher"]["per_block"]}
+    for path, found in measured:
+        for who in ("teacher", "student"):
+            model = found[who]
+            name = "original" if who == "teacher" else path.stem.partition("-block")[0]
+            loss = {row["tokens_per_step"]: row for row in model["per_block"]}
+            cells = [
+                f"{loss[s]['correlation']:.3f} ± {loss[s]['correlation_error']:.3f}" if s in loss else ""
+                for s in sorted(speeds)
+            ]
+            states = model["states"]
+            cells += [f"{sum(row[key] for row in states) / len(states):.3f}" for key in ("risk", "entropy")]
+            rows.setdefault((model["block_size"], name), [str(model["block_size"]), name, *cells])
+        plot = Path(os.path.relpath(path.with_suffix(".svg"), page.parent)).as_posix()
+        images.append(f"![Teacher and {path.stem}: correlation, risk, entropy]({plot})")
+    columns = ["block", "model", *(f"{speed} tokens/step" for speed in sorted(speeds)), "risk", "entropy"]
+    table = Table("", columns, [rows[key] for key in sorted(rows, key=lambda key: key[0])], text=["model"])
+    return "\n\n".join(
+        [
+            "## What a step loses",
+            "`python -m t3d.analysis`: the correlation that a step cannot express as it draws its tokens at once (the "
+            "factorisation error of the paper's Theorem 4.5), in nats a block at each speed, mean over answers and its "
+            "standard error; and risk (Proposition 4.3) and entropy, in nats a masked token, means over how much of a "
+            "block is visible. All at states of the teacher's own answers to questions that no run learns from.",
+            table.markdown(),
+            *images,
+        ]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

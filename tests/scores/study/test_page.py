@@ -15,7 +15,7 @@ def written(folder, runs, methods=METHODS):
     figures.mkdir(parents=True)
     for i, one in enumerate(runs):
         (figures / f"run{i:02}.json").write_text(json.dumps(one))
-    write_page(figures, page, methods, ABLATIONS, SPLITS, 32)
+    write_page(figures, folder / "results" / "analysis", page, methods, ABLATIONS, SPLITS, 32)
     return page.read_text()
 
 
@@ -98,6 +98,29 @@ def test_settings_and_commands(page):
     assert 'python tables.py --methods "t3d" --blocks 4 --seeds 1\n' in commands
 
 
+def test_what_a_step_loses(tmp_path):
+    """The teacher once a block size, each student beside it; risk and entropy are means over the states."""
+
+    def model(loss: float) -> dict:
+        states = [{"risk": 0.4, "entropy": 0.5}, {"risk": 0.2, "entropy": 0.1}]
+        per_block = [{"tokens_per_step": n, "correlation": loss * n, "correlation_error": 0.01} for n in (2, 4)]
+        return {"block_size": 4, "per_block": per_block, "states": states}
+
+    folder = tmp_path / "results" / "analysis"
+    folder.mkdir(parents=True)
+    for name, loss in (("best", 0.05), ("t3d", 0.1)):
+        (folder / f"{name}-block4-seed1.json").write_text(json.dumps({"teacher": model(0.3), "student": model(loss)}))
+    table = part(written(tmp_path, RUNS), "## What a step loses")
+    lines = [line for line in table.splitlines() if line.startswith("| 4")]
+    assert lines == [
+        "| 4 | original | 0.600 ± 0.010 | 1.200 ± 0.010 | 0.300 | 0.300 |",
+        "| 4 | best | 0.100 ± 0.010 | 0.200 ± 0.010 | 0.300 | 0.300 |",
+        "| 4 | t3d | 0.200 ± 0.010 | 0.400 ± 0.010 | 0.300 | 0.300 |",
+    ]
+    assert "](results/analysis/t3d-block4-seed1.svg)" in table
+    assert "## What a step loses" not in written(tmp_path / "none", RUNS)
+
+
 def test_plots_are_there_and_shown(page):
     folder, text = page
     names = ["accuracy-block4", "both-block4", "ablations-block4", "accuracy-block8", "both-block8"]
@@ -109,7 +132,7 @@ def test_plots_are_there_and_shown(page):
 
 def test_without_figures(tmp_path):
     with pytest.raises(UserError, match="has no figures yet; run `python tables.py`"):
-        write_page(tmp_path, tmp_path / "RESULTS.md", METHODS, ABLATIONS, SPLITS, 32)
+        write_page(tmp_path, tmp_path / "analysis", tmp_path / "RESULTS.md", METHODS, ABLATIONS, SPLITS, 32)
 
 
 def test_a_broken_run_stops_the_page(tmp_path):
