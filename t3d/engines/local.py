@@ -151,7 +151,9 @@ class LocalEngine:
     def _lanes_that_fit(self, slots: int) -> int:
         size = slots * Slots.bytes_per_slot(self.model.config, self.model.dtype)
         if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
+            # what PyTorch's allocator keeps and does not use is free as well
+            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            free = torch.cuda.mem_get_info(self.device)[0] + unused
         else:
             import psutil
 

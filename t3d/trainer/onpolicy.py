@@ -31,6 +31,7 @@ from t3d.engines.base import Request
 from t3d.engines.local import LocalEngine
 from t3d.errors import UserError
 from t3d.models.loading import SpecialIds
+from t3d.trainer import checkpoint
 from t3d.trainer.completion import complete, of_stream
 from t3d.trainer.distribution import zero_stage
 from t3d.trainer.reference import FrozenModel
@@ -142,12 +143,14 @@ class Rounds:
         asked = [self.samples.samples[index] for index in indices]
         requests = [Request(*of_stream(sample["id"]), tuple(sample["prompt_ids"])) for sample in asked]
         mine = requests[accelerator.process_index :: accelerator.num_processes]
-        with ShardWriter(target, accelerator.process_index) as writer:
+        with checkpoint.writing(f"the round {target}"), ShardWriter(target, accelerator.process_index) as writer:
             answers = self._answers(accelerator.unwrap_model(student), mine, seed)
             for trajectory in self._with_targets(answers, seed) if self.teacher else answers:
                 writer.write(trajectory)
         accelerator.wait_for_everyone()
         self.samples.read(target)
+        lost = [sample["id"] for sample in asked if sample["id"] not in self.samples.newer]
+        assert not lost, f"{target}: {len(lost)} answers cannot be seen, {lost[0]} first"  # a shared disk that lags
         log.info("%s: %d answers decoded anew in %.0f s", target, len(requests), time.perf_counter() - clock)
 
     def _answers(self, student, requests: Sequence[Request], seed: int) -> Iterator[Trajectory]:

@@ -77,7 +77,13 @@ def plan_lines(trainer, lengths: Lengths) -> list[str]:
     ]
     need = estimate(trainer, lengths.longest)
     lines += [f"  {name:12} {value / 1e6:10,.1f}" for name, value in vars(need).items()]
-    return [*lines, f"  {'total':12} {need.total / 1e6:10,.1f} and some for the libraries"]
+    lines.append(f"  {'total':12} {need.total / 1e6:10,.1f} and some for the libraries")
+    if trainer.rounds and trainer.rounds.teacher:
+        held = sum(p.numel() * p.element_size() for p in trainer.rounds.teacher.model.parameters())
+        lines.append(
+            f"teacher of the on-policy rounds: {held / 1e6:,.1f} MB more, in CPU memory; on a GPU during a round alone"
+        )
+    return lines
 
 
 def estimate(trainer, longest: int) -> cost.Memory:

@@ -7,6 +7,7 @@ A ZeRO checkpoint holds one part of the optimizer's state for each process that 
 
 import contextlib
 import io
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -31,20 +32,23 @@ def regroup(path: Path, target: Path) -> None:
     """
     from deepspeed.checkpoint import ds_to_universal
 
+    path, target = path.resolve(), target.resolve()
     target.mkdir()
     for entry in path.iterdir():
         if entry.name != MODEL_NAME:
             (target / entry.name).symlink_to(entry.resolve())
     settings = Namespace(
-        input_folder=str(path / MODEL_NAME),
-        output_folder=str(target / MODEL_NAME),
+        # The converter takes these for patterns; the folders' own names, seen from beside them, hold nothing special.
+        input_folder=os.path.relpath(path / MODEL_NAME, path.parent),
+        output_folder=os.path.relpath(target / MODEL_NAME, path.parent),
         num_extract_workers=1,  # in this process: what is killed with it writes on nowhere
         num_merge_workers=1,
         keep_temp_folder=False,
         strict=True,
         inject_missing_state=True,  # names and layouts of tensor parallelism: there is none
     )
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with contextlib.chdir(path.parent), silent[0], silent[1]:
         ds_to_universal.main(settings)
     _thin_out(target / MODEL_NAME / "zero" / "optimizer_state.pt")
 

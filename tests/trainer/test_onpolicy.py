@@ -1,5 +1,6 @@
 """On-policy refresh: the student's own trajectories, by the decoder of stage 1, in place of the teacher's."""
 
+import errno
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import torch
 
 from t3d import training
 from t3d.config import TrainConfig, load
-from t3d.data.shards import read_shards
+from t3d.data.shards import ShardWriter, read_shards
 from t3d.decoding import DecodeSettings
 from t3d.engines.base import Request
 from t3d.engines.local import LocalEngine
@@ -195,6 +196,23 @@ def test_a_round_that_is_gone_is_told(run):  # noqa: F811
     run("gone", *REFRESH, "training.max_steps=3", "experiment.resume=auto")  # no step needs it
     with pytest.raises(UserError, match="00000002 is gone, and step 3 went on from it; start anew"):
         run("gone", *REFRESH, "training.max_steps=4", "experiment.resume=auto")
+
+
+def test_a_disk_that_fills_up_in_a_round_is_one_line(run, monkeypatch):  # noqa: F811
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ShardWriter, "write", full)
+        with pytest.raises(UserError, match="the round .*00000002.*No space left"):
+            run("full", *REFRESH, "training.max_steps=4")
+    assert len(log_of(run("full", *REFRESH, "training.max_steps=4", "experiment.resume=auto"))) == 4
+
+
+def test_answers_that_cannot_be_seen_stop_the_run(run, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(ShardWriter, "write", lambda *args: None)
+    with pytest.raises(AssertionError, match="00000002: .* answers cannot be seen"):
+        run("unseen", *REFRESH, "training.max_steps=4")
 
 
 @pytest.mark.parametrize("end", [3, 4], ids=["inside a round", "where one would begin"])

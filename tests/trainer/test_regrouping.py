@@ -83,7 +83,8 @@ def zero_3(folder: Path, processes: int) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("write", [zero_1_or_2, zero_3])
 def test_the_parts_of_all_processes_become_whole_states(tmp_path, write, processes):
-    saved, target = tmp_path / "checkpoint", tmp_path / "target"
+    root = tmp_path / "rate=1e-5+ema (2)"  # a run's name is free text, and DeepSpeed takes paths for patterns
+    saved, target = root / "checkpoint", root / "target"
     (saved / "pytorch_model").mkdir(parents=True)
     (saved / "random_states_0.pkl").write_text("anything else")
     expected = write(saved / "pytorch_model", processes)
