@@ -11,6 +11,7 @@ trained students loses.
 import argparse
 import json
 import os
+import shlex
 import time
 from functools import partial
 from itertools import product
@@ -109,7 +110,7 @@ def teacher(output: Path, block: int) -> str:
 def roll_out(source: str, split: str, limit: int, block: int, seed: int, overrides: tuple[str, ...], args) -> Path:
     """The teacher's trajectories at full steps, checked; those for training all methods of a (block, seed) share."""
     output = args.output
-    name = "-".join([f"block{block}-seed{seed}", *overrides]).replace("rollout.", "")
+    name = "-".join([f"block{block}-seed{seed}-n{limit}", *overrides]).replace("rollout.", "")
     project = output / ("rollouts" if split == TRAIN else f"rollouts-{split}") / name
     trajectories = project / "trajectories.json"
     if not trajectories.exists():
@@ -193,6 +194,7 @@ def run_one(name: str, block: int, seed: int, args) -> None:
         tokens = sum(json.loads(line)["tokens"] for line in (run / "log.jsonl").read_text().splitlines())
     seconds, rows = time.monotonic() - began, []
     for line in evaluation_lines(name, checkpoint, folder, block, seed, args):
+        print(f"\n$ {shlex.join(['python', 'eval.py', *line])}", flush=True)
         rows += json.loads(evaluate(load(EvalConfig, line)).read_text())
     figures = {
         **{"method": name, "block_size": block, "seed": seed, "steps": args.steps, "rollouts": args.rollouts},
@@ -218,6 +220,18 @@ def analyse(name: str, block: int, seed: int, args) -> None:
         *(f"trajectories={here(trajectories)}", "limit=200", f"output={here(target)}"),
         f"tokens_per_step={[block >> k for k in range(block.bit_length() - 1)][::-1]}",
     )
+
+
+def finished(file: Path, args) -> bool:
+    """Whether the run has its figures; UserError where they are of another budget than is asked for."""
+    if not file.exists():
+        return False
+    figures = json.loads(file.read_text())
+    for key in ("steps", "rollouts"):
+        if figures[key] != getattr(args, key):
+            asked = f"this asks for {getattr(args, key)}"
+            raise UserError(f"--{key}: {file} was made with {figures[key]}, {asked}; give that, or move it away")
+    return True
 
 
 def run_folder(folder: Path, source: str) -> Path:
@@ -259,7 +273,7 @@ def main() -> None:
         runs = [
             (name, block, seed)
             for block, seed, name in product(blocks, seeds, chosen)
-            if not figures_file(name, block, seed).exists()
+            if not finished(figures_file(name, block, seed), args)
         ]
         if runs and not (args.output / "data" / f"{SPLITS[0]}.json").exists():
             command("python", "-m", "t3d.embedded", "--data", str(args.output / "data"))

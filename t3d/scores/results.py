@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,21 @@ def find_results(folder: str | Path) -> list[dict[str, Any]]:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path}: not readable as JSON ({error}); evaluate again") from error
-        for index, row in enumerate(found):
+        for index, row in enumerate(map(_with_todays_settings, found)):
             missing = {"method", "dataset", "block_size", "tokens_per_step", "strategy", "accuracy"} - row.keys()
             if missing:
                 raise UserError(f"{path}: row {index}: field {min(missing)!r} is missing; this is no results file")
             if row["dataset"] != AVERAGE:
                 rows[(row.get("model"), row.get("seed"), row.get("node"), _setting(row))] = row
     return list(rows.values())
+
+
+def _with_todays_settings(row: Row) -> Row:
+    """Decode settings that were not known when the row was written had their defaults."""
+    from t3d.decoding import DecodeSettings
+
+    known = isinstance(row, Mapping) and isinstance(row.get("decode"), Mapping)
+    return {**row, "decode": asdict(DecodeSettings()) | row["decode"]} if known else row
 
 
 def _setting(row: Row, *without: str) -> str:

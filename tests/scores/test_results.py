@@ -2,9 +2,11 @@
 
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 
+from t3d.decoding import DecodeSettings
 from t3d.errors import UserError
 from t3d.scores.results import average, compare, for_people, fullest, over_seeds, pool_nodes, read_results, tell_apart
 from t3d.scores.statistics import wilson_interval
@@ -30,7 +32,7 @@ def test_all_results_below_a_folder_are_found_once(tmp_path):
     write(tmp_path / "a" / "x" / "settings.json", {"method": 1})
     found = read_results(tmp_path)
     assert sorted(r["accuracy"] for r in found) == [0.5, 0.7]
-    assert read_results(tmp_path / "a" / "results" / "x.json") == [row(0.5)]
+    assert read_results(tmp_path / "a" / "results" / "x.json") == [row(0.5, decode=asdict(DecodeSettings()))]
 
     write(tmp_path / "b.json", [row(0.9)])  # evaluated anew: the newest counts
     os.utime(tmp_path / "b.json", ns=(2**62, 2**62))
@@ -49,6 +51,16 @@ def test_seeds_become_a_mean_with_its_standard_error():
     assert mean["accuracy"] == pytest.approx(0.6) and mean["accuracy_sem"] == pytest.approx(0.1 / 3**0.5)
     assert mean["seeds"] == [1, 2, 3] and mean["n"] == 100 and "seed" not in mean and "ci_low" not in mean
     assert alone == rows[3]
+
+
+def test_seeds_from_before_a_setting_was_known_merge_with_later_ones(tmp_path):
+    """Each in a file of its own; another value than the default is another setting."""
+    today = asdict(DecodeSettings())
+    before = {name: value for name, value in today.items() if name != "energy_candidates"}
+    for seed, decode in ((1, before), (2, today), (3, today | {"energy_candidates": 4})):
+        (tmp_path / f"{seed}.json").write_text(json.dumps([row(0.5, seed=seed, decode=decode)]))
+    merged = over_seeds(read_results(tmp_path))
+    assert sorted(len(one.get("seeds", [0])) for one in merged) == [1, 2]
 
 
 def test_measured_speeds_do_not_part_the_seeds_of_dynamic_decoding():

@@ -85,13 +85,17 @@ of the methods is a measurement on a real model. [What the paper reports](#what-
 and SDAR-4B-Chat stands at the end; the two are no columns of one table.
 
 Equal steps are not equal cost: dParallel makes two forwards a training step, T3D one of the student and one of its
-reference, the others one. ReDi with an all-mask x_T is SFT on the teacher's own text.{edlm}
+reference, the others one; on-policy rows also decode. EDLM trains nothing and pays when it decodes: 1 +
+energy_candidates forwards a step, at a temperature of its own (tokens/forward). ReDi with an all-mask x_T is SFT on
+the teacher's own text.{edlm}
 
 **How to read it.** Accuracies in per cent. `a ± b`: mean over seeds and its standard error. `a (b–c)`: one seed, with
 the 95 % interval over its questions; a mean over speeds has none. **Bold**: the best of its column, where it is above
 the next by more than the standard error of their difference (of a single seed: over its questions). gain: over the
 teacher as it is, in points and in per cent of it. In tables of differences, which pair seeds, `a ± b` is the mean and
-its 95 % interval (Student's t); one pair has none. Error bars: one standard error, or the interval of a single seed."""
+its 95 % interval (Student's t), more being better than the other method; one pair has none. All seeds answer the same
+questions: ± over seeds says how training and sampling vary, not what other questions would give. Error bars: one
+standard error, or the interval of a single seed."""
 
 
 def commands(runs: Sequence[Run], figures: Path) -> str:
@@ -105,10 +109,10 @@ def commands(runs: Sequence[Run], figures: Path) -> str:
         [
             "## The commands\n",
             "```bash",
-            "make tables   # all of it; what is finished is not run again. It runs:",
+            f"make tables   # all without figures (rm -rf {shown} experiments/tables: from nothing). It runs:",
             *lines,
             "",
-            f"rm -r {shown}/{run['file']} experiments/tables/{stem}   # one run again, from its training on",
+            f"rm -rf {shown}/{run['file']} experiments/tables/{stem}   # one run again, from its training on",
             f'python tables.py --methods "{run["method"]}" {where}',
             "",
             "python tables.py --page   # this page and its plots alone, from the figures",
@@ -138,7 +142,8 @@ def settings(runs: Sequence[Run], named: Methods, batch: int) -> str:
     told = ["## Settings", Table("", columns, rows, text=columns[:2]).without_empty("tokens seen").markdown()]
     told.append(
         f"Every optimizer step takes {batch} sequences. questions: those that training draws from; the answers are the "
-        "teacher's own at full steps, for SFT the worked solutions. tokens seen: in training, clean and noisy copies. "
+        "teacher's own at full steps, for SFT the worked solutions; with training.refresh_rollouts, after so many "
+        "steps the student's, or its teacher's completions of them. tokens seen: in training, clean and noisy copies. "
         f"{temperatures()}"
     )
     if strange := sorted({run["method"] for run in runs} - set(named)):
@@ -161,7 +166,7 @@ def temperatures() -> str:
         f"{what} are drawn at temperature {load(schema, [f'config={file}']).rollout.temperature:g} (`{file}`)"
         for what, (schema, file) in files.items()
     ]
-    return ", ".join(told) + "."
+    return ", ".join(told) + ", where a row's overrides say nothing else."
 
 
 def _tokens(runs: Sequence[Run]) -> str:
@@ -280,8 +285,10 @@ def few_step(runs: Runs, split: str, speeds: Sequence[float], gain: bool = True)
         more = average.mean - base.mean if base else 0.0
         share = f" ({100 * more / base.mean:+.0f} %)" if base and base.mean else ""
         gains.append(signed(more) + share if base and name != "original" else "")
-    cells = [*map(_bold, columns), _bold(averages), gains]
-    return _table(runs, [*map(_head, speeds), "average", "gain"], cells).without_empty("gain").markdown()
+    yields = [estimate(of_method, picks[-1], "tokens_per_forward").mean for of_method in runs.values()]
+    cells = [*map(_bold, columns), _bold(averages), gains, [f"{value:.2f}" for value in yields]]
+    heads = [*map(_head, speeds), "average", "gain", f"tokens/forward at {speeds[-1]:g}"]
+    return _table(runs, heads, cells).without_empty("gain").markdown()
 
 
 def full_step(runs: Runs, split: str) -> str:

@@ -56,7 +56,7 @@ def accuracy_plot(ax: Axes, runs: Runs, styles: Mapping[str, dict], split: str, 
         ax.errorbar(x, y, bars, label=name, capsize=2.5, elinewidth=1.2, ms=5.5, **styles[name])
     ax.set_xscale("log", base=2)
     ax.set_xticks(speeds, [f"{speed:g}" for speed in speeds])
-    ax.set(xlabel="tokens per step (more is faster)", ylabel=f"right answers, {split}", ylim=(-2, 102))
+    ax.set(xlabel="tokens per step", ylabel=f"right answers, {split}", ylim=(-2, 102))
     ax.yaxis.set_major_formatter("{x:.0f} %")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
 
@@ -109,8 +109,9 @@ def _label(ax: Axes, names: Sequence[str], boxes: Sequence[tuple], colours: Sequ
 
     ax.figure.draw_without_rendering()  # settles the layout, so that places on the canvas are final
     taken = []
-    for _, low, high in boxes:
-        taken.append(Bbox([ax.transData.transform(low), ax.transData.transform(high)]).padded(6))
+    for (x, y), low, high in boxes:  # each bar apart: the rectangle around both is mostly empty
+        for ends in ([(low[0], y), (high[0], y)], [(x, low[1]), (x, high[1])]):
+            taken.append(Bbox(ax.transData.transform(ends)).padded(6))
     frame = ax.get_window_extent()
     sides = [(9, 0, "left"), (-9, 0, "right"), (0, 13, "center"), (0, -13, "center")]
     for reach in (16, 30, 44, 58):

@@ -3,6 +3,7 @@
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from t3d.scores.study import plots
 from t3d.scores.study.estimates import by_method
@@ -45,6 +46,24 @@ def test_both_names_every_point_and_no_name_covers_another(ax):
     assert sorted(text.get_text() for text in ax.texts) == sorted(runs)
     boxes = [Text.get_window_extent(text) for text in ax.texts]  # without its line
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+def test_no_name_covers_a_bar(ax):
+    """Single seeds, whose intervals are wide."""
+    found = {"original": (0.975, 0.655, 0.226), "naive_td": (0.967, 0.917, 0.813), "t3d": (0.965, 0.885, 0.778)}
+    runs = {name: [run(name, 1, accuracies)] for name, accuracies in found.items()}
+    plots.both_plot(ax, runs, plots.looks(list(runs)), SPLITS[0], 4)
+    ax.figure.draw_without_rendering()
+    bars = [
+        Bbox(ax.transData.transform(ends))
+        for container in ax.containers
+        for lines in container.lines[2]
+        for ends in lines.get_segments()
+    ]
+    assert len(bars) == 6
+    for text in ax.texts:
+        box = Text.get_window_extent(text)
+        assert not any(box.overlaps(bar) for bar in bars), text.get_text()
 
 
 def test_ablation_rows_from_the_top(ax):
