@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on the embedded teacher, on a CPU, in minutes; shows the result
 # make test   style and tests
-# make tables every method on the embedded benchmark, hours; goes on where it was; writes docs/RESULTS.md
+# make tables every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
 # Both create the environment (.venv) first.
 
 PYTHON ?= python3
@@ -23,7 +23,8 @@ demo: $(VENV)/ready
 	$(PY) demo.py
 
 tables: $(VENV)/ready
-	$(PY) tables.py --ablations
+	$(PY) tables.py
+	$(PY) tables.py --ablations --seeds 1
 	$(PY) tables.py --blocks 8 --seeds 1
 	$(PY) tables.py --blocks 4,8 --seeds 1 --analysis
 

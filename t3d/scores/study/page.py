@@ -235,7 +235,7 @@ def block_part(
     main = by_method(runs, block, list(methods))
     every = main | by_method(runs, block, list(ablations))
     fast = fast_speeds(block)
-    parts = [f"## Block {block}", " ".join([*seeds_told(every), *absent_told(every, methods)])]
+    parts = [f"## Block {block}", " ".join([*seeds_told(main or every), *absent_told(every, methods)])]
     if block != TEACHER_BLOCK:
         parts.append(f"The teacher of this block size is that of block {TEACHER_BLOCK}, converted by SFT.")
     if main:
