@@ -6,6 +6,7 @@ from typing import Protocol
 
 from t3d.data.trajectory import Trajectory
 from t3d.decoding import DecodeSettings
+from t3d.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,13 @@ class Request:
     @property
     def id(self) -> str:
         return f"{self.prompt}/{self.sample}"
+
+
+def refuse_mask_in_prompts(requests: Sequence[Request], mask_id: int) -> None:
+    """Raises UserError: a mask in a prompt would never be decided."""
+    for request in requests:
+        if mask_id in request.prompt_ids:
+            raise UserError(f"prompt {request.id}: contains the mask token; remove it from the question")
 
 
 @dataclass(frozen=True)

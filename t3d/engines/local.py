@@ -22,7 +22,7 @@ from torch import Tensor
 from t3d.attention import cache_mask
 from t3d.data.trajectory import Trajectory
 from t3d.decoding import DecodeSettings, choose, draw, initial_tokens, quota, stream_key, uniforms
-from t3d.engines.base import Request, Step
+from t3d.engines.base import Request, Step, refuse_mask_in_prompts
 from t3d.engines.cache import Slots
 from t3d.engines.energy import Energy, candidate_uniforms
 from t3d.engines.verify import Verifier, close_up
@@ -123,9 +123,7 @@ class LocalEngine:
             return
         if settings.random_init_ratio and not len(self.ordinary_ids):
             raise UserError(f"random_init_ratio={settings.random_init_ratio}: not supported here; leave it at 0")
-        for request in requests:
-            if self.mask_id in request.prompt_ids:
-                raise UserError(f"prompt {request.id}: contains the mask token; remove it from the question")
+        refuse_mask_in_prompts(requests, self.mask_id)
         capacity = self._capacity(requests, settings)
         lanes = min(self.max_active, len(requests), self._lanes_that_fit(capacity + settings.block_size))
         run = Run(self, settings, seed, lanes, capacity, on_step)

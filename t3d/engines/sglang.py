@@ -22,7 +22,7 @@ import httpx
 
 from t3d.data.trajectory import Trajectory
 from t3d.decoding import DecodeSettings, stream_key
-from t3d.engines.base import Request, Step
+from t3d.engines.base import Request, Step, refuse_mask_in_prompts
 from t3d.engines.sglang_plugin import KEY, NAME
 from t3d.errors import UserError
 from t3d.paths import model_name
@@ -247,9 +247,7 @@ class SGLangEngine:
             raise UserError("rollout.energy_candidates: not with rollout.engine=sglang; leave it at 1")
         if settings.random_init_ratio:
             raise UserError("rollout.random_init_ratio: not with rollout.engine=sglang; leave it at 0")
-        for request in requests:
-            if self.mask_id in request.prompt_ids:
-                raise UserError(f"prompt {request.id}: contains the mask token; remove it from the question")
+        refuse_mask_in_prompts(requests, self.mask_id)
         if not requests:
             return
         loop = self.loop or asyncio.new_event_loop()
