@@ -93,9 +93,7 @@ def test_settings_and_commands(page):
     assert "Every optimizer step takes 32 sequences." in settings
     assert "Answers are drawn at temperature 0.1" in settings
     commands = part(page[1], "## The commands")
-    assert "python tables.py --ablations --seeds 1\n" in commands, (
-        "the lines of `make tables`, as the Makefile has them"
-    )
+    assert "python tables.py --ablations --seeds 1\n" in commands  # as the Makefile has it
     assert "run06.json experiments/tables/run06   # one run again" in commands
     assert 'python tables.py --methods "t3d" --blocks 4 --seeds 1\n' in commands
 
