@@ -165,7 +165,7 @@ DYNAMIC = {"remasking_strategy": "low_confidence_dynamic", "dynamic_threshold": 
         ({"temperature": 0.7, "top_k": 3}, {"do_sample": False}, {"temperature": 0.7, "top_k": 3}),
         (DYNAMIC, {}, DYNAMIC),
         ({"self_verify": True, "batch_size": 3}, {}, {"self_verify": True}),
-        ({"energy_candidates": 3}, {"temperature": 0.5}, {"energy_candidates": 3, "temperature": 0.5}),
+        ({"energy_candidates": 3, "temperature": 0.5}, {}, {"energy_candidates": 3, "temperature": 0.5}),
     ],
 )  # fmt: skip
 def test_answers_are_the_engines(make, arguments, given, settings):
