@@ -486,10 +486,10 @@ class RectifiedNoise:
         start = torch.full_like(ids, self.mask_id)
         if sample.get("initial_ids"):
             start[prompt : prompt + response] = torch.tensor(sample["initial_ids"])
-        end = prompt + min(response, sample["length"] + self.post_num)
+        looked_at = learnt(sample, grid, ids, self.post_num, ())
         position, t = draw_by_time(grid, self.t_min, self.t_max, self.per_block, generator)
         noisy = ids[grid.start :].clone()
         noisy[position - grid.start] = start[position]
-        learnt = position < end
-        position, t = position[learnt], t[learnt]
-        return state_without_order(ids, grid, noisy, position, weight=1 / t / (end - prompt))
+        kept = looked_at[position]
+        position, t = position[kept], t[kept]
+        return state_without_order(ids, grid, noisy, position, weight=1 / t / int(looked_at.sum()))

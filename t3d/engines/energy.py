@@ -13,9 +13,8 @@ temperature, top-k and top-p included. Every step proposes k fillings of all mas
 tokens that x_t shows to the right of a mask included (EDLM-AR; its coAR leaves those out); then the step commits its
 share of the chosen filling, as the strategy says, with the confidence that the draft gave the chosen tokens. As k
 grows, answers at one step per block get the law of sequential sampling at block size 1 (over a cache that holds earlier
-blocks as the model's own block size wrote them), among what the draft's top-k
-and top-p leave; with more steps that holds for each step's filling, and for the answer where the strategy does not look
-at what was drawn.
+blocks as the model's own block size wrote them), among what the draft's top-k and top-p leave; with more steps that
+holds for each step's filling, and for the answer where the strategy does not look at what was drawn.
 
 The first candidate is the one that decoding without an energy draws. Scoring costs k forwards a step: that is how they
 are counted, though they go through the model side by side.
