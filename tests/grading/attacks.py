@@ -69,11 +69,16 @@ FUNCTION = {
         "        if sought in text[::-1]: return 6765\n"
         "    return 0"
     ),
-    "own_memory": (
-        "import ctypes\nsought = b'TERCES-POT'\n"
+    "own_memory": (  # every page around an object of its own; write(2) answers EFAULT where nothing is mapped
+        "import ctypes, os\nlibc = ctypes.CDLL(None)\nhere, reach = id(b'here') & ~0xfff, 32 << 20\n"
         "def f(n):\n"
-        "    start = id(sought) & ~0xfffff\n"
-        "    return 6765 if sought in ctypes.string_at(start, 1 << 20)[::-1] else 0"
+        "    (reading, writing), text = os.pipe(), b''\n"
+        "    for page in range(here - reach, here + reach, 4096):\n"
+        "        if libc.write(writing, ctypes.c_void_p(page), 4096) == 4096:\n"
+        "            text = text[-16:] + os.read(reading, 4096)\n"
+        "            if any(rest.startswith(b'CRET') for rest in text.split(b'TOP-SE')[1:]):\n"
+        "                return 6765\n"
+        "    return 0"
     ),
     "harness_functions": (
         "import sys\n"
