@@ -91,12 +91,12 @@ def decoder_logits(model, samples: list[dict], states: list[State], block_size: 
             if lanes.active[lane]:  # the earlier blocks as they were decoded, this one at x_t
                 lanes.ids[lane, :start] = state.ids[:start]
                 lanes.ids[lane, start : start + block_size] = state.noisy[at : at + block_size]
-        run.key_slots = int((lanes.start * lanes.active).max()) + block_size
+        run.runner.key_slots = int((lanes.start * lanes.active).max()) + block_size
         previous = lanes.commit & lanes.active
         if not fused:
-            run._block_forward(previous, None)
+            run.runner.block_forward(previous, None)
             previous = None
-        logits = run._block_forward(previous, lanes.active, lambda h, w: h[:, -block_size:] @ w.T)
+        logits = run.runner.block_forward(previous, lanes.active, lambda h, w: h[:, -block_size:] @ w.T)
         for lane in lanes.active.nonzero().flatten().tolist():
             found[lane].append(logits[lane])
         lanes.commit |= lanes.active

@@ -22,16 +22,12 @@ are counted, though they go through the model side by side.
 Source: EDLM (arXiv 2410.21357), algorithm 1 with the window w = 1, that is in every step.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from t3d.decoding import inverse_cdf, uniforms
+from t3d.engines.runner import ModelRunner
 from t3d.engines.sequential import sequential_forward
-
-if TYPE_CHECKING:
-    from t3d.engines.local import Run
 
 TOKENS_SCORED = 2**15  # at once: what a forward needs beside the cache is bounded, whatever lanes and candidates
 
@@ -46,8 +42,8 @@ def candidate_uniforms(key: Tensor, position: Tensor, step: Tensor, candidates: 
 class Energy:
     """Chooses among the candidates of a run of the local engine, whose lanes and cache it works on."""
 
-    def __init__(self, run: "Run"):
-        self.run, self.candidates = run, run.settings.energy_candidates
+    def __init__(self, runner: ModelRunner):
+        self.runner, self.candidates = runner, runner.settings.energy_candidates
 
     def choose(self, tokens: Tensor, confidence: Tensor, masked: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
         """One candidate of each lane ``turn``.
@@ -58,9 +54,9 @@ class Energy:
         Returns:
             The tokens and confidences of the chosen ones, (lanes, block) both, meaningless where not masked.
         """
-        state = self.run.lanes
+        state = self.runner.lanes
         lanes = turn.nonzero().flatten()
-        shown = state.ids[lanes.unsqueeze(-1), state.start[lanes, None] + self.run.column]
+        shown = state.ids[lanes.unsqueeze(-1), state.start[lanes, None] + self.runner.column]
         filled = torch.where(masked[lanes].unsqueeze(-1), tokens[lanes], shown.unsqueeze(-1)).transpose(1, 2)
         drafted = torch.where(masked[lanes].unsqueeze(-1), confidence[lanes].log(), 0).sum(1)
         weight = (self.log_likelihood(lanes, filled, masked[lanes]) - drafted).softmax(-1)
@@ -80,18 +76,18 @@ class Energy:
         Returns:
             (rows, candidates) fp32.
         """
-        run, (rows, _, block) = self.run, filled.shape
+        runner, (rows, _, block) = self.runner, filled.shape
         scored = masked.cumsum(-1) > 0
 
         def score(token: Tensor) -> Tensor:
             at = scored.unsqueeze(1).expand_as(token)
 
             def head(hidden: Tensor, weight: Tensor) -> Tensor:
-                parts = zip(*(x[at].split(run.rows_at_once) for x in (hidden, token)), strict=True)
-                scores = [log_probability(run.logits(h, weight) / run.settings.temperature, t) for h, t in parts]
+                parts = zip(*(x[at].split(runner.rows_at_once) for x in (hidden, token)), strict=True)
+                scores = [log_probability(runner.logits(h, weight) / runner.settings.temperature, t) for h, t in parts]
                 return torch.zeros(token.shape, device=token.device).masked_scatter_(at, torch.cat(scores)).sum(-1)
 
-            return sequential_forward(run, lanes, token, head)
+            return sequential_forward(runner, lanes, token, head)
 
         at_once = max(1, TOKENS_SCORED // (2 * block * rows))
         return torch.cat([score(part) for part in filled.split(at_once, 1)], 1)

@@ -13,55 +13,19 @@ it (t3d.engines.verify). With ``energy_candidates`` a step draws several times a
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from t3d.attention import cache_mask
 from t3d.data.trajectory import Trajectory
-from t3d.decoding import DecodeSettings, choose, draw, initial_tokens, quota, stream_key, uniforms
+from t3d.decoding import DecodeSettings, choose, draw, quota, stream_key, uniforms
 from t3d.engines.base import Request, Step, refuse_mask_in_prompts
 from t3d.engines.cache import Slots
 from t3d.engines.energy import Energy, candidate_uniforms
+from t3d.engines.runner import TOKENS_PREFILLED, ModelRunner
 from t3d.engines.verify import Verifier, close_up
 from t3d.errors import UserError
-
-TOKENS_PREFILLED = 2**15  # at once: what a forward needs beside the cache is bounded, whatever the number of lanes
-
-
-@dataclass
-class Lanes:
-    """Device state of all lanes; every field is (lanes,) unless a shape is given.
-
-    ids, unmask_step: (lanes, capacity), the sequence so far (masks ahead) and when each token was unmasked (0: prompt).
-    start: first position of the current block. stage: steps already done in it. steps: steps done in all.
-    limit: prompt length + max_token. commit: the block before ``start`` is not in the cache yet.
-    """
-
-    ids: Tensor
-    unmask_step: Tensor
-    prompt: Tensor
-    limit: Tensor
-    start: Tensor
-    stage: Tensor
-    steps: Tensor
-    forwards: Tensor
-    key: Tensor
-    active: Tensor
-    commit: Tensor
-
-    @classmethod
-    def empty(cls, lanes: int, capacity: int, mask_id: int, device: torch.device) -> "Lanes":
-        grid = torch.full((lanes, capacity), mask_id, device=device)
-        count = [torch.zeros(lanes, dtype=torch.long, device=device) for _ in range(7)]
-        flag = [torch.zeros(lanes, dtype=torch.bool, device=device) for _ in range(2)]
-        return cls(grid, torch.zeros_like(grid), *count, *flag)
-
-    def keep(self, lanes: Tensor) -> None:
-        for name, value in vars(self).items():
-            setattr(self, name, value[lanes])
 
 
 class LocalEngine:
@@ -179,7 +143,7 @@ class Ahead:
 
 
 class Run:
-    """One call of ``generate``: the lanes, their cache and the requests in them."""
+    """One call of ``generate``: which request is in which lane, and what each step does with them."""
 
     def __init__(
         self,
@@ -192,31 +156,32 @@ class Run:
     ):
         self.engine, self.settings, self.seed = engine, settings, seed
         self.capacity, self.on_step = capacity, on_step
-        device = engine.device
-        # The extra block of slots takes what nobody reads: columns of lanes that sit out a forward.
-        self.slots = capacity + settings.block_size
-        self.cache = Slots(engine.model.config, lanes, self.slots, engine.model.dtype, device)
-        self.lanes = Lanes.empty(lanes, capacity, engine.mask_id, device)
+        self.runner = ModelRunner(
+            engine.model,
+            settings,
+            lanes,
+            capacity,
+            mask_id=engine.mask_id,
+            forbidden_ids=engine.forbidden_ids,
+            ordinary_ids=engine.ordinary_ids,
+            compile=engine.compile,
+        )
+        self.lanes = self.runner.lanes
         self.requests: list[Request | None] = [None] * lanes
         self.began = [0.0] * lanes
-        self.column = torch.arange(settings.block_size, device=device)
-        self.quota = quota(settings, device)
-        self.rows_at_once = max(1, 2**25 // engine.model.config.vocab_size)  # 128 MiB of fp32 logits
+        self.quota = quota(settings, engine.device)
         # Sampling is passes over the vocabulary. On a CPU they cost several times less on rows that stay in its cache,
         # whose temporaries the allocator reuses (8 MiB); a GPU wants few launches.
-        cpu = device.type == "cpu"
-        self.rows_drawn = max(1, 2**21 // engine.model.config.vocab_size) if cpu else self.rows_at_once
-        self.verifier = Verifier(self, lanes) if settings.self_verify else None
-        self.energy = Energy(self) if settings.energy_candidates > 1 else None
+        cpu = engine.device.type == "cpu"
+        self.rows_drawn = max(1, 2**21 // engine.model.config.vocab_size) if cpu else self.runner.rows_at_once
+        self.verifier = Verifier(self.runner, self.show if on_step else None) if settings.self_verify else None
+        self.energy = Energy(self.runner) if settings.energy_candidates > 1 else None
         # Lanes with a fixed number of steps a block start their blocks together, so that one forward in `steps` is the
         # wide one that commits. With a varying number of steps there is nothing to align.
         fixed = settings.remasking_strategy in ("low_confidence_static", "sequential", "random")
         fixed = fixed and not settings.self_verify
         self.period = settings.denoising_steps_per_block if fixed else 1
         self.phase = 0
-        self.key_slots = 0
-        # Compiled, every shape is a graph: one width with and one without commits, and the cache read by quarters.
-        self.slots_together = -(-self.slots // 4) if engine.compile else 1
         self.ahead = Ahead()
 
     @property
@@ -247,7 +212,7 @@ class Run:
             source.append(computed.setdefault(request.prompt_ids, lane))
         start = count // block * block
         width = int(start.max())
-        self.key_slots = max(self.key_slots, width + block)
+        self.runner.key_slots = max(self.runner.key_slots, width + block)
         self.ahead.fresh += int((start + block - count).sum())
 
         lanes = torch.tensor(free, device=device)
@@ -262,7 +227,7 @@ class Run:
             self.verifier.drafts.settled[lanes] = state.prompt[lanes]
         self._prefill({lane: int(start[row]) for row, lane in enumerate(free) if source[row] == lane})
         if width and len(computed) < len(free):
-            self.cache.copy(torch.tensor(source, device=device), lanes, width)
+            self.runner.cache.copy(torch.tensor(source, device=device), lanes, width)
 
     def _prefill(self, width_of: dict[int, int]) -> None:
         """Fill the cache of lanes to their widths, like ones together, a bounded number of tokens at a time."""
@@ -270,10 +235,8 @@ class Run:
         while waiting:
             width = width_of[waiting[0]]
             rows = max(1, TOKENS_PREFILLED // width)
-            lanes, waiting = torch.tensor(waiting[:rows], device=self.engine.device), waiting[rows:]
-            position = torch.arange(width, device=lanes.device).expand(len(lanes), width)
-            self.cache.lanes, self.cache.write, self.cache.length = lanes, position, None
-            self.forward(self.lanes.ids[lanes, :width], position, cache_mask(position, width, self.settings.block_size))
+            self.runner.prefill(torch.tensor(waiting[:rows], device=self.engine.device), width)
+            waiting = waiting[rows:]
 
     # -- one denoising step -------------------------------------------------------------------------------------------
 
@@ -289,7 +252,7 @@ class Run:
         # A lane with a block to commit is between blocks, and those begin at phase 0.
         committing = turn & state.commit if self.ahead.commits and not self.phase else None
         if committing is not None and not self.engine.fused_commit:
-            self._block_forward(committing, None)
+            self.runner.block_forward(committing, None)
             state.forwards += committing.long()
             committing = None
         tokens, confidence, entropy, masked, position = self._denoise(committing, turn)
@@ -320,7 +283,7 @@ class Run:
         Returns tokens, confidence, entropy (or None), masked: (lanes, block), and their positions. With an energy
         tokens and confidence are of all candidates, (lanes, block, candidates).
         """
-        state, settings = self.lanes, self.settings
+        state, settings, runner = self.lanes, self.settings, self.runner
         masked, position = self._masked(turn)
         masks = self.ahead.inside + (0 if self.phase else self.ahead.fresh)
         # nonzero() would wait for their number, which is known; nonzero_static() needs torch 2.7 on CUDA
@@ -335,13 +298,13 @@ class Run:
             if self.verifier is not None:
                 self.verifier.drafts.hidden[lane, column] = hidden
             drawn = []
-            for h, u_rows in zip(hidden.split(self.rows_at_once), u.split(self.rows_at_once), strict=True):
-                logits = self.logits(h, weight)
+            for h, u_rows in zip(hidden.split(runner.rows_at_once), u.split(runner.rows_at_once), strict=True):
+                logits = runner.logits(h, weight)
                 drawn.append(draw(logits, u_rows, settings, need_entropy=need_entropy, rows_at_once=self.rows_drawn))
             return drawn
 
         grids = []
-        for parts in zip(*self._block_forward(wide, turn, head), strict=True):
+        for parts in zip(*self.runner.block_forward(wide, turn, head), strict=True):
             if parts[0] is None:
                 grids.append(None)
                 continue
@@ -353,7 +316,7 @@ class Run:
     def _masked(self, turn: Tensor) -> tuple[Tensor, Tensor]:
         """Of the current blocks: what is masked in those of the lanes ``turn``, and the positions; (lanes, block)."""
         state = self.lanes
-        position = (state.start.unsqueeze(-1) + self.column).clamp(max=self.capacity - 1)
+        position = (state.start.unsqueeze(-1) + self.runner.column).clamp(max=self.capacity - 1)
         return (state.ids.gather(1, position) == self.engine.mask_id) & turn.unsqueeze(-1), position
 
     def _advance(self, complete: Tensor, position: Tensor) -> Iterator[Trajectory]:
@@ -375,59 +338,9 @@ class Run:
         *ended, frontier, inside, masks, commits = read.tolist()
         self.ahead = Ahead(inside, masks - inside, commits)
         self.phase = (self.phase + 1) % self.period if inside else 0
-        self.key_slots = frontier + block
+        self.runner.key_slots = frontier + block
         if any(ended):
             yield from self._hand_out([lane for lane, is_through in enumerate(ended) if is_through])
-
-    # -- the model ----------------------------------------------------------------------------------------------------
-
-    def _block_forward(self, previous: Tensor | None, current: Tensor | None, head=None):
-        """Forward over the previous block of some lanes and the current block of others; None: of no lane.
-
-        The columns of a lane that takes no part go to the spare slots and see block 0, so no row of the mask is empty.
-        """
-        state, block = self.lanes, self.settings.block_size
-        parts = [(state.start - block, previous), (state.start, current)]
-        parts = [
-            (start.unsqueeze(-1) + self.column, takes.unsqueeze(-1)) for start, takes in parts if takes is not None
-        ]
-        position = torch.cat([torch.where(takes, where, self.column) for where, takes in parts], 1)
-        spare = self.capacity + self.column
-        self.cache.write = torch.cat([torch.where(takes, where, spare) for where, takes in parts], 1)
-        self.cache.lanes = torch.arange(len(position), device=position.device)
-        self.cache.length = min(-(-self.key_slots // self.slots_together) * self.slots_together, self.slots)
-        mask = cache_mask(position, self.cache.length, block)
-        ids = state.ids.gather(1, position)
-        if self.settings.random_init_ratio:
-            ids = torch.where(ids == self.engine.mask_id, self._initial(state.key.unsqueeze(-1), position), ids)
-        try:
-            return self.forward(ids, position, mask, head, eager=False)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = next(line for line in str(error).splitlines() if line)
-            raise UserError(f"rollout.compile=true: torch cannot compile here ({reason}); leave it off") from error
-
-    def _initial(self, key: Tensor, position: Tensor) -> Tensor:
-        ratio, engine = self.settings.random_init_ratio, self.engine
-        return initial_tokens(key, position, ratio, engine.ordinary_ids, engine.mask_id)
-
-    def forward(self, ids: Tensor, position: Tensor, mask: Tensor, head=None, eager: bool = True):
-        """A forward that uses the cache as it is set. Without ``head`` no logits are computed.
-
-        ``eager``: past the compiler, as prefills and verifications have ever new shapes.
-        """
-        with torch.compiler.set_stance("force_eager") if self.engine.compile and eager else nullcontext():
-            return self.engine.model(
-                ids,
-                mask,
-                position_ids=position,
-                past_key_values=self.cache,
-                use_cache=True,
-                head=head or (lambda hidden, weight: None),
-            )
-
-    def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """(rows, width) -> (rows, vocab) fp32, the ids that may not be drawn at -inf."""
-        return (hidden @ weight.T).float().index_fill_(-1, self.engine.forbidden_ids, -torch.inf)
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -455,7 +368,7 @@ class Run:
             initial = []
             if self.settings.random_init_ratio:
                 place = torch.arange(prompt, end, device=self.engine.device)
-                initial = self._initial(state.key[lane], place).tolist()
+                initial = self.runner.initial(state.key[lane], place).tolist()
             answer = response[: self.settings.max_token]
             stop = next((i for i, token in enumerate(answer) if token in self.engine.stops), None)
             yield Trajectory(
@@ -479,7 +392,7 @@ class Run:
         if not taken or 2 * len(taken) > len(self.requests) or self.engine.compile:
             return
         lanes = torch.tensor(taken, device=self.engine.device)
-        for part in (self.lanes, self.cache, self.verifier and self.verifier.drafts):
+        for part in (self.lanes, self.runner.cache, self.verifier and self.verifier.drafts):
             if part is not None:
                 part.keep(lanes)
         self.requests = [self.requests[lane] for lane in taken]

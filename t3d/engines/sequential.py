@@ -6,15 +6,13 @@ Several drafts of one block go side by side and read the same cache.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from t3d.attention import visible
-
-if TYPE_CHECKING:
-    from t3d.engines.local import Run
+from t3d.engines.runner import ModelRunner
 
 Result = TypeVar("Result")
 
@@ -45,7 +43,9 @@ def sequential_mask(start: Tensor, block_size: int, cache_slots: int, drafts: in
     return mask.unsqueeze(1)
 
 
-def sequential_forward(run: "Run", lanes: Tensor, token: Tensor, head: Callable[[Tensor, Tensor], Result]) -> Result:
+def sequential_forward(
+    runner: ModelRunner, lanes: Tensor, token: Tensor, head: Callable[[Tensor, Tensor], Result]
+) -> Result:
     """A forward at block size 1 over drafts of the lanes' current blocks; the cache is read and left as it is.
 
     Args:
@@ -56,11 +56,12 @@ def sequential_forward(run: "Run", lanes: Tensor, token: Tensor, head: Callable[
         What ``head`` returns.
     """
     rows, drafts, block = token.shape
-    start = run.lanes.start[lanes]
-    ids = torch.stack([token, torch.full_like(token, run.engine.mask_id)], 2).flatten(1)
-    position = (start.unsqueeze(-1) + run.column).repeat(1, 2 * drafts)
-    run.cache.lanes, run.cache.write, run.cache.length = lanes, None, run.key_slots
-    mask = sequential_mask(start, block, run.key_slots, drafts)
-    return run.forward(
+    start = runner.lanes.start[lanes]
+    ids = torch.stack([token, torch.full_like(token, runner.mask_id)], 2).flatten(1)
+    position = (start.unsqueeze(-1) + runner.column).repeat(1, 2 * drafts)
+    cache = runner.cache
+    cache.lanes, cache.write, cache.length = lanes, None, runner.key_slots
+    mask = sequential_mask(start, block, runner.key_slots, drafts)
+    return runner.forward(
         ids, position, mask, lambda hidden, weight: head(hidden.view(rows, drafts, 2, block, -1)[:, :, 1], weight)
     )

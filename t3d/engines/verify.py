@@ -21,16 +21,13 @@ Source: S2D2 (arXiv 2603.25702); speculative sampling (arXiv 2211.17192, section
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from t3d.decoding import DecodeSettings, distribution, inverse_cdf, uniforms
+from t3d.engines.runner import ModelRunner
 from t3d.engines.sequential import sequential_forward
-
-if TYPE_CHECKING:
-    from t3d.engines.local import Run
 
 
 @dataclass
@@ -136,10 +133,11 @@ def close_up(unmask_step: list[int]) -> list[int]:
 class Verifier:
     """Checks the drafted blocks of a run of the local engine, whose lanes and cache it works on."""
 
-    def __init__(self, run: "Run", lanes: int):
-        config, dtype, device = run.engine.model.config, run.engine.model.dtype, run.engine.device
-        self.run = run
-        self.drafts = Drafts.empty(lanes, run.settings.block_size, config.hidden_size, dtype, device)
+    def __init__(self, runner: ModelRunner, show: Callable[[Tensor, Tensor], None] | None):
+        model, lanes = runner.model, len(runner.lanes.ids)
+        self.runner, self.show = runner, show
+        block, width = runner.settings.block_size, model.config.hidden_size
+        self.drafts = Drafts.empty(lanes, block, width, model.dtype, model.device)
 
     def settle(self, due: Tensor, unmask: Tensor, confidence: Tensor) -> Tensor:
         """Check the blocks of the lanes ``due``, which have no mask; returns the lanes whose block is settled.
@@ -151,8 +149,8 @@ class Verifier:
         Args:
             unmask, confidence: (lanes, block), where the step just done drafted, and how likely each token was.
         """
-        run, drafts = self.run, self.drafts
-        state, block, mask_id = run.lanes, run.settings.block_size, run.engine.mask_id
+        runner, drafts = self.runner, self.drafts
+        state, block, mask_id = runner.lanes, runner.settings.block_size, runner.mask_id
         drafts.probability = torch.where(unmask, confidence, drafts.probability)
         settled = torch.zeros_like(due)
         while bool(due.any()):
@@ -160,43 +158,43 @@ class Verifier:
             state.steps[lanes] += 1
             state.forwards[lanes] += 1
             start, step = state.start[lanes, None], state.steps[lanes, None]
-            at = lanes.unsqueeze(-1), start + run.column
+            at = lanes.unsqueeze(-1), start + runner.column
             token = state.ids[at]
             column, instead = self._forward(lanes, at[1], token)
             column, instead = column.unsqueeze(-1), instead.unsqueeze(-1)
-            token = torch.where(run.column < column, token, mask_id)
-            state.ids[at] = torch.where(run.column == column, instead, token)
-            state.unmask_step[at] = torch.where(run.column == column, step, state.unmask_step[at])
+            token = torch.where(runner.column < column, token, mask_id)
+            state.ids[at] = torch.where(runner.column == column, instead, token)
+            state.unmask_step[at] = torch.where(runner.column == column, step, state.unmask_step[at])
             state.stage[lanes] = 0
             through = (column.squeeze(-1) + 1).clamp(max=block)
             drafts.settled[lanes] = state.start[lanes] + through
             settled[lanes] = through == block
-            if run.on_step is not None:
-                run.show(due, settled)
+            if self.show is not None:
+                self.show(due, settled)
             due = torch.zeros_like(due)
             due[lanes] = through == block - 1
         return settled
 
     def _forward(self, lanes: Tensor, position: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         """The ``verdict`` on the blocks ``token`` at ``position``, both (rows, block)."""
-        run = self.run
+        runner = self.runner
         drafts = Drafts(*(value[lanes] for value in vars(self.drafts).values()))
         opened = position >= drafts.settled.unsqueeze(-1)
-        key, step = run.lanes.key[lanes, None], run.lanes.steps[lanes, None]
+        key, step = runner.lanes.key[lanes, None], runner.lanes.steps[lanes, None]
         uniform, draw_uniform = (uniforms(key, position, step, stream) for stream in (2, 0))
 
         def head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
             return verdict(
                 hidden.squeeze(1),
-                lambda rows: run.logits(rows, weight),
+                lambda rows: runner.logits(rows, weight),
                 token,
                 opened,
                 drafts,
-                token != run.engine.mask_id,
+                token != runner.mask_id,
                 uniform,
                 draw_uniform,
-                run.settings,
-                run.rows_at_once,
+                runner.settings,
+                runner.rows_at_once,
             )
 
-        return sequential_forward(run, lanes, token.unsqueeze(1), head)
+        return sequential_forward(runner, lanes, token.unsqueeze(1), head)

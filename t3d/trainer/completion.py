@@ -14,7 +14,7 @@ from torch import Tensor
 
 from t3d.data.trajectory import Trajectory
 from t3d.decoding import DecodeSettings, choose, draw, stream_key, uniforms
-from t3d.engines.local import TOKENS_PREFILLED
+from t3d.engines.runner import TOKENS_PREFILLED
 from t3d.models.loading import SpecialIds
 from t3d.noising import Batch, State, clean_sequence, collate, state_without_order
 from t3d.objectives.base import block_groups

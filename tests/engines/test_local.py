@@ -12,6 +12,7 @@ from t3d.decoding import DecodeSettings, choose, draw, initial_tokens, quota, st
 from t3d.engines import local
 from t3d.engines.base import Request
 from t3d.engines.local import LocalEngine, Run
+from t3d.engines.runner import ModelRunner
 from t3d.errors import UserError
 from t3d.models.loading import load_model
 from t3d.paths import ROOT
@@ -248,9 +249,8 @@ def test_the_host_knows_the_next_steps_masks(model, monkeypatch, settings):
     def watching(run, wide, turn):
         rows = []
         with monkeypatch.context() as patch:
-            patch.setattr(
-                run, "logits", lambda hidden, weight: rows.append(len(hidden)) or Run.logits(run, hidden, weight)
-            )
+            logits = run.runner.logits
+            patch.setattr(run.runner, "logits", lambda h, weight: rows.append(len(h)) or logits(h, weight))
             result = denoise(run, wide, turn)
         assert sum(rows) == int(result[-2].sum()) > 0
         assert (run.ahead.commits > 0) >= (wide is not None) and (wide is None or bool(wide.any()))
@@ -264,14 +264,14 @@ def test_the_host_knows_the_next_steps_masks(model, monkeypatch, settings):
 
 def test_a_commit_or_prefill_computes_no_logits(model, monkeypatch):
     """Unfused: forwards without a head are the prefills and the commits, and no row of theirs meets the vocabulary."""
-    calls, forward = [], Run.forward
+    calls, forward = [], ModelRunner.forward
 
-    def watching(run, ids, position, mask, head=None, **options):
-        result = forward(run, ids, position, mask, head, **options)
+    def watching(runner, ids, position, mask, head=None, **options):
+        result = forward(runner, ids, position, mask, head, **options)
         calls.append((head is not None, result is not None))
         return result
 
-    monkeypatch.setattr(Run, "forward", watching)
+    monkeypatch.setattr(ModelRunner, "forward", watching)
     settings = DecodeSettings(temperature=0.0, max_token=8)
     model.lm_head.weight.data[[STOP, PAD]] = 0
     (result,) = engine(model, fused_commit=False).generate(requests([8]), settings, seed=0)
@@ -289,18 +289,18 @@ def test_one_prompt_is_prefilled_once(model, monkeypatch, temperature, tokens, r
     """Several samples, and another prompt with the same words: results as when each is decoded alone.
 
     The prompt of three tokens has no whole block; the others' two share a forward where the bound allows it."""
-    prefilled, forward = [], Run.forward
+    prefilled, forward = [], ModelRunner.forward
 
-    def watching(run, ids, *args, **kwargs):
-        if run.cache.length is None:
+    def watching(runner, ids, *args, **kwargs):
+        if runner.cache.length is None:
             prefilled.append(len(ids))
-        return forward(run, ids, *args, **kwargs)
+        return forward(runner, ids, *args, **kwargs)
 
     settings = DecodeSettings(temperature=temperature, max_token=14, denoising_steps_per_block=2)
     prompts = [dataclasses.replace(r, sample=k) for r in requests([9, 13, 3]) for k in range(3)]
     prompts.append(dataclasses.replace(prompts[0], prompt="the same words"))
     alone = [next(engine(model).generate([r], settings, seed=1)) for r in prompts]
-    monkeypatch.setattr(Run, "forward", watching)
+    monkeypatch.setattr(ModelRunner, "forward", watching)
     monkeypatch.setattr(local, "TOKENS_PREFILLED", tokens)
     together = {r.id: r for r in engine(model).generate(prompts, settings, seed=1)}
     assert prefilled == rows
