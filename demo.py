@@ -9,12 +9,13 @@ was interrupted goes on where it was.
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from t3d.errors import UserError, run_main
+from t3d.errors import Interrupted, UserError, run_main
 from t3d.paths import ROOT
 
 TEACHER = "models/embedded-teacher"
@@ -22,12 +23,23 @@ STEPS_PER_BLOCK = (4, 2, 1)
 
 
 def command(*arguments: str) -> None:
-    """Run a stage as its own process, from the repository root."""
+    """Run a stage as its own process, from the repository root. Told to stop, it stops the stage and waits for it."""
     print(f"\n$ {shlex.join(arguments)}", flush=True)
     line = [sys.executable, *arguments[1:]] if arguments[0] == "python" else list(arguments)
     if arguments[0] == "accelerate":
         line = [sys.executable, "-m", "accelerate.commands.launch", *arguments[2:]]
-    code = subprocess.run(line, cwd=ROOT).returncode
+    stage = subprocess.Popen(line, cwd=ROOT)
+
+    def pass_on(number: int, _frame) -> None:
+        stage.terminate()
+        raise Interrupted(number, f"{arguments[1]}; the same command goes on")
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        code = stage.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        stage.wait()  # on Ctrl-C too, which the terminal sends to both: a stage may have a checkpoint to write
     if code:
         raise UserError(f"{arguments[1]}: failed with exit code {code}; its message stands above")
 

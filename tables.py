@@ -3,17 +3,19 @@
     python tables.py [--methods "A;B"] [--ablations] [--seeds 1,2,3] [--blocks 4,8] [--steps N] [--rollouts N]
 
 Every stage is the command that a real run uses; each is printed before it runs. A finished (method, seed, block) writes
-its figures to docs/results/tables/ and is not run again, so the work can be stopped, and spread over machines. The page
-is written from all figures that are there; --page writes it and runs nothing, --analysis measures what a step of the
-trained students loses.
+its figures to docs/results/tables/ and is not run again, so the work can be stopped, and spread over processes and
+machines. The page is written from all figures that are there; --page writes it and runs nothing, --analysis measures
+what a step of the trained students loses.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shlex
-import time
-from functools import partial
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +24,7 @@ from demo import command
 from t3d.data.jsonfiles import atomic_write
 from t3d.errors import UserError, run_main
 from t3d.paths import ROOT
+from t3d.scores.study.estimates import read_figures
 from t3d.scores.study.page import write_page
 
 RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "RESULTS.md"
@@ -34,12 +37,15 @@ KEPT += ("tokens_per_forward", "mean_length")
 
 
 class Method(NamedTuple):
-    """A row of the tables: a training configuration (None: the teacher as it is), and overrides of each stage."""
+    """A row of the tables: a training configuration (None: the teacher as it is), overrides of each stage, and what it
+    is, for the page.
+    """
 
     config: str | None = None
     training: tuple[str, ...] = ()
     rollouts: tuple[str, ...] = ()
     decoding: tuple[str, ...] = ()
+    told: str = ""
 
 
 T3D = "configs/demo/train.yaml"
@@ -54,16 +60,30 @@ ANALYSED = ("naive_td", "t3d", "block_likelihood", "best")  # whose factorisatio
 
 # The teacher as it is, and with an energy at decode time; the paper's others; then what came after.
 METHODS = {
-    "original": Method(),
-    "edlm": Method(decoding=("rollout.energy_candidates=16", "rollout.temperature=0.5")),
-    "sft": Method(f"{BASELINES}/sft.yaml"),
-    "redi": Method(f"{BASELINES}/redi.yaml", rollouts=RANDOM_START, decoding=RANDOM_START),
-    "redi, x_T all masks": Method(f"{BASELINES}/redi.yaml"),
-    "dparallel": Method(f"{BASELINES}/dparallel.yaml"),
-    "naive_td": Method(f"{BASELINES}/naive_td.yaml"),
-    "t3d": Method(T3D),
-    "block_likelihood": Method(f"{BASELINES}/block_likelihood.yaml"),
-    "best": Method(BEST, rollouts=GREEDY),
+    "original": Method(told="the teacher as it is"),
+    "original, temperature 0.5": Method(decoding=("rollout.temperature=0.5",), told="what EDLM draws from"),
+    "edlm": Method(
+        decoding=("rollout.energy_candidates=16", "rollout.temperature=0.5"),
+        told="of 16 fillings a step, one by its energy under the same weights; no training (arXiv 2410.21357)",
+    ),
+    "sft": Method(f"{BASELINES}/sft.yaml", told="block-diffusion likelihood of the worked solutions"),
+    "redi": Method(
+        f"{BASELINES}/redi.yaml",
+        rollouts=RANDOM_START,
+        decoding=RANDOM_START,
+        told="likelihood of the teacher's answer to an x_T with random tokens (arXiv 2507.15897); the teacher's own "
+        "answers suffer from them",
+    ),
+    "redi, x_T all masks": Method(f"{BASELINES}/redi.yaml", told="the same without: SFT on the teacher's own text"),
+    "dparallel": Method(
+        f"{BASELINES}/dparallel.yaml", told="cross-entropy and certainty where it is right, LoRA (arXiv 2509.26488)"
+    ),
+    "naive_td": Method(f"{BASELINES}/naive_td.yaml", told="cross-entropy on the teacher's trajectories"),
+    "t3d": Method(T3D, told="DDO and path consistency on them (arXiv 2602.12262)"),
+    "block_likelihood": Method(
+        f"{BASELINES}/block_likelihood.yaml", told="the likelihood of a whole block, k = 1 (arXiv 2609.38066)"
+    ),
+    "best": Method(BEST, rollouts=GREEDY, told="the same with k = 2, greedy rollouts, more partly masked states"),
 }
 ABLATIONS = {
     "t3d, DDO alone": Method(T3D, ("training.lambda_path=0",)),
@@ -170,14 +190,15 @@ def evaluation_lines(name: str, checkpoint: str, folder: Path, block: int, seed:
 
 def run_one(name: str, block: int, seed: int, args) -> None:
     """Train and evaluate one method, and write its figures."""
-    from t3d.config import EvalConfig
+    from t3d.config import EvalConfig, TrainConfig
     from t3d.evaluation import evaluate
     from t3d.options import load
 
-    output, began, tokens = args.output, time.monotonic(), 0
+    output = args.output
     checkpoint = source = teacher(output, block)
     method = (METHODS | ABLATIONS)[name]
-    folder = output / figures_file(name, block, seed).stem
+    folder = model_folder(name, block, seed, args)
+    budget: dict[str, object] = {}
     if method.config:
         if name == "sft":
             data = output / "data" / f"{TRAIN}.json"
@@ -191,47 +212,80 @@ def run_one(name: str, block: int, seed: int, args) -> None:
         command(*launch, "train/self_ddo_sdar_full.py", *line)
         run = run_folder(folder, source)
         checkpoint = str(run / "ckpt" / "optimized")
-        tokens = sum(json.loads(line)["tokens"] for line in (run / "log.jsonl").read_text().splitlines())
-    seconds, rows = time.monotonic() - began, []
+        log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        budget = {
+            "learning_rate": load(TrainConfig, line).optimizer.params.learning_rate,
+            "tokens": sum(step["tokens"] for step in log),  # that training saw, clean and noisy copies
+        }
+    rows = []
     for line in evaluation_lines(name, checkpoint, folder, block, seed, args):
         print(f"\n$ {shlex.join(['python', 'eval.py', *line])}", flush=True)
         rows += json.loads(evaluate(load(EvalConfig, line)).read_text())
     figures = {
-        **{"method": name, "block_size": block, "seed": seed, "steps": args.steps, "rollouts": args.rollouts},
-        "tokens": tokens,  # that training saw, clean and noisy copies
-        "seconds": round(seconds),
+        **{"method": name, "block_size": block, "seed": seed},
+        **made_with(name, args),
+        **budget,
         "rows": [{key: row[key] for key in KEPT} for row in rows],
     }
     with atomic_write(figures_file(name, block, seed)) as file:
         file.write(json.dumps(figures, indent=1) + "\n")
 
 
+def made_with(name: str, args) -> dict[str, object]:
+    """What a run's figures rest on and a later run must share to stand in one table with it."""
+    method = (METHODS | ABLATIONS)[name]
+    given = {"config": method.config, "training": [], "rollouts": [], "decoding": list(method.decoding)}
+    if method.config:
+        given |= {"training": list(method.training), "rollouts": list(method.rollouts)}
+        given |= {"steps": args.steps, "questions": args.rollouts}
+    return given | {"problems": args.problems}
+
+
 def analyse(name: str, block: int, seed: int, args) -> None:
     """What a step of the trained student loses, and of its teacher, at states of the teacher's held-out answers."""
-    source = teacher(args.output, block)
-    student = run_folder(args.output / figures_file(name, block, seed).stem, source) / "ckpt" / "optimized"
     target = ANALYSES / figures_file(name, block, seed).name
-    if target.exists() or not student.exists():
+    if target.exists():
         return
+    folder = model_folder(name, block, seed, args)
+    student = next(iter(folder.glob("*/math/run/run/ckpt/optimized")), None)
+    if student is None:
+        print(f"{name}, block {block}, seed {seed}: no student below {folder}; run it first (without --analysis)")
+        return
+    source = teacher(args.output, block)
     trajectories = roll_out(source, HELD_OUT, 500, block, seed, (), args)
-    here = partial(os.path.relpath, start=ROOT)  # the file that is kept names no folder of this machine
     command(
-        *("python", "-m", "t3d.analysis", f"teacher={here(ROOT / source)}", f"student={here(student)}"),
-        *(f"trajectories={here(trajectories)}", "limit=200", f"output={here(target)}"),
+        *("python", "-m", "t3d.analysis", f"teacher={source}", f"student={student}", f"trajectories={trajectories}"),
+        *("limit=200", f"output={folder / 'analysis.json'}"),
         f"tokens_per_step={[block >> k for k in range(block.bit_length() - 1)][::-1]}",
     )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "analysis.json", target)
 
 
-def finished(file: Path, args) -> bool:
-    """Whether the run has its figures; UserError where they are of another budget than is asked for."""
+def finished(name: str, block: int, seed: int, args) -> bool:
+    """Whether the run has its figures; UserError where they are of something else than is asked for."""
+    file = figures_file(name, block, seed)
     if not file.exists():
         return False
-    figures = json.loads(file.read_text())
-    for key in ("steps", "rollouts"):
-        if figures[key] != getattr(args, key):
-            asked = f"this asks for {getattr(args, key)}"
-            raise UserError(f"--{key}: {file} was made with {figures[key]}, {asked}; give that, or move it away")
+    figures = read_figures(file)
+    for key, asked in made_with(name, args).items():
+        if figures.get(key) != asked:
+            what = f"{key}: {file} was made with {figures.get(key)}, this asks for {asked}"
+            raise UserError(f"{what}; ask for that, or move the file away")
     return True
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether the folder is ours for the block's time; another process that works in it keeps it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def run_folder(folder: Path, source: str) -> Path:
@@ -243,44 +297,72 @@ def figures_file(name: str, block: int, seed: int) -> Path:
     return FIGURES / f"{plain}-block{block}-seed{seed}.json"
 
 
+def model_folder(name: str, block: int, seed: int, args) -> Path:
+    """Where a run's student and its answers are: of this budget, and no other."""
+    return args.output / f"{figures_file(name, block, seed).stem}-steps{args.steps}-n{args.rollouts}"
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 on")
+    return int(text)
+
+
+def counts(text: str) -> list[int]:
+    found = [count(part.strip()) for part in text.split(",")]
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text}: give each once")
+    return found
+
+
+def block_sizes(text: str) -> list[int]:
+    found = counts(text)
+    if odd := [block for block in found if block < 2 or block & (block - 1)]:
+        raise argparse.ArgumentTypeError(
+            f"{odd[0]}: blocks of 2, 4, 8, ... (tokens per step double up to a whole block)"
+        )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", help=f"some of: {'; '.join(METHODS | ABLATIONS)} (separated by ;)")
     parser.add_argument("--ablations", action="store_true", help="the ablations too")
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--blocks", default="4")
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of 32 sequences")
-    parser.add_argument("--rollouts", type=int, default=4000, help="questions to learn from")
-    parser.add_argument("--processes", type=int, default=2, help="processes of rollouts and training, a core each")
-    parser.add_argument("--problems", type=int, help="problems per evaluation; all where it is left out")
+    parser.add_argument("--seeds", type=counts, default=[1, 2, 3])
+    parser.add_argument("--blocks", type=block_sizes, default=[4])
+    parser.add_argument("--steps", type=count, default=600, help="optimizer steps of 32 sequences")
+    parser.add_argument("--rollouts", type=count, default=4000, help="questions to learn from")
+    parser.add_argument("--processes", type=count, default=2, help="processes of rollouts and training, a core each")
+    parser.add_argument("--problems", type=count, help="problems per evaluation; all where it is left out")
     parser.add_argument("--output", type=Path, default=Path("experiments/tables"), help="folder of models and rollouts")
     parser.add_argument(
         "--analysis", action="store_true", help=f"only measure what a step loses: {', '.join(ANALYSED)}"
     )
     parser.add_argument("--page", action="store_true", help="only write docs/RESULTS.md")
     args = parser.parse_args()
-    args.output = ROOT / args.output
-    if args.processes < 1 or BATCH % args.processes:
+    os.chdir(ROOT)  # as the stages' processes; paths below the repository are told as they are from there
+    if BATCH % args.processes:
         raise UserError(f"--processes {args.processes}: {BATCH} sequences a step do not divide by it")
-    blocks, seeds = ([int(value) for value in given.split(",")] for given in (args.blocks, args.seeds))
+    chosen = args.methods.split(";") if args.methods else [*METHODS, *(ABLATIONS if args.ablations else ())]
+    if unknown := [name for name in chosen if name not in METHODS | ABLATIONS]:
+        raise UserError(f"--methods {unknown[0]}: not known; {'; '.join(METHODS | ABLATIONS)}")
     if args.analysis:
-        for name, block in product(ANALYSED, blocks):
-            analyse(name, block, seeds[0], args)
+        for name, block in product(ANALYSED, args.blocks):
+            analyse(name, block, args.seeds[0], args)
     elif not args.page:
-        chosen = args.methods.split(";") if args.methods else [*METHODS, *(ABLATIONS if args.ablations else ())]
-        if unknown := [name for name in chosen if name not in METHODS | ABLATIONS]:
-            raise UserError(f"--methods {unknown[0]}: not known; {'; '.join(METHODS | ABLATIONS)}")
-        runs = [
-            (name, block, seed)
-            for block, seed, name in product(blocks, seeds, chosen)
-            if not finished(figures_file(name, block, seed), args)
-        ]
+        wanted = [(name, block, seed) for block, seed, name in product(args.blocks, args.seeds, chosen)]
+        runs = [run for run in wanted if not finished(*run, args)]
         if runs and not (args.output / "data" / f"{SPLITS[0]}.json").exists():
             command("python", "-m", "t3d.embedded", "--data", str(args.output / "data"))
         for number, run in enumerate(runs, 1):
             print(f"\n=== {number} of {len(runs)}: {run[0]}, block {run[1]}, seed {run[2]}", flush=True)
-            run_one(*run, args)
-    write_page(FIGURES, ANALYSES, PAGE, METHODS, ABLATIONS, SPLITS, BATCH)
+            with claimed(model_folder(*run, args)) as ours:
+                if not ours:
+                    print("another process is at it")
+                elif not finished(*run, args):
+                    run_one(*run, args)
+    methods, ablations = ({name: method.told for name, method in some.items()} for some in (METHODS, ABLATIONS))
+    write_page(FIGURES, ANALYSES, PAGE, methods, ablations, SPLITS, BATCH)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ Chart = tuple[str, str]  # title, SVG
 
 # Middle tones, which stand out on white and on black alike.
 METHOD_COLOURS = {"original": "#dd6b0d", "t3d": "#2b85ef"}
-OTHER_COLOURS = ("#9b6bea", "#2a9a4b", "#d3509b", "#9c8416", "#12a5b5", "#cc3d3d", "#7d8792", "#8f5e3b")
+OTHER_COLOURS = ("#9b6bea", "#2a9a4b", "#d3509b", "#9c8416", "#12a5b5", "#cc3d3d", "#8f5e3b", "#7d8792")
 METHOD_NAMES = {"original": "Original", "t3d": "T3D"}
 _INK = "#010203"  # stands for the page's text colour
 STYLE = {

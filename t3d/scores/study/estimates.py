@@ -1,14 +1,17 @@
 """Runs of several methods on one benchmark, each with its seeds: what their figures say together.
 
-A run is one file of figures as tables.py writes it: method, block_size, seed, steps, rollouts, and `rows`, one for each
-data set and decode setting with accuracy, ci_low and ci_high (95 %), measured speeds and mean_length.
+A run is one file of figures as tables.py writes it: method, block_size, seed; config and overrides (training, rollouts,
+decoding); where it was trained steps, questions, learning_rate and tokens; problems (None: all); and `rows`, one for
+each data set and decode setting with accuracy, ci_low and ci_high (95 %), measured speeds and mean_length.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from t3d.errors import UserError
@@ -17,6 +20,13 @@ from t3d.scores.statistics import mean_and_sem, paired_interval
 Run = Mapping[str, Any]
 Row = Mapping[str, Any]
 Pick = Callable[[Run], Sequence[Row]]  # the rows of a run whose mean is looked at
+
+
+def read_figures(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: no figures of a run ({error}); remove it, and run that again") from error
 
 
 @dataclass(frozen=True)
@@ -89,11 +99,16 @@ def estimate(runs: Sequence[Run], pick: Pick, key: str = "accuracy") -> Estimate
 
 
 def best(estimates: Sequence[Estimate]) -> int | None:
-    """Which is the highest, if it is above the next by more than the standard error of their difference; else none."""
+    """Which is the highest, if it is above the next by more than the standard error of their difference; else none.
+
+    Errors over seeds and over questions are not of one kind: between a mean and a single seed there is no best.
+    """
     order = sorted(range(len(estimates)), key=lambda i: estimates[i].mean, reverse=True)[:2]
     if len(order) < 2 or any(estimates[i].error is None for i in order):
         return None
     first, second = (estimates[i] for i in order)
+    if (first.seeds > 1) != (second.seeds > 1):
+        return None
     return order[0] if first.mean - second.mean > math.hypot(first.error, second.error) else None
 
 
@@ -104,11 +119,14 @@ def signed(points: float) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """mean, in points, and the half-width of its 95 % interval by pairing seeds; None with one pair."""
+    """mean, in points, and the half-width of its 95 % interval by pairing seeds; None with one pair. other: what the
+    other's mean is over these seeds.
+    """
 
     mean: float
     half: float | None
     pairs: int
+    other: float
 
     def text(self) -> str:
         return signed(self.mean) + ("" if self.half is None else f" ± {self.half:.1f}")
@@ -121,7 +139,8 @@ def difference(runs: Sequence[Run], others: Sequence[Run], pick: Pick) -> Differ
     if not pairs:
         return None
     points = [estimate([one], pick).mean - estimate([other], pick).mean for one, other in pairs]
-    return Difference(*paired_interval(points), len(pairs))
+    other = estimate([other for _, other in pairs], pick).mean
+    return Difference(*paired_interval(points), len(pairs), other)
 
 
 def by_method(figures: Sequence[Run], block: int, names: Sequence[str]) -> dict[str, list[Run]]:

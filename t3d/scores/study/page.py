@@ -28,12 +28,12 @@ from t3d.scores.study.estimates import (
     estimate,
     family,
     fast_speeds,
+    read_figures,
     signed,
 )
 from t3d.scores.tables import Table
 
-# name -> (training config, None: the teacher as it is; overrides of training, of rollouts, of decoding)
-Methods = Mapping[str, tuple[str | None, Sequence[str], Sequence[str], Sequence[str]]]
+Methods = Mapping[str, str]  # name -> what it is
 Runs = dict[str, list[Run]]
 
 PAPER = ROOT / "docs" / "results" / "paper.json"
@@ -48,17 +48,18 @@ def write_page(
 
     splits: the test set and the harder one; batch: sequences of an optimizer step.
     """
-    runs = [json.loads(path.read_text()) | {"file": path.name} for path in sorted(figures.glob("*.json"))]
+    runs = [read_figures(path) | {"file": path.name} for path in sorted(figures.glob("*.json"))]
     if not runs:
         raise UserError(f"{figures} has no figures yet; run `python tables.py` without --page first")
     folder = Path(os.path.relpath(figures, page.parent)).as_posix()
-    parts = [introduction(methods, splits[0]), commands(runs, figures), settings(runs, methods | ablations, batch)]
+    parts = [introduction(splits[0]), at_a_glance(runs, methods, splits[0]), how_to_read()]
     for block in sorted({run["block_size"] for run in runs if run["method"] in methods | ablations}):
         drawn = draw(runs, block, methods, ablations, splits[0], figures)
         images = {name: f"![{told}]({folder}/{file})" for name, (file, told) in drawn.items()}
         parts.append(block_part(runs, block, methods, ablations, splits, images))
     if found := sorted(analyses.glob("*.json")):
-        parts.append(step_losses(found, page))
+        parts.append(step_losses(found, plots.looks(list(methods)), figures, folder))
+    parts += [settings(runs, methods | ablations, batch), commands(runs, figures)]
     parts.append(paper.section(json.loads(PAPER.read_text())))
     with atomic_write(page) as file:
         file.write("\n\n".join(parts) + "\n")
@@ -69,33 +70,52 @@ def write_page(
 # What it is, and how it was made
 
 
-def introduction(methods: Methods, test: str) -> str:
+def introduction(test: str) -> str:
     name = test.partition("_")[0]
-    edlm = "" if any(family(method) == "edlm" for method in methods) else " EDLM is not among the rows."
     return f"""# Results on the embedded benchmark
 
 Written by `python tables.py` from the figures that each finished run left; no result below is typed by hand.
 
-**What this is.** The methods of the paper's tables, and what came after, from one teacher, with the same questions,
-optimizer steps and batch, scored on {name}: short generated word problems, and a teacher small enough to train on a
-laptop. It shows what drawing several tokens at once breaks, and what each method repairs.
+The methods of the paper's tables, and what came after, from one teacher, with the same questions, optimizer steps and
+batch, scored on {name}: short generated word problems, and a teacher small enough to train on a laptop. It shows what
+drawing several tokens at once breaks, and what each method repairs.
 
-**What this is not.** {name} is not MATH500 and its teacher is not SDAR: neither the size of a difference nor the order
-of the methods is a measurement on a real model. [What the paper reports](#what-the-paper-reports) for SDAR-1.7B-Chat
-and SDAR-4B-Chat stands at the end; the two are no columns of one table.
+**{name} is not MATH500 and its teacher is not SDAR**: neither the size of a difference nor the order of the methods is
+a measurement on a real model. [What the paper reports](#what-the-paper-reports) for SDAR-1.7B-Chat and SDAR-4B-Chat
+stands at the end; the two are no columns of one table."""
+
+
+def at_a_glance(runs: Sequence[Run], methods: Methods, test: str) -> str:
+    """Every method in a line: what it is, and its mean accuracy at one token per step and at the fast speeds."""
+    heads, columns = [], []
+    found = {block: by_method(runs, block, list(methods)) for block in sorted({run["block_size"] for run in runs})}
+    for block, of_block in found.items():
+        fast = [speed for speed in fast_speeds(block) if speed >= min(4, block)]
+        for speed in [1.0, *fast] if of_block else []:
+            heads.append(f"block {block}, {_head(speed)}")
+            means = {name: estimate(some, at_speed(test, speed)).mean for name, some in of_block.items()}
+            columns.append({name: f"{mean:.1f}" for name, mean in means.items()})
+    rows = [[name, told, *(column.get(name, "") for column in columns)] for name, told in methods.items()]
+    table = Table("", ["method", "what it is", *heads], rows, text=["method", "what it is"])
+    return f"## At a glance\n\nRight answers on {test}, per cent, means over seeds.\n\n{table.markdown()}"
+
+
+def how_to_read() -> str:
+    return """## How to read the tables
+
+Accuracies in per cent. `a ± b`: mean over seeds and its standard error. `a (b–c)`: one seed, with the 95 % interval
+over its questions; a mean over speeds has none. **Bold**: the best of its column, where it is above the next by more
+than the standard error of their difference, both of several seeds or both of one. gain, vs teacher: by the seeds that
+both have. In tables of differences, which pair seeds too, `a ± b` is the mean and its 95 % interval (Student's t),
+more being better than the other method; one pair has none. All seeds answer the same questions: ± over seeds says how
+training and sampling vary, not what other questions would give. Error bars: one standard error, or the interval of a
+single seed.
 
 Equal steps are not equal cost: dParallel makes two forwards a training step, T3D one of the student and one of its
-reference, the others one; on-policy rows also decode. EDLM trains nothing and pays when it decodes: 1 +
-energy_candidates forwards a step, at a temperature of its own (tokens/forward). ReDi with an all-mask x_T is SFT on
-the teacher's own text.{edlm}
-
-**How to read it.** Accuracies in per cent. `a ± b`: mean over seeds and its standard error. `a (b–c)`: one seed, with
-the 95 % interval over its questions; a mean over speeds has none. **Bold**: the best of its column, where it is above
-the next by more than the standard error of their difference (of a single seed: over its questions). gain: over the
-teacher as it is, in points and in per cent of it. In tables of differences, which pair seeds, `a ± b` is the mean and
-its 95 % interval (Student's t), more being better than the other method; one pair has none. All seeds answer the same
-questions: ± over seeds says how training and sampling vary, not what other questions would give. Error bars: one
-standard error, or the interval of a single seed."""
+reference, the others one; on-policy rows also decode. EDLM pays when it decodes, 1 + energy_candidates forwards a step
+(tokens/forward), and draws at temperature 0.5, at which the teacher without it stands beside it. In dynamic decoding
+the threshold is held against the probability at the sampling temperature: at 0.1 a threshold of 0.9 holds little back,
+so only rows of one temperature compare."""
 
 
 def commands(runs: Sequence[Run], figures: Path) -> str:
@@ -112,7 +132,7 @@ def commands(runs: Sequence[Run], figures: Path) -> str:
             f"make tables   # all without figures (rm -rf {shown} experiments/tables: from nothing). It runs:",
             *lines,
             "",
-            f"rm -rf {shown}/{run['file']} experiments/tables/{stem}   # one run again, from its training on",
+            f"rm -rf {shown}/{run['file']} experiments/tables/{stem}-*   # one run again, from its training on",
             f'python tables.py --methods "{run["method"]}" {where}',
             "",
             "python tables.py --page   # this page and its plots alone, from the figures",
@@ -123,21 +143,15 @@ def commands(runs: Sequence[Run], figures: Path) -> str:
 
 
 def settings(runs: Sequence[Run], named: Methods, batch: int) -> str:
-    """One line a method: its config, what differs from it, and the budget that its runs had."""
+    """One line a method: its config, what differs from it, and the budget that its runs had, as they noted them."""
     rows = []
-    for name, (config, *stages) in named.items():
+    for name in named:
         found = [run for run in runs if run["method"] == name]
         if not found:
             continue
-        changed = [
-            f"{stage}: " * (stage != "training") + " ".join(f"`{override}`" for override in overrides)
-            for stage, overrides in zip(("training", "rollouts", "decoding"), stages, strict=True)
-            if overrides
-        ]
-        told = "; ".join([f"`{config}`" if config else "the teacher as it is", *changed])
-        steps, questions = (_values(run[key] for run in found) for key in ("steps", "rollouts"))
-        budget = [steps, learning_rate(config, stages[0]), questions, _tokens(found)] if config else [""] * 4
-        rows.append([name, told, *budget])
+        budget = [_values(run[key] for run in found if key in run) for key in ("steps", "learning_rate", "questions")]
+        made_of = " or ".join(sorted({_made_of(run) for run in found}))
+        rows.append([name, made_of, *budget, _tokens(found)])
     columns = ["method", "config; overrides", "steps", "learning rate", "questions", "tokens seen"]
     told = ["## Settings", Table("", columns, rows, text=columns[:2]).without_empty("tokens seen").markdown()]
     told.append(
@@ -151,10 +165,13 @@ def settings(runs: Sequence[Run], named: Methods, batch: int) -> str:
     return "\n\n".join(told)
 
 
-def learning_rate(config: str, overrides: Sequence[str]) -> str:
-    from t3d.config import TrainConfig, load
-
-    return f"{load(TrainConfig, [f'config={config}', *overrides]).optimizer.params.learning_rate:g}"
+def _made_of(run: Run) -> str:
+    changed = [
+        f"{stage}: " * (stage != "training") + " ".join(f"`{override}`" for override in run[stage])
+        for stage in ("training", "rollouts", "decoding")
+        if run[stage]
+    ]
+    return "; ".join([f"`{run['config']}`" if run["config"] else "the teacher as it is", *changed])
 
 
 def temperatures() -> str:
@@ -183,29 +200,29 @@ def _values(values) -> str:
     return ", ".join(map(str, sorted(set(values))))
 
 
-def step_losses(files: Sequence[Path], page: Path) -> str:
+def step_losses(files: Sequence[Path], styles: Mapping[str, dict], figures: Path, folder: str) -> str:
     """Factorisation error, risk and entropy of each student and its teacher, as t3d.analysis measured them."""
-    rows: dict[tuple[int, str], list[str]] = {}
-    speeds, images = set(), []
-    measured = [(path, json.loads(path.read_text())) for path in files]
-    for _, found in measured:
-        speeds |= {row["tokens_per_step"] for row in found["teacher"]["per_block"]}
-    for path, found in measured:
-        for who in ("teacher", "student"):
-            model = found[who]
-            name = "original" if who == "teacher" else path.stem.partition("-block")[0]
+    models: dict[int, dict[str, Mapping]] = {}  # block size -> name -> what was measured of it
+    for path in files:
+        found, name = read_figures(path), path.stem.partition("-block")[0]
+        models.setdefault(found["teacher"]["block_size"], {"original": found["teacher"]})[name] = found["student"]
+    speeds = sorted({row["tokens_per_step"] for some in models.values() for row in some["original"]["per_block"]})
+    rows, images = [], []
+    for block, of_block in sorted(models.items()):
+        for name, model in of_block.items():
             loss = {row["tokens_per_step"]: row for row in model["per_block"]}
             cells = [
                 f"{loss[s]['correlation']:.3f} ± {loss[s]['correlation_error']:.3f}" if s in loss else ""
-                for s in sorted(speeds)
+                for s in speeds
             ]
             states = model["states"]
             cells += [f"{sum(row[key] for row in states) / len(states):.3f}" for key in ("risk", "entropy")]
-            rows.setdefault((model["block_size"], name), [str(model["block_size"]), name, *cells])
-        plot = Path(os.path.relpath(path.with_suffix(".svg"), page.parent)).as_posix()
-        images.append(f"![Teacher and {path.stem}: correlation, risk, entropy]({plot})")
-    columns = ["block", "model", *(f"{speed} tokens/step" for speed in sorted(speeds)), "risk", "entropy"]
-    table = Table("", columns, [rows[key] for key in sorted(rows, key=lambda key: key[0])], text=["model"])
+            rows.append([str(block), name, *cells])
+        image = f"losses-block{block}.png"
+        drawn = {name: of_block[name] for name in styles if name in of_block}
+        plots.save(figures / image, (13, 3.8), partial(plots.loss_plot, models=drawn, styles=styles), panels=3)
+        images.append(f"![Block {block}: correlation lost, risk and entropy of teacher and students]({folder}/{image})")
+    columns = ["block", "model", *map(_head, speeds), "risk", "entropy"]
     return "\n\n".join(
         [
             "## What a step loses",
@@ -213,7 +230,7 @@ def step_losses(files: Sequence[Path], page: Path) -> str:
             "factorisation error of the paper's Theorem 4.5), in nats a block at each speed, mean over answers and its "
             "standard error; and risk (Proposition 4.3) and entropy, in nats a masked token, means over how much of a "
             "block is visible. All at states of the teacher's own answers to questions that no run learns from.",
-            table.markdown(),
+            Table("", columns, rows, text=["model"]).markdown(),
             *images,
         ]
     )
@@ -237,10 +254,13 @@ def block_part(
     fast = fast_speeds(block)
     parts = [f"## Block {block}", " ".join([*seeds_told(main or every), *absent_told(every, methods)])]
     if block != TEACHER_BLOCK:
-        parts.append(f"The teacher of this block size is that of block {TEACHER_BLOCK}, converted by SFT.")
+        parts.append(
+            f"The teacher of this block size is that of block {TEACHER_BLOCK}, converted by SFT. "
+            "Where a student is above it at one token per step, it has regained what the conversion lost."
+        )
     if main:
         parts += [f"### Few-step decoding, {test}", images["accuracy"], few_step(main, test, fast)]
-        parts += ["### Full-step decoding: what is kept", full_step(main, test), images["both"]]
+        parts += ["### Full-step decoding: what is kept", full_step(main, test)]
         parts += ["### Dynamic decoding, threshold 0.9", dynamic_decoding(main)]
         parts += [f"### The harder split, {hard}", few_step(main, hard, [1.0, *fast], gain=False)]
     if "t3d" in main and len(main) > 1:
@@ -279,12 +299,12 @@ def few_step(runs: Runs, split: str, speeds: Sequence[float], gain: bool = True)
     picks = [at_speed(split, speed) for speed in speeds]
     columns = [[estimate(of_method, pick) for of_method in runs.values()] for pick in picks]
     averages = [estimate(of_method, at_speed(split, *speeds)) for of_method in runs.values()]
-    base = dict(zip(runs, averages, strict=True)).get("original") if gain else None
     gains = []
-    for name, average in zip(runs, averages, strict=True):
-        more = average.mean - base.mean if base else 0.0
-        share = f" ({100 * more / base.mean:+.0f} %)" if base and base.mean else ""
-        gains.append(signed(more) + share if base and name != "original" else "")
+    for name, of_method in runs.items():
+        wanted = gain and name != "original"
+        more = difference(of_method, runs.get("original", []), at_speed(split, *speeds)) if wanted else None
+        share = f" ({100 * more.mean / more.other:+.0f} %)" if more and more.other else ""
+        gains.append(signed(more.mean) + share if more else "")
     yields = [estimate(of_method, picks[-1], "tokens_per_forward").mean for of_method in runs.values()]
     cells = [*map(_bold, columns), _bold(averages), gains, [f"{value:.2f}" for value in yields]]
     heads = [*map(_head, speeds), "average", "gain", f"tokens/forward at {speeds[-1]:g}"]
@@ -293,13 +313,15 @@ def few_step(runs: Runs, split: str, speeds: Sequence[float], gain: bool = True)
 
 def full_step(runs: Runs, split: str) -> str:
     """Accuracy at one token per step, and what is lost of the teacher's."""
-    found = [estimate(of_method, at_speed(split, 1.0)) for of_method in runs.values()]
-    base = dict(zip(runs, found, strict=True)).get("original")
-    lost = [
-        "" if base is None or name == "original" else signed(one.mean - base.mean)
-        for name, one in zip(runs, found, strict=True)
+    pick = at_speed(split, 1.0)
+    found = [estimate(of_method, pick) for of_method in runs.values()]
+    against = [
+        None if name == "original" else difference(of_method, runs.get("original", []), pick)
+        for name, of_method in runs.items()
     ]
-    table = _table(runs, [_head(1), "vs teacher"], [_bold(found), lost])
+    lost = [signed(one.mean) if one else "" for one in against]
+    yields = [f"{estimate(of_method, pick, 'tokens_per_forward').mean:.2f}" for of_method in runs.values()]
+    table = _table(runs, [_head(1), "vs teacher", "tokens/forward"], [_bold(found), lost, yields])
     return table.without_empty("vs teacher").markdown()
 
 
@@ -369,7 +391,6 @@ def draw(
     if main:
         given = {"runs": main, "styles": styles, "split": test, "block": block}
         add("accuracy", (8.5, 4.6), "Accuracy against tokens per step", partial(plots.accuracy_plot, **given))
-        add("both", (7.5, 5.2), "Few-step against full-step accuracy", partial(plots.both_plot, **given))
     if groups:
         plot = partial(plots.ablation_plot, runs=groups, split=test, block=block)
         add("ablations", (8.5, 1.4 + 0.36 * len(groups)), "Ablations: accuracy at each speed", plot)

@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 
-from tables import Method
-
 SPLITS = ("StoryMath_test", "StoryMath_hard")
-RANDOM = ("rollout.random_init_ratio=0.1",)
+RANDOM = "rollout.random_init_ratio=0.1"
 METHODS = {
-    "original": Method(),
-    "redi": Method("configs/baselines/demo/redi.yaml", rollouts=RANDOM, decoding=RANDOM),
-    "redi, x_T all masks": Method("configs/baselines/demo/redi.yaml"),
-    "t3d": Method("configs/demo/train.yaml"),
+    "original": "the teacher",
+    "redi": "rectified",
+    "redi, x_T all masks": "not rectified",
+    "t3d": "DDO and path",
 }
-ABLATIONS = {"t3d, DDO alone": Method("configs/demo/train.yaml", ("training.lambda_path=0",))}
+ABLATIONS = {"t3d, DDO alone": ""}
+MADE_OF = {  # training config and overrides; rollouts and decoding where they differ
+    "original": {"config": None},
+    "redi": {"config": "redi.yaml", "rollouts": [RANDOM], "decoding": [RANDOM]},
+    "t3d": {"config": "train.yaml"},
+    "t3d, DDO alone": {"config": "train.yaml", "training": ["training.lambda_path=0"]},
+}
 
 
 def run(method: str, seed: int, accuracies: Sequence[float], block: int = 4, fast: float = 2.0, **more) -> dict:
@@ -30,8 +34,10 @@ def run(method: str, seed: int, accuracies: Sequence[float], block: int = 4, fas
         for k, accuracy in enumerate(accuracies)
     ]
     rows.append(row(SPLITS[0], "dynamic", 1.0, accuracies[0]))
-    told = {"method": method, "block_size": block, "seed": seed, "steps": 600, "rollouts": 4000}
-    return told | {"rows": rows} | more
+    told = {"method": method, "block_size": block, "seed": seed, "training": [], "rollouts": [], "decoding": []}
+    told |= MADE_OF.get(method, {"config": f"{method}.yaml"})
+    budget = {"steps": 600, "questions": 4000, "learning_rate": 0.0005} if told["config"] else {}
+    return told | budget | {"problems": None, "rows": rows} | more
 
 
 # Three seeds of everything at block 4 but one of T3D's; one seed at block 8.

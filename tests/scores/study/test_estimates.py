@@ -36,6 +36,7 @@ def test_the_best_is_told_only_beyond_the_error_of_the_difference():
     assert best([Estimate(99.0, 0.1, 3), low, near]) == 0, "the third does not matter"
     assert best([low]) is None and best([low, Estimate(90.0, None, 1)]) is None
     assert best([low, low]) is None
+    assert best([low, Estimate(90.0, 1.0, 1)]) is None, "errors of two kinds"
 
 
 def test_differences_pair_seeds():
@@ -43,7 +44,7 @@ def test_differences_pair_seeds():
     runs = by_method(RUNS, 4, list(METHODS))
     found = difference(runs["t3d"], runs["original"], at_speed(TEST, 4.0))
     assert (found.mean, found.half, found.pairs) == (pytest.approx(42.5), pytest.approx(31.765), 2)
-    assert found.text() == "+42.5 ± 31.8"
+    assert found.text() == "+42.5 ± 31.8" and found.other == pytest.approx(22.5)
     one = difference(runs["t3d"][:1], runs["original"], at_speed(TEST, 4.0))
     assert one.text() == "+40.0" and one.pairs == 1
     assert difference(runs["t3d"][:1], runs["original"][1:], at_speed(TEST, 4.0)) is None

@@ -2,13 +2,11 @@
 
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from t3d.scores.study import plots
 from t3d.scores.study.estimates import by_method
 
-from .figures import METHODS, RUNS, SPLITS, run
+from .figures import METHODS, RUNS, SPLITS
 
 NAMES = list(METHODS)
 
@@ -35,35 +33,7 @@ def test_accuracy_lines(ax):
     assert lines["t3d"].get_ydata() == pytest.approx([85, 85, 65])
     assert lines["t3d"].get_xdata() == pytest.approx([1, 2, 4], rel=0.08), "slightly apart from the others"
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4"]
-
-
-def test_both_names_every_point_and_no_name_covers_another(ax):
-    """Six methods at nearly the same place, and one at 100 %, which a logit axis has not."""
-    runs = {f"method {i}": [run(f"method {i}", 1, (0.95, 0.8 + i / 500, 0.7))] for i in range(6)}
-    runs["perfect"] = [run("perfect", 1, (1.0, 0.98, 0.98))]
-    plots.both_plot(ax, runs, plots.looks(list(runs)), SPLITS[0], 4)
-    ax.figure.draw_without_rendering()
-    assert sorted(text.get_text() for text in ax.texts) == sorted(runs)
-    boxes = [Text.get_window_extent(text) for text in ax.texts]  # without its line
-    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
-
-
-def test_no_name_covers_a_bar(ax):
-    """Single seeds, whose intervals are wide."""
-    found = {"original": (0.975, 0.655, 0.226), "naive_td": (0.967, 0.917, 0.813), "t3d": (0.965, 0.885, 0.778)}
-    runs = {name: [run(name, 1, accuracies)] for name, accuracies in found.items()}
-    plots.both_plot(ax, runs, plots.looks(list(runs)), SPLITS[0], 4)
-    ax.figure.draw_without_rendering()
-    bars = [
-        Bbox(ax.transData.transform(ends))
-        for container in ax.containers
-        for lines in container.lines[2]
-        for ends in lines.get_segments()
-    ]
-    assert len(bars) == 6
-    for text in ax.texts:
-        box = Text.get_window_extent(text)
-        assert not any(box.overlaps(bar) for bar in bars), text.get_text()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["t3d", "original", "redi"], "as the lines end"
 
 
 def test_ablation_rows_from_the_top(ax):
@@ -75,6 +45,18 @@ def test_ablation_rows_from_the_top(ax):
     assert ax.yaxis_inverted()
     dots = {bars.get_label(): bars.lines[0].get_xdata() for bars in ax.containers}
     assert dots["1"] == pytest.approx([85, 50]) and dots["4"] == pytest.approx([65, 40])
+
+
+def test_loss_panels():
+    """Each panel has a line a model, with its standard errors."""
+    rows = [{"tokens_per_step": n, "correlation": 0.1 * n, "correlation_error": 0.01} for n in (4, 2)]
+    states = [{"visible": 0, "risk": 0.4, "risk_error": 0.02, "entropy": 0.5, "entropy_error": 0.03}]
+    axes = Figure().subplots(1, 3)
+    models = {name: {"per_block": rows, "states": states} for name in ("original", "t3d")}
+    plots.loss_plot(*axes, models=models, styles=plots.looks(NAMES))
+    assert [[bars.get_label() for bars in ax.containers] for ax in axes] == [["original", "t3d"]] * 3
+    assert axes[0].containers[0].lines[0].get_xydata().tolist() == [[2, 0.2], [4, 0.4]]
+    assert axes[2].containers[1].lines[0].get_xydata().tolist() == [[0, 0.5]]
 
 
 def test_the_same_figures_give_the_same_file(tmp_path):
