@@ -368,7 +368,9 @@ class TrainingConfig:
         "rank", "weights by decode rank, or a mean over levels of k tokens (the release)", choices=("rank", "levels")
     )
     block_grid: str = option(
-        "absolute", "blocks count from position 0, or from the response (the release)", choices=("absolute", "response")
+        "absolute",
+        "blocks count from position 0, or from the prompt's end (the release)",
+        choices=("absolute", "response"),
     )
     instruction: bool = option(True, "keep the rollout's prompt; false: the bare question (the release)")
     certainty_weight: float = option(2.0, "dparallel: weight of the entropy of tokens guessed right", ge=0)

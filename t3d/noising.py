@@ -39,18 +39,20 @@ class Grid:
 
 def absolute_grid(prompt_length: int, length: int, block_size: int) -> Grid:
     """Block = position // B, counted over the unpadded sequence, prompt included (DESIGN: the block grid)."""
-    block = torch.arange(-(-length // block_size) * block_size) // block_size
-    return _grid(block, prompt_length, length, block_size)
+    return _grid(prompt_length, length, block_size, shift=0)
 
 
 def response_grid(prompt_length: int, length: int, block_size: int) -> Grid:
-    """The release's training grid: blocks counted from the response, the prompt one block that sees itself whole."""
-    position = torch.arange(length + (prompt_length - length) % block_size)
-    block = torch.where(position < prompt_length, 0, 1 + (position - prompt_length).clamp(min=0) // block_size)
-    return _grid(block, prompt_length, length, block_size)
+    """The release's training grid: blocks counted from the prompt's end, forwards and backwards.
+
+    What does not fill a block lies at the sequence's start: the prompt is as block-causal as the response.
+    """
+    return _grid(prompt_length, length, block_size, shift=-prompt_length % block_size)
 
 
-def _grid(block: Tensor, prompt_length: int, length: int, block_size: int) -> Grid:
+def _grid(prompt_length: int, length: int, block_size: int, shift: int) -> Grid:
+    """Block = (position + shift) // B, to the end of the last block."""
+    block = (torch.arange(length + -(length + shift) % block_size) + shift) // block_size
     first = int(block[prompt_length])
     position = torch.arange(prompt_length, length)
     starts = torch.searchsorted(block, torch.arange(first, int(block[-1]) + 1))
@@ -280,7 +282,7 @@ class TrajectoryNoise:
         post_num: positions after the answer's end that stay in the loss.
         reversed_trace: hide what was decoded first (the release's quirk) instead of what was decoded last.
         random_trace: mask positions at random instead of along the trajectory (``mask_strategy: random``).
-        from_response: count blocks from the response (the release's quirk).
+        from_response: count blocks from the prompt's end (the release's quirk).
         every_target: the loss looks at every response token, masked or not (the release's path loss does).
         stop_ids: where the targets of a sample with ``target_ids`` end.
     """

@@ -262,18 +262,29 @@ def test_mask_ratios_are_drawn_with_ratio_to_the_exponent(exponent):
         assert abs(drawn[ratio] / n - ratio**exponent / total) < 0.04
 
 
-def test_response_grid_counts_blocks_from_the_response():
+def test_response_grid_counts_blocks_from_the_prompts_end():
     grid = response_grid(5, 11, 4)
-    assert grid.block.tolist() == [0] * 5 + [1] * 4 + [2] * 4
+    assert grid.block.tolist() == [0] + [1] * 4 + [2] * 4 + [3] * 4
     assert grid.start == 5 and grid.rows.tolist() == [[5, 6, 7, 8], [9, 10, -1, -1]]
     sample = trajectory(5, 11)
     state = draw(noise(from_response=True, mask_ratios=(0.5,), post_num=9), sample)
-    assert state.block.tolist() == [0] * 5 + [1] * 4 + [2] * 4 + [3] * 4
+    assert state.block.tolist() == [0] + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
     assert state.clean_length == 13 and state.start == 5
     step = dict(enumerate(sample["unmask_step"], 5))
     for position, rank in zip(state.position.tolist(), state.rank.tolist(), strict=True):
         rivals = sorted((when, p) for p, when in step.items() if (p - 5) // 4 == (position - 5) // 4)
         assert rank == rivals.index((step[position], position)) + 1
+
+
+@pytest.mark.parametrize("prompt", [3, 4, 5, 9])
+def test_response_grid_gives_the_releases_attention(prompt):
+    """Its mask row by row: of the prompt, blocks from its end backwards; of the answer, blocks from there on."""
+    length, size = prompt + 8, 4
+    end = [prompt - (prompt - 1 - p) // size * size for p in range(prompt)]
+    end += [p + size - (p - prompt) % size for p in range(prompt, length)]
+    block = response_grid(prompt, length, size).block
+    clean = dense_mask(Labels(torch.zeros(1, length), block[None], torch.zeros(1, length, dtype=torch.bool)))
+    assert clean[0, 0].sum(-1).tolist() == end and torch.equal(clean, clean.sort(-1, descending=True).values)
 
 
 def same(a: State, b: State) -> bool:

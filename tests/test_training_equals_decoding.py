@@ -178,7 +178,7 @@ def test_training_sees_what_the_decoder_saw_when_it_wrote_the_trajectory(model, 
 
 
 def test_a_wrong_grid_is_noticed(model):
-    """The check has teeth: the release's grid, counted from the response, gives other logits for unaligned prompts."""
+    """The check has teeth: the release's grid gives other logits for prompts that end inside a block."""
     samples = [sample for sample in rollouts(model) if len(sample["prompt_ids"]) % 4]
     wrong = draw_states(samples, 4, from_response=True, random_ratio=0.0)
     right = draw_states(samples, 4, random_ratio=0.0)
