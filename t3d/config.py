@@ -1,5 +1,6 @@
 """The configurations of the three stages and of evaluation: every key, its default, its help and its limits."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -213,16 +214,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 OBJECTIVES = ("t3d", "naive_td", "block_likelihood", "dparallel", "redi", "sft")
+ON_TRAJECTORIES = ("t3d", "naive_td", "block_likelihood")  # whose states follow the decode order
 # Keys of the training section that some objectives alone read.
 OBJECTIVE_KEYS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("alpha", "beta", "lambda_path", "ddo_weight", "forward_kl_weight", "ddo_level"), ("t3d",)),
-    **dict.fromkeys(("reference_temp", "multi_round"), ("t3d",)),
+    **dict.fromkeys(("reference_temp", "reference_offload", "multi_round", "round_interval"), ("t3d",)),
+    **dict.fromkeys(("path_loss", "path_k_steps"), ("t3d",)),
+    **dict.fromkeys(("mask_ratios", "mask_ratio_exponent", "mask_strategy"), ON_TRAJECTORIES),
+    **dict.fromkeys(("trace_order", "block_grid"), ON_TRAJECTORIES),
     "likelihood_k": ("block_likelihood",),
     **dict.fromkeys(("certainty_weight", "certainty_temperature", "region_mask_ratio"), ("dparallel",)),
     **dict.fromkeys(("t_min", "t_max", "sft_t_per"), ("sft", "redi")),
+    "post_num": (*ON_TRAJECTORIES, "dparallel", "redi"),  # sft learns all pads
     # sft has given answers, and redi couplings, whose ends are one model's
-    "refresh_targets": ("t3d", "naive_td", "block_likelihood", "dparallel"),
+    "refresh_targets": (*ON_TRAJECTORIES, "dparallel"),
 }
+REFRESH_KEYS = ("targets", "steps_per_block", "temperature", "random_init_ratio", "max_active")
 
 
 @dataclass
@@ -498,21 +505,35 @@ class TrainConfig:
                 "the decoder has blocks from position 0 and the rollout's prompt; set training.block_grid=absolute and "
                 "training.instruction=true",
             )
-        if training.refresh_targets != "student" and not training.refresh_rollouts:
+        if (training.refresh_steps_per_block or 1) > (training.block_size or math.inf):
             raise fault(
-                "training.refresh_targets",
-                training.refresh_targets,
-                "counts with refreshed trajectories only; set training.refresh_rollouts, for example to 150",
+                "training.refresh_steps_per_block",
+                training.refresh_steps_per_block,
+                f"more steps than the block has positions; at most training.block_size={training.block_size}",
             )
         weights = (training.ddo_weight, training.forward_kl_weight, training.lambda_path)
         if training.objective == "t3d" and not any(weights):
             raise fault("training.ddo_weight", 0.0, "every term is off; give it, forward_kl_weight or lambda_path")
-        default = TrainingConfig()
-        for name, objectives in OBJECTIVE_KEYS.items():
+        self._check_unread()
+
+    def _check_unread(self) -> None:
+        """A key of the training section that nothing reads must be at its default."""
+        training, default = self.training, TrainingConfig()
+        unread = {
+            name: f"training.objective={' or '.join(objectives)} only; leave it out"
+            for name, objectives in OBJECTIVE_KEYS.items()
+            if training.objective not in objectives
+        }
+        if not training.refresh_rollouts:
+            needed = "refreshed trajectories only; set training.refresh_rollouts, for example to 150"
+            unread |= {f"refresh_{name}": needed for name in REFRESH_KEYS}
+        for name, needed in unread.items():
             value = getattr(training, name)
-            if training.objective not in objectives and value != getattr(default, name):
-                remedy = f"counts with training.objective={' or '.join(objectives)} only; leave it out"
-                raise fault(f"training.{name}", value, remedy)
+            if value == getattr(default, name):
+                continue
+            if PRESETS[training.preset].get(name) == value:
+                raise fault("training.preset", training.preset, f"its {name}={value} counts with {needed}")
+            raise fault(f"training.{name}", value, f"counts with {needed}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -153,11 +153,7 @@ def settle_block_size(config: TrainConfig, rollout_block: int) -> None:
         raise UserError(
             f"training.block_size={training.block_size}: must be a multiple of the rollouts' block, {rollout_block}"
         )
-    if (training.refresh_steps_per_block or 1) > training.block_size:
-        raise UserError(
-            f"training.refresh_steps_per_block={training.refresh_steps_per_block}: more steps than the block has "
-            f"positions; at most {training.block_size}"
-        )
+    config.check()  # what depends on the block
 
 
 def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds, model_block: int):

@@ -520,6 +520,32 @@ def test_answers_shorter_than_a_block_are_refused():
         load(TrainConfig, ["training.max_gen_length=3", "training.block_size=4"])
 
 
+def test_a_key_that_the_objective_does_not_read_is_refused():
+    states = ("mask_ratios=[1.0]", "mask_ratio_exponent=1.0", "mask_strategy=random")
+    states += ("block_grid=response", "trace_order=reversed")
+    loss = ("path_loss=levels", "path_k_steps=2", "round_interval=5", "multi_round=false", "reference_offload=true")
+    unread = {name: states + loss for name in ("dparallel", "redi", "sft")} | {"naive_td": loss}
+    unread["sft"] += ("post_num=1",)
+    for objective, keys in unread.items():
+        for key in keys:
+            said = message(TrainConfig, f"training.objective={objective}", f"training.{key}")
+            assert said.startswith(f"training.{key}: counts with training.objective=t3d"), said
+            load(TrainConfig, [f"training.{key}"])
+    for preset, key in {"release": "path_loss=levels", "algorithm1": "round_interval=1"}.items():
+        said = message(TrainConfig, "training.objective=naive_td", f"training.preset={preset}")
+        assert said == f"training.preset={preset}: its {key} counts with training.objective=t3d only; leave it out"
+
+
+def test_refresh_keys_need_a_refresh():
+    for key in ("steps_per_block=2", "temperature=0.5", "random_init_ratio=0.5", "max_active=8"):
+        said = message(TrainConfig, f"training.refresh_{key}")
+        assert said.startswith(f"training.refresh_{key}: counts with refreshed trajectories only; set training.refresh")
+        load(TrainConfig, [f"training.refresh_{key}", "training.refresh_rollouts=5"])
+    more = ("training.block_size=4", "training.refresh_rollouts=5")
+    said = message(TrainConfig, *more, "training.refresh_steps_per_block=5")
+    assert said.endswith("=5: more steps than the block has positions; at most training.block_size=4")
+
+
 def test_an_objective_without_any_term_is_told():
     off = ("training.ddo_weight=0", "training.lambda_path=0")
     with pytest.raises(UserError, match="training.ddo_weight=0.0: every term is off; give it, forward_kl_weight or"):

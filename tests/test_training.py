@@ -48,6 +48,7 @@ def overrides(tmp_path, story_teacher, story_trajectories):
     """The command line of a small training run of a given name."""
 
     def line(name: str, *more: str) -> list[str]:
+        t3d = not any(item.startswith("training.objective=") for item in more)
         return [
             f"experiment.output_root={tmp_path}",
             "experiment.project=p",
@@ -59,7 +60,7 @@ def overrides(tmp_path, story_teacher, story_trajectories):
             "training.gradient_checkpointing_enable=false",
             "training.mixed_precision=no",
             "training.max_steps=6",
-            "training.round_interval=2",
+            *(["training.round_interval=2"] if t3d else []),  # an error where nothing reads it
             "optimizer.params.learning_rate=2e-3",
             "lr_scheduler.params.warmup_steps=2",
             *more,
