@@ -207,7 +207,10 @@ class Trainer:
         self.config, self.accelerator, self.objective = config, accelerator, objective
         self.ids, self.source = ids, source
         training, params = config.training, config.optimizer.params
-        self.rounds = Rounds(config, samples, ids, source, accelerator) if training.refresh_rollouts else None
+        self.rounds = None
+        if training.refresh_rollouts:
+            positions = student.config.max_position_embeddings
+            self.rounds = Rounds(config, samples, ids, source, accelerator, positions)
         self.samples = self.rounds.samples if self.rounds else samples
         batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         self.step = 0

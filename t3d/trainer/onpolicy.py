@@ -21,16 +21,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 from accelerate import Accelerator
 
 from t3d.config import TrainConfig, TrainingConfig
+from t3d.data.dataset import blocks_within
 from t3d.data.shards import ShardWriter, read_shards
-from t3d.data.trajectory import Trajectory
+from t3d.data.trajectory import Trajectory, split_id
 from t3d.decoding import DecodeSettings
 from t3d.engines.base import Request
 from t3d.engines.local import LocalEngine
 from t3d.errors import UserError
 from t3d.models.loading import SpecialIds
+from t3d.options import fault
 from t3d.trainer import checkpoint
 from t3d.trainer.completion import complete, of_stream
 from t3d.trainer.distribution import zero_stage
@@ -62,12 +65,15 @@ class RefreshedSamples:
         """Take the answers of a round; those of earlier rounds go."""
         self.newer = {}
         for t in read_shards(folder):
-            # what lies behind the end matters to trajectories only: given answers (SFT) are filled up with pads
-            kept = len(t.response_ids) if "unmask_step" in self.samples.column_names else t.length
+            kept = len(t.response_ids)
+            if "unmask_step" not in self.samples.column_names:
+                # SFT fills up with pads, which teach an end: of a cut answer whole blocks are kept, as at loading
+                cut = blocks_within(len(t.prompt_ids), kept, t.block_size, t.length)
+                kept = t.length if t.finish_reason == "stop" else cut
             self.newer[t.id] = {
                 "response_ids": t.response_ids[:kept],
                 "unmask_step": t.unmask_step[:kept],
-                "length": t.length,
+                "length": min(t.length, kept),
                 "initial_ids": t.initial_ids,
                 "target_ids": t.target_ids,
                 "target_step": t.target_step,
@@ -90,13 +96,16 @@ class Rounds:
         ids: SpecialIds,
         source: str,
         accelerator: Accelerator,
+        positions: int,
     ):
-        """Raises UserError where no process holds the whole student."""
+        """``positions``: the model's. Raises UserError where no process holds the whole student, or where some round
+        could not be."""
         if zero_stage(accelerator) == 3:
             raise UserError(
                 "training.refresh_rollouts: the student's weights are split over processes, which cannot decode with "
                 "them; use ZeRO-1 or ZeRO-2, or leave it null"
             )
+        refuse_impossible(config, samples, positions)
         self.training, self.ids, self.accelerator = config.training, ids, accelerator
         self.samples = RefreshedSamples(samples)
         self.teacher = None
@@ -182,6 +191,36 @@ class Rounds:
             )
             for answer, (target_ids, target_step) in completed:
                 yield replace(answer, target_ids=target_ids, target_step=target_step)
+
+
+def refuse_impossible(config: TrainConfig, samples: Sequence[dict[str, Any]], positions: int) -> None:
+    """Tell at the start what else only the first refresh would: UserError."""
+    training = config.training
+    longest = pc.max(pc.list_value_length(samples.data.column("prompt_ids"))).as_py()
+    if longest + training.max_gen_length > positions // training.block_size * training.block_size:
+        raise fault(
+            "training.max_gen_length",
+            training.max_gen_length,
+            f"refreshed answers have the model's {positions} positions together with their prompts, and the longest of "
+            f"these has {longest} tokens; lower it, or training.max_prompt_len",
+        )
+    if training.objective == "redi" and samples[0]["initial_ids"] and not training.refresh_random_init_ratio:
+        raise fault(
+            "training.refresh_random_init_ratio",
+            training.refresh_random_init_ratio,
+            "the data's x_T hold random tokens, those of a refresh would not; set it to the rollouts' "
+            "rollout.random_init_ratio",
+        )
+    for name in samples["id"]:
+        try:
+            split_id(name)
+        except ValueError as error:
+            raise fault(
+                "dataset.optimization_data",
+                config.dataset.optimization_data,
+                f"{error}, from which refreshed trajectories take their random numbers; roll out again, or leave "
+                "training.refresh_rollouts null",
+            ) from None
 
 
 def round_folder(folder: Path, step: int) -> Path:

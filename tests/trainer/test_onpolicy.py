@@ -7,10 +7,12 @@ import signal
 
 import pytest
 import torch
+from datasets import Dataset
 
 from t3d import training
 from t3d.config import TrainConfig, load
 from t3d.data.shards import ShardWriter, read_shards
+from t3d.data.trajectory import Trajectory
 from t3d.decoding import DecodeSettings
 from t3d.engines.base import Request
 from t3d.engines.local import LocalEngine
@@ -153,6 +155,34 @@ def test_any_objective_may_be_refreshed(run, story_questions, objective):  # noq
     assert rounds(folder) == [2] and all(row["sequences"] == 4 for row in log_of(folder))
 
 
+def test_sft_learns_no_end_where_an_answer_was_cut(tmp_path):
+    """It fills up with pads behind the end; of an answer cut at 6 tokens the block that was cut goes, as at loading."""
+    step = list(range(1, 8))
+    with ShardWriter(tmp_path / "round", 0) as writer:
+        for row, reason in enumerate(("stop", "length")):
+            writer.write(Trajectory(f"x/{row}/0", [1] * 5, step, step, 6, 4, reason))
+    rows = {"id": ["x/0/0", "x/1/0"], "prompt_ids": [[1] * 5] * 2, "response_ids": [[2]] * 2, "length": [1] * 2}
+    kept = {"given": [step[:6], step[:3]], "trajectories": [step, step]}
+    for name, more in {"given": {}, "trajectories": {"unmask_step": [[1]] * 2}}.items():
+        samples = onpolicy.RefreshedSamples(Dataset.from_dict(rows | more))
+        samples.read(tmp_path / "round")
+        assert [sample["response_ids"] for sample in samples] == kept[name]
+        assert [sample["length"] for sample in samples] == [min(6, len(ids)) for ids in kept[name]]
+
+
+def test_rounds_that_cannot_be_are_told_at_the_start(run):  # noqa: F811
+    with pytest.raises(UserError, match="training.max_gen_length=250: .*256 positions .*; lower it, or"):
+        run("long", *REFRESH, "training.max_gen_length=250")
+    config = load(TrainConfig, [*REFRESH, "training.objective=redi", "training.block_size=4"])
+    for name, initial, said in (
+        ("x/0/0", [5, 6], "training.refresh_random_init_ratio=0.0: the data's x_T hold random tokens"),
+        ("x/first", [], "dataset.optimization_data=.*: trajectory id 'x/first' is not <dataset>/<row>/<sample>, "),
+    ):
+        samples = Dataset.from_dict({"id": [name], "prompt_ids": [[1, 2]], "initial_ids": [initial]})
+        with pytest.raises(UserError, match=said):
+            onpolicy.refuse_impossible(config, samples, 256)
+
+
 def test_fewer_steps_per_block_are_the_students_few_step_states(run):  # noqa: F811
     folder = run("few", *REFRESH, "training.refresh_steps_per_block=1", "training.max_steps=3")
     for trajectory in read_shards(folder / "rollouts" / "00000002"):
@@ -193,7 +223,8 @@ def test_resumed_equals_uninterrupted_to_the_bit(run, stop_after, stop, refresh)
 def test_a_round_that_is_gone_is_told(run):  # noqa: F811
     folder = run("gone", *REFRESH, "training.max_steps=3")
     shutil.rmtree(folder / "rollouts")
-    run("gone", *REFRESH, "training.max_steps=3", "experiment.resume=auto")  # no step needs it
+    again = ("experiment.resume=auto", "training.refresh_max_active=3")  # which changes no answer
+    run("gone", *REFRESH, "training.max_steps=3", *again)  # no step needs it
     with pytest.raises(UserError, match="00000002 is gone, and step 3 went on from it; start anew"):
         run("gone", *REFRESH, "training.max_steps=4", "experiment.resume=auto")
 
