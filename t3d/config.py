@@ -337,7 +337,9 @@ class TrainingConfig:
     block_size: int | None = option(
         None, "block of training, at which the student is decoded; null = the rollouts' (sft: the model's)", ge=1
     )
-    post_num: int | None = option(2, "pad tokens after the end that count in the loss; null = none", ge=0)
+    post_num: int | None = option(
+        2, "pad tokens after the end that count in the loss; null = all of the last block", ge=0
+    )
     max_gen_length: int = option(1024, "longer answers are cut at a block's end (tokens)", ge=1)
     max_prompt_len: int = option(512, "longer prompts are left out (tokens)", ge=1)
     target_temp: float = option(

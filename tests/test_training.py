@@ -23,6 +23,8 @@ from t3d import options, training
 from t3d.config import OBJECTIVES, SampleConfig, TrainConfig, load
 from t3d.data.dataset import SampleOrder, read_trajectories
 from t3d.errors import Interrupted, UserError, run_main
+from t3d.models.loading import SpecialIds
+from t3d.objectives.build import make_objective
 from t3d.objectives.t3d import T3D
 from t3d.rollout import roll_out
 from t3d.trainer import checkpoint
@@ -443,6 +445,14 @@ def test_the_releases_preset_runs(run, story_teacher):
 )
 def test_variants_run(run, more):
     assert all(math.isfinite(loss) for loss in losses(run("variant", *more, "training.max_steps=2")))
+
+
+def test_post_num_null_is_no_limit():
+    ids = SpecialIds(mask_id=1, pad_id=0, stop_ids=(2,), forbidden_ids=(1,), ordinary_ids=torch.arange(3, 9))
+    for objective in OBJECTIVES[:-1]:
+        for given, learnt in (("null", 8), ("0", 0), ("1", 1)):
+            line = ["training.block_size=8", f"training.objective={objective}", f"training.post_num={given}"]
+            assert make_objective(load(TrainConfig, line), ids).noise.post_num == learnt
 
 
 def test_a_chunked_head_changes_nothing(run):

@@ -23,8 +23,7 @@ def make_objective(config: TrainConfig, ids: SpecialIds) -> Objective:
             noise = BlockDiffusionNoise(training.block_size, ids.mask_id, ids.pad_id, **times(config))
             return SFT(noise, chunk=chunk)
         case "redi":
-            post_num = training.post_num or 0
-            noise = RectifiedNoise(training.block_size, ids.mask_id, **times(config), post_num=post_num)
+            noise = RectifiedNoise(training.block_size, ids.mask_id, **times(config), post_num=pads_learnt(config))
             return ReDi(noise, chunk=chunk)
         case "dparallel":
             return DParallel(
@@ -32,7 +31,7 @@ def make_objective(config: TrainConfig, ids: SpecialIds) -> Objective:
                     training.block_size,
                     ids.mask_id,
                     mask_ratio=training.region_mask_ratio,
-                    post_num=training.post_num or 0,
+                    post_num=pads_learnt(config),
                     stop_ids=ids.stop_ids,
                 ),
                 certainty_weight=training.certainty_weight,
@@ -70,13 +69,19 @@ def trajectory_noise(config: TrainConfig, ids: SpecialIds, every_target: bool = 
         mask_ratios=tuple(training.mask_ratios),
         mask_ratio_exponent=training.mask_ratio_exponent,
         random_ratio=config.model.random_ratio,
-        post_num=training.post_num or 0,
+        post_num=pads_learnt(config),
         reversed_trace=training.trace_order == "reversed",
         random_trace=training.mask_strategy == "random",
         from_response=training.block_grid == "response",
         every_target=every_target,
         stop_ids=ids.stop_ids,
     )
+
+
+def pads_learnt(config: TrainConfig) -> int:
+    """``training.post_num``; null is no limit, and an answer ends inside its last block."""
+    training = config.training
+    return training.block_size if training.post_num is None else training.post_num
 
 
 def times(config: TrainConfig) -> dict:
