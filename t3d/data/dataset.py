@@ -228,6 +228,11 @@ def load_examples(
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     """Stream the rows of a .json list, a .jsonl or a .parquet file."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(
+            f"dataset.optimization_data={path}: a folder; training.objective=sft needs a file of rows with a question "
+            "and an answer column"
+        )
     if path.suffix not in (".jsonl", ".parquet"):
         yield from read_json_array(path)
         return
@@ -236,7 +241,7 @@ def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     if path.suffix == ".parquet":
         yield from _read_parquet(path)
         return
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)

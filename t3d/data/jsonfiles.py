@@ -46,7 +46,7 @@ def read_json_array(path: str | Path, chunk: int = 1 << 20) -> Iterator[dict[str
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     with open(path, encoding="utf-8") as file:
-        while (first := file.read(1)).isspace():
+        while (first := _text(file, 1)).isspace():
             pass
         if first != "[":
             raise UserError(f"{path} is not a JSON list of rows")
@@ -60,10 +60,17 @@ def read_json_array(path: str | Path, chunk: int = 1 << 20) -> Iterator[dict[str
             try:
                 row, end = decoder.raw_decode(buffer)
             except ValueError as error:
-                more = file.read(max(chunk, len(buffer)))  # doubling keeps a huge row linear
+                more = _text(file, max(chunk, len(buffer)))  # doubling keeps a huge row linear
                 if not more:
                     raise UserError(f"{path}, row {count}: incomplete or broken JSON ({error})") from error
                 buffer += more
                 continue
             yield row
             buffer, count = buffer[end:], count + 1
+
+
+def _text(file: IO[str], size: int) -> str:
+    try:
+        return file.read(size)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file.name} is not text in UTF-8 ({error.reason}); give a JSON file") from None

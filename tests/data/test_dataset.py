@@ -250,6 +250,15 @@ CONVERSATIONS = [
 NESTED = {"question_key": "conversations.0.value", "answer_key": "conversations.1.value"}
 
 
+def test_what_holds_no_examples_is_told(tmp_path):
+    (tmp_path / "shard-00000.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="a folder; training.objective=sft needs a file of rows with a question and"):
+        examples(tmp_path, tmp_path)
+    (tmp_path / "set.jsonl").write_bytes(b'{"question": "\xff"}\n')
+    with pytest.raises(UserError, match="set.jsonl, line 1: 'utf-8' codec can't decode"):
+        examples(tmp_path / "set.jsonl", tmp_path)
+
+
 def test_examples_of_nested_columns_and_parquet(tmp_path):
     """The layout of Bespoke-Stratos-17k: turns in a list."""
     import datasets

@@ -251,12 +251,13 @@ def test_json_lists_stream_whatever_the_layout(tmp_path, indent, chunk):
 
 @pytest.mark.parametrize(
     "content, said",
-    [("", "not a JSON list"), ('{"a": 1}', "not a JSON list"), ('[{"a": 1}, 3]', "row 1: not a JSON object")]
-    + [('[{"a": 1}, {"b"', "row 1: incomplete"), ('[{"a": 1}', "row 1: incomplete")],
+    [(b"", "not a JSON list"), (b'{"a": 1}', "not a JSON list"), (b'[{"a": 1}, 3]', "row 1: not a JSON object")]
+    + [(b'[{"a": 1}, {"b"', "row 1: incomplete"), (b'[{"a": 1}', "row 1: incomplete")]
+    + [(b"\xff\xfe[", "rows.json is not text in UTF-8"), (b'[{"a": "\xff"}]', "rows.json is not text in UTF-8")],
 )
 def test_broken_json_lists_are_named(tmp_path, content, said):
     path = tmp_path / "rows.json"
-    path.write_text(content)
+    path.write_bytes(content)
     with pytest.raises(UserError, match=said):
         list(read_json_array(path))
     with pytest.raises(UserError, match="does not exist"):
