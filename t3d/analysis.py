@@ -19,6 +19,7 @@ states after every r of a block's tokens, a mean over blocks, then over sequence
 """
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -40,6 +41,8 @@ from t3d.models.loading import load_model, load_tokenizer, special_ids
 from t3d.noising import Batch, TrajectoryNoise, collate, generator_for
 from t3d.objectives.base import group_mean
 from t3d.options import load
+
+log = logging.getLogger(__name__)
 
 # (ids in the layout, places in the flattened ids (blocks, k)) -> log-probabilities (blocks, k, vocab)
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -151,7 +154,8 @@ def _keep(found: dict[tuple, list[Tensor]], index: Tensor, key: tuple, value: Te
 def measure(
     model, forbidden: Tensor, groups: Iterable[Blocks], tokens_per_step: list[int], draws: int, seed: int
 ) -> dict[str, Any]:
-    """The three quantities by how many of a block's tokens are visible, each a mean over sequences with its error.
+    """The three quantities by how many of a block's tokens are visible, each a mean over sequences with its error (None
+    of a single sequence).
 
     Returns ``steps``: a row per (tokens_per_step, visible) with ``correlation``; ``per_block``: a row per
     tokens_per_step, the sum over a block's steps; ``states``: a row per ``visible`` with ``risk`` and ``entropy``;
@@ -183,11 +187,11 @@ def measure(
                 keep(("step", n, visible), steps[-1])
             keep(("block", n), torch.stack(steps).sum(0))
 
-    def row(key: tuple) -> tuple[float, float]:
+    def row(key: tuple) -> tuple[float, float | None]:
         values = torch.cat(found[key]).double()
-        return values.mean().item(), (values.std() / len(values) ** 0.5).item() if len(values) > 1 else float("nan")
+        return values.mean().item(), (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
 
-    def named(name: str, key: tuple) -> dict[str, float]:
+    def named(name: str, key: tuple) -> dict[str, float | None]:
         return dict(zip((name, f"{name}_error"), row(key), strict=True))
 
     visible = sorted(key[1] for key in found if key[0] == "risk")
@@ -221,8 +225,9 @@ def analyse(config: AnalysisConfig) -> Path:
     plot(results, output.with_suffix(".svg"))
     for name in ("teacher", "student"):
         for row in results.get(name, {}).get("per_block", []):
-            numbers = f"{row['correlation']:.4f} +- {row['correlation_error']:.4f} nats a block"
-            print(f"{name:8} correlation at {row['tokens_per_step']} tokens per step: {numbers}")
+            error = row["correlation_error"]
+            numbers = f"{row['correlation']:.4f}" + ("" if error is None else f" +- {error:.4f}")
+            print(f"{name:8} correlation at {row['tokens_per_step']} tokens per step: {numbers} nats a block")
         if name in results:
             states = results[name]["states"]
             risk, spread = (sum(row[key] for row in states) / len(states) for key in ("risk", "entropy"))
@@ -246,6 +251,14 @@ def measure_checkpoint(config: AnalysisConfig, key: str, checkpoint: str, trajec
         limit=config.limit,
     )
     block_size = report.block_size
+    if block_size != model.config.block_size:
+        log.warning(
+            "%s=%s decodes blocks of %d, and is measured on the trajectories' blocks of %d",
+            key,
+            checkpoint,
+            model.config.block_size,
+            block_size,
+        )
     if too_many := [n for n in config.tokens_per_step if n > block_size]:
         raise UserError(
             f"tokens_per_step={too_many[0]}: the trajectories have blocks of {block_size}; take at most that"
@@ -281,7 +294,9 @@ def plot(results: dict[str, Any], output: Path) -> None:
             if rows:
                 columns = ([row[key] for row in rows] for key in (x, y, f"{y}_error"))
                 at, value, error = columns
-                ax.errorbar(at, value, error, color=colour, label=name, marker="o", capsize=4)
+                ax.errorbar(
+                    at, value, None if None in error else error, color=colour, label=name, marker="o", capsize=4
+                )
                 ax.set_xticks(at)
         ax.set(xlabel=x_label, ylabel=y_label)
         ax.set_ylim(bottom=0)

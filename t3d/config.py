@@ -564,3 +564,7 @@ class AnalysisConfig:
     def check(self) -> None:
         if not self.tokens_per_step:
             raise fault("tokens_per_step", [], "give at least one number, for example tokens_per_step=[4]")
+        if len(set(self.tokens_per_step)) < len(self.tokens_per_step):
+            raise fault("tokens_per_step", self.tokens_per_step, "give each number once")
+        if self.student_trajectories and not self.student:
+            raise fault("student_trajectories", self.student_trajectories, "there is no student; set student")

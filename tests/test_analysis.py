@@ -4,11 +4,21 @@ import functools
 import itertools
 import json
 import math
+import shutil
 
 import pytest
 import torch
 
-from t3d.analysis import analyse, entropy, kl, measure, predictor, step_correlation, whole_blocks
+from t3d.analysis import (
+    analyse,
+    entropy,
+    kl,
+    measure,
+    measure_checkpoint,
+    predictor,
+    step_correlation,
+    whole_blocks,
+)
 from t3d.config import AnalysisConfig, load
 from t3d.errors import UserError
 from t3d.noising import TrajectoryNoise
@@ -188,8 +198,31 @@ def test_the_command_writes_figures_and_a_plot(story_teacher, story_trajectories
             assert a == pytest.approx(b, rel=1e-3)
 
 
+def test_one_sequence_has_no_error(story_teacher, story_trajectories, tmp_path, cache_aside, capsys):
+    output = analyse(command(story_teacher, story_trajectories, tmp_path, "limit=1"))
+    found = json.loads(output.read_text(), parse_constant=pytest.fail)["teacher"]
+    assert found["sequences"] == 1 and {row["correlation_error"] for row in found["per_block"]} == {None}
+    assert "+-" not in capsys.readouterr().out and "<svg" in output.with_suffix(".svg").read_text()
+
+
+def test_another_block_than_the_models_is_told(story_teacher, story_trajectories, tmp_path, cache_aside, caplog):
+    config = command(story_teacher, story_trajectories, tmp_path, "limit=1")
+    measure_checkpoint(config, "student", str(story_teacher), config.trajectories)
+    assert not caplog.text
+    folder = shutil.copytree(story_teacher, tmp_path / "eight")
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"block_size": 8})
+    )
+    measure_checkpoint(config, "student", str(folder), config.trajectories)
+    assert "eight decodes blocks of 8, and is measured on the trajectories' blocks of 4" in caplog.text
+
+
 def test_faults_are_one_line(story_teacher, story_trajectories, tmp_path, cache_aside):
     with pytest.raises(UserError, match="tokens_per_step=8: the trajectories have blocks of 4"):
         analyse(command(story_teacher, story_trajectories, tmp_path, "tokens_per_step=[8]"))
+    with pytest.raises(UserError, match=r"tokens_per_step=\[2, 4, 2\]: give each number once"):
+        load(AnalysisConfig, ["tokens_per_step=[2,4,2]"])
+    with pytest.raises(UserError, match="student_trajectories=x: there is no student; set student"):
+        load(AnalysisConfig, ["student_trajectories=x"])
     with pytest.raises(UserError, match="trajectories=.*: no answer holds a whole block"):
         analyse(command(story_teacher, story_trajectories, tmp_path, "max_gen_length=4", "limit=1"))
