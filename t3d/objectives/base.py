@@ -24,6 +24,9 @@ class Objective(Protocol):
     ``needs_reference``: a frozen reference model takes part. ``noise`` draws a training state of a sample; one without
     targets has nothing to learn, and the trainer skips and counts it. Calling the objective gives the loss of a batch;
     ``reference`` is None where the reference is stopgrad(student) of this very step.
+
+    For the cost model one says, where it is not 1, how many ``forwards`` of the student go before a backward pass, and
+    how many ``head_tables`` (a chunk's rows x vocabulary, fp32) its head holds in the backward pass.
     """
 
     needs_reference: bool

@@ -35,6 +35,8 @@ class DParallel:
     temperature: float = 0.5
     chunk: int = 1024
     needs_reference = False
+    forwards = 2
+    head_tables = 6  # logits, their sharpened log-softmax and its exponential (token_certainty), each with its gradient
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         first, second = (self._pass(student, part) for part in (batch, complement(batch, self.noise.mask_id)))

@@ -66,6 +66,8 @@ def memory(
     checkpointing: bool = True,
     chunk: int = 1024,
     dense_mask: bool = False,
+    forwards: int = 1,
+    head_tables: int = 1,
 ) -> Memory:
     """The peak of one process, in the backward pass of a micro-batch.
 
@@ -75,8 +77,10 @@ def memory(
       that autocast keeps for a pass, 2 P. DDP (n > 1) holds the gradients once more in its buckets.
     - The head's gradient, V x width, exists beside the sum that it is added to.
     - Activations: with checkpointing the residual stream before each layer, and what one layer keeps; else what all
-      keep (``kept_per_token``). The reference has none: its forward pass is over before.
-    - Logits: ``chunk`` rows of the vocabulary in fp32, and with ``half`` the product before it is widened.
+      keep (``kept_per_token``): of each of the ``forwards`` before a backward pass, but for the one layer. The
+      reference has none: its forward pass is over before.
+    - Logits: ``head_tables`` times ``chunk`` rows of the vocabulary in fp32, and with ``half`` the product before it is
+      widened.
     - A dense mask: rows x longest^2, bool and as numbers. FlexAttention has none.
 
     Left out: the allocator's slack, NCCL's and the libraries' own buffers: some GB on a GPU.
@@ -85,6 +89,7 @@ def memory(
         tokens: of a micro-batch's layout, padding included. longest: of one row.
         half: products in bf16. trainable: weights with a gradient (LoRA); None = all.
         second_model: a frozen reference is held (``round_interval`` above 1).
+        forwards, head_tables: the objective's (t3d.objectives.base).
     """
     assert sharding in SHARDINGS, sharding
     weights_count = parameters(config)
@@ -103,7 +108,7 @@ def memory(
         gradients += table * gradient_bytes
     kept, residual = kept_per_token(config, product), 4 if stage == 0 and weight_bytes == 4 else 2
     layers = config.num_hidden_layers
-    per_token = layers * config.hidden_size * residual + kept if checkpointing else layers * kept
+    per_token = forwards * layers * config.hidden_size * residual + kept if checkpointing else forwards * layers * kept
     rows = tokens / longest
     return Memory(
         weights=weights,
@@ -111,7 +116,7 @@ def memory(
         optimizer=optimizer,
         reference=weights_count * product * share[2] if second_model else 0.0,
         activations=tokens * per_token,
-        logits=chunk * config.vocab_size * (4 + (2 if half else 0)),
+        logits=chunk * config.vocab_size * (4 * head_tables + (2 if half else 0)),
         mask=rows * longest**2 * (1 + product) if dense_mask else 0.0,
     )
 

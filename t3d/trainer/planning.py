@@ -106,6 +106,8 @@ def estimate(trainer, longest: int) -> cost.Memory:
         checkpointing=training.gradient_checkpointing_enable,
         chunk=training.head_chunk,
         dense_mask=not trainer.flex,
+        forwards=getattr(trainer.objective, "forwards", 1),
+        head_tables=getattr(trainer.objective, "head_tables", 1),
     )
 
 

@@ -125,6 +125,9 @@ def test_the_estimate_follows_the_settings(overrides):
     assert estimate("training.batch_size_lm=8").activations == 2 * usual.activations
     assert estimate("training.head_chunk=512").logits == usual.logits / 2
     assert estimate("model.dtype=bfloat16").weights == usual.weights / 2
+    twice = estimate("training.objective=dparallel", "training.gradient_checkpointing_enable=false")
+    once = estimate("training.objective=naive_td", "training.gradient_checkpointing_enable=false")
+    assert twice.activations == 2 * once.activations and twice.logits == 6 * once.logits
 
 
 @pytest.mark.parametrize(
