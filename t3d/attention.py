@@ -59,7 +59,7 @@ def flex_mask(labels: Labels):
 
 @cache
 def _block_mask_builder(device: str):
-    """create_block_mask, on a GPU compiled, once per shape: uncompiled it writes out the (length x length) mask first.
+    """create_block_mask, on a GPU compiled, for any length: uncompiled it writes out the (length x length) mask first.
 
     What a mask holds is its batch's own and cannot be kept from one to the next.
     """

@@ -52,10 +52,11 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
     ``dry_run``: print the plan and the time of three steps instead, and write nothing but the data cache.
     """
     source = paths.model_source(config.model.pretrained_model, "model.pretrained_model")
-    data_path = data_file(config)
+    accelerator = make_accelerator(config)
+    with accelerator.main_process_first():
+        data_path = data_file(config)
     if not data_path.exists():
         raise UserError(f"dataset.optimization_data: {data_path} does not exist; run rollouts and data/rename_key.py")
-    accelerator = make_accelerator(config)
     torch.manual_seed(config.training.seed)
     run, resumed = run_folder(config, accelerator, look=not dry_run)
     if resumed:
@@ -118,6 +119,12 @@ def load_student(config: TrainConfig, source: str, accelerator: Accelerator):
         key="model.pretrained_model",
     )
     training = config.training
+    if model.dtype == torch.bfloat16 and not zero_stage(accelerator) and not training.lora.rank:
+        log.warning(
+            "model.dtype=bfloat16: without DeepSpeed or training.lora.rank no fp32 copy of the weights is kept, and an "
+            "update below 1/512 of its weight is lost; at optimizer.params.learning_rate=%g that may be most",
+            config.optimizer.params.learning_rate,
+        )
     if training.gradient_checkpointing_enable:
         # newer versions of transformers have another name for it
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -458,8 +465,12 @@ class Trainer:
         return target
 
     def export_weights(self, student, folder: Path) -> None:
-        state_dict = self.accelerator.get_state_dict(self.student)
-        if self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        if (
+            main or zero_stage(self.accelerator) == 3
+        ):  # where all take part; else a copy for each process would go unused
+            state_dict = self.accelerator.get_state_dict(self.student)
+        if main:
             if self.config.training.lora.rank:
                 state_dict = adapters.merged(student, state_dict)
             block_size = self.config.training.block_size

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download, try_to_load_from_cache
+from packaging.version import Version
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -77,9 +78,10 @@ def training_attention(asked: str | None, source: str, device: torch.device) -> 
     """The attention to train with: the one asked for, else FlexAttention on a CUDA GPU and sdpa elsewhere.
 
     FlexAttention passes over what packed sequences do not see of each other. It has a backward pass on GPUs only, and
-    kernels for heads of 16 and more.
+    kernels for heads of 16 and more. With PyTorch 2.6 transformers compiles it anew for every length, and past eight
+    of them it runs uncompiled, with all scores written out.
     """
-    flex = device.type == "cuda" and load_config(source).head_dim >= 16
+    flex = device.type == "cuda" and Version(torch.__version__) >= Version("2.7") and load_config(source).head_dim >= 16
     return asked or ("flex_attention" if flex else "sdpa")
 
 

@@ -5,10 +5,12 @@ import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from importlib.metadata import version
 
 import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import gather_object
+from packaging.version import Version
 from torch import nn
 from torch.nn import Parameter
 
@@ -18,6 +20,9 @@ from t3d.errors import UserError
 # How long processes wait for one that saves, reads a checkpoint through or builds the data set: NCCL's 10 minutes are
 # too few for large ones.
 PATIENCE = timedelta(hours=12)
+# 0.18.6 to 0.18.10 leave a step's last micro-batch out of the exchange (its pull request 7985), and 0.19.0 keeps bf16
+# gradients beside the fp32 ones.
+DEEPSPEED = Version("0.19.8")
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -39,11 +44,21 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if accelerator.distributed_type == DistributedType.FSDP:
         raise UserError("distributed_type: FSDP is not supported; launch with accelerate_configs/deepspeed_zero3.yaml")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if Version(version("deepspeed")) < DEEPSPEED:
+            raise UserError(
+                f"deepspeed {version('deepspeed')}: before {DEEPSPEED} gradients are averaged wrongly, or kept twice, under "
+                f"ZeRO-1 in bf16; pip install 'deepspeed>={DEEPSPEED}'"
+            )
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["gradient_clipping"] = config.clip_norm or 0.0
         settings["train_micro_batch_size_per_gpu"] = training.batch_size_lm
         if training.mixed_precision == "bf16":  # else it adds up micro-batches in bf16
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        if training.mixed_precision == "bf16" and zero_stage(accelerator) == 1:
+            # Its gradients go to fp32 as they come and are exchanged so: else a bf16 copy of them all stays beside, and
+            # the exchange rounds the sums to bf16, in one more copy.
+            settings["bf16"]["immediate_grad_update"] = True
+            settings["communication_data_type"] = "fp32"
         settings["gradient_accumulation_steps"] = 1  # the training loop says when a step is complete
         if zero_stage(accelerator) == 3:
             settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True

@@ -1,6 +1,7 @@
 """What does not go together is one line before a model loads. That the stages compute alike: test_training.py."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,3 +47,34 @@ def test_fsdp_is_refused(monkeypatch):
     monkeypatch.setattr(distribution, "Accelerator", lambda **_: FSDP())
     with pytest.raises(UserError, match="FSDP is not supported; launch with accelerate_configs/deepspeed_zero3.yaml"):
         distribution.make_accelerator(load(TrainConfig, []))
+
+
+@pytest.fixture
+def zero_1(monkeypatch):
+    """What make_accelerator makes of DeepSpeed's settings under ZeRO-1: (overrides) -> settings."""
+
+    class ZeRO1:
+        distributed_type = DistributedType.DEEPSPEED
+        state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=1, deepspeed_config={}))
+
+    def settings(*line: str) -> dict:
+        ZeRO1.state.deepspeed_plugin.deepspeed_config = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}
+        distribution.make_accelerator(load(TrainConfig, line))
+        return ZeRO1.state.deepspeed_plugin.deepspeed_config
+
+    monkeypatch.setattr(distribution, "Accelerator", lambda **_: ZeRO1())
+    return settings
+
+
+def test_zero_1_in_bf16_sums_and_exchanges_gradients_in_fp32(zero_1):
+    """And keeps no bf16 copy of them all, which the cost model does not count."""
+    found = zero_1("training.mixed_precision=bf16")
+    assert found["bf16"] == {"enabled": True, "immediate_grad_update": True}
+    assert found["data_types"] == {"grad_accum_dtype": "fp32"} and found["communication_data_type"] == "fp32"
+    assert not {"data_types", "communication_data_type"} & set(zero_1("training.mixed_precision=no"))
+
+
+def test_a_deepspeed_that_averages_wrongly_is_refused(zero_1, monkeypatch):
+    monkeypatch.setattr(distribution, "version", lambda package: "0.18.9")
+    with pytest.raises(UserError, match=r"deepspeed 0.18.9: .*pip install 'deepspeed>=0.19.8'"):
+        zero_1()
