@@ -1049,8 +1049,8 @@ def test_zero_resumes_in_another_number_of_processes(overrides, tmp_path, monkey
     forget_after(5)
     second = train_with(2, changing)
 
-    # in bf16 a gradient is rounded (by 2^-8) for each micro-batch, and other processes make others
-    rel, atol = (2e-2, 5e-3) if "training.mixed_precision=bf16" in more else (1e-5, 2e-5)
+    # in bf16 a micro-batch's gradient is rounded by 2^-8, and other processes make other ones; a weight of 1 by 2^-7
+    rel, atol = (2e-2, 1e-2) if "training.mixed_precision=bf16" in more else (1e-5, 2e-5)
     assert log_of(changing)[3]["loss"] == pytest.approx(log_of(whole)[3]["loss"], rel=1e-6)
     assert_close(changing, whole, rel=rel, weight_atol=atol)
     if "training.ema_decay=0.5" in more:

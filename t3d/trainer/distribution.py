@@ -46,8 +46,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         if Version(version("deepspeed")) < DEEPSPEED:
             raise UserError(
-                f"deepspeed {version('deepspeed')}: before {DEEPSPEED} gradients are averaged wrongly, or kept twice, under "
-                f"ZeRO-1 in bf16; pip install 'deepspeed>={DEEPSPEED}'"
+                f"deepspeed {version('deepspeed')}: before {DEEPSPEED} gradients are averaged wrongly or kept twice "
+                f"(ZeRO-1, bf16); pip install 'deepspeed>={DEEPSPEED}'"
             )
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["gradient_clipping"] = config.clip_norm or 0.0
