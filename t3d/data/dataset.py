@@ -301,7 +301,7 @@ def hub_rows(source: str, cache_dir: str | Path | None = None) -> Path:
     return path
 
 
-CACHE_VERSION = 2  # to be raised when the meaning of the columns changes
+CACHE_VERSION = 3  # to be raised when the meaning of the columns changes
 
 
 def _build(

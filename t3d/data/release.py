@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,11 @@ def read_release_json(
 
     Rows with our ids give the records back exactly. In rows without ids the text is tokenised by `encode` (adding no
     special tokens, knowing those in the text), the row's `prompt` too (or the row by `encode_prompt`), and there must
-    be as many tokens as steps. One more step than tokens is the stop id that the text has lost: the first of `stop_ids`
-    is appended. The text may hold no `mask_id`, and the steps must grow over the blocks of the rollout's `block_size`
-    (the release: 4), which fails where tokens have shifted. What does not fit is dropped, counted in `report` and said
-    in one warning at the end.
+    be as many tokens as steps. Where no text of the file holds a stop id, they have lost their special tokens, and one
+    more step than tokens is the end: the first of `stop_ids` is appended. In any other file the text has become shorter
+    by being tokenised again, and the steps have shifted. The text may hold no `mask_id`, and the steps must grow over
+    the blocks of the rollout's `block_size` (the release: 4). What does not fit is dropped, counted in `report` and
+    said in one warning at the end.
 
     The release cuts the last block at the stop id. Its lost tail is filled with `fill_id` (default: the stop id) at the
     block's last step, so that it is masked in every training state of the block; an answer that ended by length loses
@@ -118,6 +120,13 @@ def read_release_json(
     """
     path, report = Path(path), report if report is not None else ReadReport()
     seen: set[str] = set()
+
+    @cache
+    def ends_are_lost() -> bool:
+        rows = (row for row in read_json_array(path) if "response_ids" not in row)
+        texts = (text for row in rows for text in response_texts(row) or ())
+        return bool(stop_ids) and all(set(stop_ids).isdisjoint(encode(text)) for text in texts)
+
     for index, row in enumerate(read_json_array(path)):
         where = f"{path}, row {index}"
         if "response_ids" in row:
@@ -147,6 +156,8 @@ def read_release_json(
             if mask_id is not None and (mask_id in prompt or mask_id in tokens):
                 fitted = f"mask id {mask_id} in the text"
             else:
+                if _usable(steps) and len(steps) == len(tokens) + 1 and ends_are_lost():
+                    tokens.append(stop_ids[0])
                 fitted = _fit(prompt, tokens, steps, block_size, list(stop_ids), fill_id)
             if isinstance(fitted, str):
                 report.mismatch(f"{name}: {fitted}")
@@ -195,8 +206,6 @@ def _fit(
     """The fields of a trajectory from tokenised text and its step map, or why they do not fit together."""
     if not _usable(steps):
         return "no usable step map"
-    if len(steps) == len(tokens) + 1 and stop_ids and not set(tokens) & set(stop_ids):
-        tokens = [*tokens, stop_ids[0]]
     if len(steps) != len(tokens):
         return f"{len(tokens)} tokens, {len(steps)} steps"
     if not grows_over_blocks(steps, len(prompt), block_size):

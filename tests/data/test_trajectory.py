@@ -350,7 +350,7 @@ def published(tmp_path: Path, key: str, texts: list[str], step_maps: list[list[i
 def test_published_files_without_ids_are_tokenised_and_checked(tmp_path, key, caplog):
     texts = [
         "g h i j k <end>",  # the last block is filled up
-        "g h i j k",  # one step more than tokens: the text lost its end
+        "g h i j k",  # one step more than tokens, though texts have their ends here: tokenised shorter, steps shifted
         "g h i j k l m",  # no end: the unfinished block goes
         "g h i j",  # too few tokens for the steps
         "g h i j k <end>",  # shifted: step 3 in the first block, 2 in the second
@@ -365,16 +365,22 @@ def test_published_files_without_ids_are_tokenised_and_checked(tmp_path, key, ca
     report = ReadReport()
     with caplog.at_level(logging.WARNING):
         found = list(read_release_json(path, encode, stop_ids=[END], fill_id=PAD, mask_id=MASK, report=report))
-    assert [t.id for t in found] == [f"SDAR-4B-Chat-toy/1/{i}" for i in range(3)]
+    assert [t.id for t in found] == ["SDAR-4B-Chat-toy/1/0", "SDAR-4B-Chat-toy/1/2"]
     assert all(t.validate(MASK) and t.prompt_ids == encode("a b c d e f") for t in found)
     assert found[0].response_ids == encode("g h i j k <end>")
     assert found[0].unmask_step == [2, 1, 3, 5, 4, 6] and found[0].finish_reason == "stop" and found[0].length == 6
-    assert found[1].response_ids == encode("g h i j k <end>") and found[1].unmask_step == [1, 1, 2, 3, 2, 3]
-    assert found[2].response_ids == encode("g h i j k l") and found[2].finish_reason == "length"
-    assert found[2].unmask_step == [1, 2, 3, 4, 5, 6] and found[2].length == 6
+    assert found[1].response_ids == encode("g h i j k l") and found[1].finish_reason == "length"
+    assert found[1].unmask_step == [1, 2, 3, 4, 5, 6] and found[1].length == 6
     assert found[0].ground_truth == "118" and found[0].question == "q"
-    assert report.mismatched == 5 and report.first_mismatch.endswith("/3: 4 tokens, 7 steps")
-    assert len(caplog.records) == 1 and "5 responses that do not fit their step map" in caplog.text
+    assert report.mismatched == 6 and report.first_mismatch.endswith("/1: 5 tokens, 6 steps")
+    assert len(caplog.records) == 1 and "6 responses that do not fit their step map" in caplog.text
+
+
+def test_texts_that_have_lost_their_special_tokens_get_their_end_back(tmp_path):
+    path = published(tmp_path, "answer", ["g h i j k", "g h i j k l"], [[1, 1, 2, 3, 2, 3], [1, 2, 3, 4, 5, 6]])
+    ended, cut = read_release_json(path, encode, stop_ids=[END], fill_id=PAD)
+    assert ended.response_ids == encode("g h i j k <end>") and ended.unmask_step == [1, 1, 2, 3, 2, 3]
+    assert (ended.finish_reason, cut.finish_reason) == ("stop", "length")
 
 
 def test_the_lost_tail_of_the_last_block_is_filled_at_its_last_step(tmp_path):
