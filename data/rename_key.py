@@ -6,36 +6,72 @@ layout or a folder of shards.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works without installation
 
-from t3d.data.jsonfiles import read_json_array
+from t3d.data.jsonfiles import read_json_array  # noqa: E402
 from t3d.data.release import prepare_training_file  # noqa: E402
+from t3d.data.shards import finished_ids, shard_files  # noqa: E402
 from t3d.errors import UserError, run_main  # noqa: E402
 from t3d.paths import data_file, json_file, model_name, resolve, rollout_stem  # noqa: E402
 
 
 def sources(args: argparse.Namespace, name: str) -> list[Path]:
     """The files or shard folders to read; `UserError` says what to run when they are missing."""
-    if args.input:
-        found, first = [resolve(args.input)], "check --input"
-    elif args.project:
-        stem = rollout_stem(args.project, args.model_name, args.dataset)
-        found = [json_file(stem)]
-        if not found[0].exists():  # one file per node, or the shards of rollouts that have not ended
-            nodes = sorted(stem.parent.glob(f"outputs-[0-9]*-eval-{name}.json"))
-            found = nodes or ([stem] if stem.is_dir() else found)
-        keys = f"experiment.project={args.project} evaluation.eval_dataset={args.dataset}"
-        first = f"run sample/sdar_sample.py with {keys} first"
-    else:
-        found = [data_file(name)]
+    if args.project:
+        return project_rollouts(args)
+    path = resolve(args.input) if args.input else data_file(name)
+    if not path.exists():
         first = "run sample/sdar_sample.py first, then pass its experiment.project as --project, or a file as --input"
-    for path in found:
-        if not path.exists():
-            raise UserError(f"{path} does not exist: {first}")
-    return found
+        raise UserError(f"{path} does not exist: {'check --input' if args.input else first}")
+    return [path]
+
+
+def project_rollouts(args: argparse.Namespace) -> list[Path]:
+    """The file of a project's rollouts, their shards where they have not ended, or the file of every node.
+
+    `UserError` where only a part would be read: files of one machine and of nodes, a node without a file, a file that
+    is older than its shards.
+    """
+    stem = rollout_stem(args.project, args.model_name, args.dataset)
+    single = [path for path in (json_file(stem), stem) if path.is_file() or shard_files(path)]
+    of_node = re.compile(rf"outputs-(\d+)-{re.escape(stem.name.removeprefix('outputs-'))}(\.json)?")
+    nodes = {int(match[1]): path for path in stem.parent.glob("outputs-*") if (match := of_node.fullmatch(path.name))}
+    if single and nodes:
+        raise UserError(
+            f"{single[0]} and {nodes[min(nodes)]}: rollouts of one machine and of several; move away those that are "
+            "not to be trained on"
+        )
+    if not nodes:
+        if not single:
+            keys = f"experiment.project={args.project} evaluation.eval_dataset={args.dataset}"
+            raise UserError(f"{json_file(stem)} does not exist: run sample/sdar_sample.py with {keys} first")
+        if single[0].is_file():
+            check_complete(single[0], stem)
+        return single[:1]
+    stems = [rollout_stem(args.project, args.model_name, args.dataset, 2, k) for k in range(max(nodes) + 1)]
+    for index, stem in enumerate(stems):
+        if not json_file(stem).is_file():
+            raise UserError(
+                f"{json_file(stem)} does not exist: finish node {index}'s rollouts by starting them again, with "
+                f"evaluation.node_index={index}"
+            )
+        check_complete(json_file(stem), stem)
+    return [json_file(stem) for stem in stems]
+
+
+def check_complete(file: Path, folder: Path) -> None:
+    """`UserError` where rollouts that were started again after `file` was written have not ended."""
+    if all(shard.stat().st_mtime <= file.stat().st_mtime for shard in shard_files(folder)):
+        return
+    if more := len(finished_ids(folder) - {id for row in read_json_array(file) for id in row.get("id", [])}):
+        raise UserError(
+            f"{folder} holds {more} newer answers that {file.name} lacks: finish the rollouts by starting them again, "
+            "or pass one of the two as --input"
+        )
 
 
 def main() -> None:

@@ -95,14 +95,39 @@ def test_rename_key_reads_a_project(copy, folder):
     run(copy, folder, *command)  # the shards of rollouts that have not ended
     assert list(read_release_json(output)) == [record(1)] and json.loads(output.read_text())[0]["level"] == 1
 
-    for node in range(2):
-        write_release_json(temp / f"outputs-{node}-eval-teacher-MATH_train.json", [record(node)], QUESTIONS)
-    run(copy, folder, *command)
-    assert list(read_release_json(output)) == [record(0), record(1)]
-
+    write_release_json(temp / "outputs-eval-teacher-MATH_train.json", [record(2)], QUESTIONS)
+    os.utime(temp / "outputs-eval-teacher-MATH_train.json", (0, 0))
+    said = run(copy, folder, *command, code=2)  # rollouts that were started again and have not ended
+    assert (
+        "outputs-eval-teacher-MATH_train holds 1 newer answers that outputs-eval-teacher-MATH_train.json lacks" in said
+    )
     write_release_json(temp / "outputs-eval-teacher-MATH_train.json", [record(2)], QUESTIONS)
     run(copy, folder, *command)
     assert list(read_release_json(output)) == [record(2)]
+
+
+def test_rename_key_merges_all_nodes_or_none(copy):
+    temp = copy / "math" / "temp_data"
+    command = ("rename_key.py", "--model_name", "teacher", "--dataset", "MATH_train", "--project", "math")
+    output = copy / "data" / "teacher-MATH_train_renamed.json"
+    for node in (0, 2):
+        write_release_json(temp / f"outputs-{node}-eval-teacher-MATH_train.json", [record(node)], QUESTIONS)
+    assert "finish node 1's rollouts by starting them again" in run(copy, ".", *command, code=2)
+    with ShardWriter(temp / "outputs-1-eval-teacher-MATH_train", 0) as writer:  # killed before its file was written
+        writer.write(record(1))
+    said = run(copy, ".", *command, code=2)
+    assert "outputs-1-eval-teacher-MATH_train.json does not exist: finish node 1's" in said
+    assert not output.exists()
+
+    write_release_json(temp / "outputs-1-eval-teacher-MATH_train.json", [record(1)], QUESTIONS)
+    run(copy, ".", *command)
+    assert list(read_release_json(output)) == [record(0), record(1), record(2)]
+
+    with ShardWriter(temp / "outputs-eval-teacher-MATH_train", 0) as writer:
+        writer.write(record(1))
+    said = run(copy, ".", *command, code=2)
+    assert "outputs-eval-teacher-MATH_train and " in said and "outputs-0-eval-teacher-MATH_train.json: rollouts" in said
+    assert "move away" in said and said.count("\n") == 1
 
 
 def test_rename_key_input_and_output(copy, tmp_path):
