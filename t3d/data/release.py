@@ -6,7 +6,7 @@ Stage 2 turns rollouts into a training file.
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +16,7 @@ from t3d.data.jsonfiles import read_json_array, write_json_array
 from t3d.data.shards import ReadReport, read_shards
 from t3d.data.trajectory import Trajectory, grows_over_blocks, response_blocks, split_id
 from t3d.errors import UserError
+from t3d.paths import model_name
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def release_rows(
         first = samples[0]
         for other in samples:
             for key in (*OUR_PER_ROW, "question"):
-                if getattr(other, key) != getattr(first, key):
+                if getattr(other, key) != getattr(first, key) and _shared(other, key) != _shared(first, key):
                     raise UserError(f"trajectories {first.id} and {other.id} of one problem differ in {key}")
         if rows is None:
             row = {"question": first.question, "ground_truth_answer": first.ground_truth}
@@ -89,6 +90,20 @@ def release_rows(
         if not step_map:
             row = {key: value for key, value in row.items() if key not in ("step_map", "unmask_step")}
         yield row
+
+
+def _shared(trajectory: Trajectory, key: str) -> Any:
+    """What samples of a problem must agree on: a model's name, however its path was typed; settings that an older
+    record does not know at their defaults.
+    """
+    value = getattr(trajectory, key)
+    if key == "model":
+        return model_name(value)
+    if key == "decode":
+        from t3d.decoding import DecodeSettings  # brings torch, which stage 2 has no other use for
+
+        return asdict(DecodeSettings()) | value
+    return value
 
 
 def read_release_json(

@@ -322,6 +322,16 @@ def test_rows_of_another_data_set_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_samples_of_a_problem_may_spell_their_model_differently_and_be_of_another_age(tmp_path):
+    decode = {"block_size": 4, "temperature": 0.1}
+    first = record(2, model="models/toy", decode=decode)
+    later = record(2, 1, model="../models/toy", decode=decode | {"energy_candidates": 1})
+    assert write_release_json(tmp_path / "x.json", [first, later], ROWS) == 1
+    for changes, key in ((dict(model="models/other"), "model"), (dict(decode=decode | {"top_k": 5}), "decode")):
+        with pytest.raises(UserError, match=f"differ in {key}"):
+            write_release_json(tmp_path / "x.json", [first, record(2, 1, **changes)], ROWS)
+
+
 def test_invalid_records_are_errors_when_read_and_dropped_by_preprocessing(tmp_path):
     path, output = tmp_path / "outputs.json", tmp_path / "renamed.json"
     write_release_json(path, [record(0, 0), record(0, 1), record(1, 0)], ROWS)
