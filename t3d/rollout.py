@@ -53,11 +53,13 @@ def roll_out(config: SampleConfig) -> Path:
         wanted = {f"{problem.id}/{k}" for problem in problems for k in samples}
         # an earlier run of the same project may have asked for more; a folder is streamed, a selection sorted in memory
         exactly = finished_ids(stem) == wanted
+        tokenizer = load_tokenizer(data.checkpoint_path, key="evaluation.checkpoint_path")
         count = write_release_json(
             output,
             stem if exactly else (t for t in read_shards(stem) if t.id in wanted),
             rows=[problem.raw for problem in everything],
             extract=lambda text, row: extract(text, row, data.data_type),
+            prompt_text=tokenizer.decode,
             step_map=data.output_unmasking_history,
         )
         print(f"{output}: {count} questions")

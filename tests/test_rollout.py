@@ -198,7 +198,8 @@ def test_a_nodes_share_is_its_part_of_the_whole(tmp_path, rolled):
     assert parts == whole
 
 
-def test_two_responses_per_question_in_the_releases_layout(rolled, story_questions):
+def test_two_responses_per_question_in_the_releases_layout(rolled, story_questions, story_teacher):
+    tokenizer = AutoTokenizer.from_pretrained(story_teacher)
     folder = rolled("two", "rollout.num_response_per_task=2", "evaluation.limit=3", "rollout.temperature=1")
     rows = json.loads(folder.with_suffix(".json").read_text())
     questions = json.loads(story_questions.read_text())
@@ -209,6 +210,7 @@ def test_two_responses_per_question_in_the_releases_layout(rolled, story_questio
         mine = records[2 * index : 2 * index + 2]
         assert row["question"] == questions[index]["question"]
         assert row["solution"] == questions[index]["solution"], "the data set's own fields stay"
+        assert tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] == mine[0].prompt_ids
         assert row["full_output"] == [record.text for record in mine]
         assert row["step_map"] == [record.unmask_step[: record.length] for record in mine]
         assert row["response_length"] == [record.length for record in mine]

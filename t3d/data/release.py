@@ -114,18 +114,16 @@ def read_release_json(
     stop_ids: Sequence[int] = (),
     fill_id: int | None = None,
     mask_id: int | None = None,
-    encode_prompt: Callable[[dict[str, Any]], list[int]] | None = None,
     report: ReadReport | None = None,
 ) -> Iterator[Trajectory]:
     """Stream all trajectories of a file in the release's layout, before or after data/rename_key.py.
 
     Rows with our ids give the records back exactly. In rows without ids the text is tokenised by `encode` (adding no
-    special tokens, knowing those in the text), the row's `prompt` too (or the row by `encode_prompt`), and there must
-    be as many tokens as steps. Where no text of the file holds a stop id, they have lost their special tokens, and one
-    more step than tokens is the end: the first of `stop_ids` is appended. In any other file the text has become shorter
-    by being tokenised again, and the steps have shifted. The text may hold no `mask_id`, and the steps must grow over
-    the blocks of the rollout's `block_size` (the release: 4). What does not fit is dropped, counted in `report` and
-    said in one warning at the end.
+    special tokens, knowing those in the text), the row's `prompt` too, and there must be as many tokens as steps. Where
+    no text of the file holds a stop id, they have lost their special tokens, and one more step than tokens is the end:
+    the first of `stop_ids` is appended. In any other file the text has become shorter by being tokenised again, and the
+    steps have shifted. The text may hold no `mask_id`, and the steps must grow over the blocks of the rollout's
+    `block_size` (the release: 4). What does not fit is dropped, counted in `report` and said in one warning at the end.
 
     The release cuts the last block at the stop id. Its lost tail is filled with `fill_id` (default: the stop id) at the
     block's last step, so that it is masked in every training state of the block; an answer that ended by length loses
@@ -161,9 +159,12 @@ def read_release_json(
             raise UserError(f"{where}: neither response_ids nor full_output/answer with step_map; roll out first")
         if encode is None:
             raise UserError(f"{where}: text without token ids; give a tokenizer")
-        if "prompt" not in row and encode_prompt is None:
-            raise UserError(f"{where}: key 'prompt', the chat text that the rollout saw, is missing; roll out again")
-        prompt = list(encode(row["prompt"]) if "prompt" in row else encode_prompt(row))
+        if not isinstance(row.get("prompt"), str):
+            raise UserError(
+                f"{where}: key 'prompt', the chat text that the rollout saw, is missing; add it to each row, or make "
+                "rollouts with token ids by sample/sdar_sample.py"
+            )
+        prompt = list(encode(row["prompt"]))
         for sample, text in enumerate(texts):
             name = f"{path.stem}/{index}/{sample}"
             steps = step_maps[sample] if sample < len(step_maps) else []
