@@ -79,7 +79,7 @@ def check_row(where: str, row: Any, data_type: str) -> None:
 
 def _read_rows(path: Path) -> list[Any]:
     if not path.is_file():
-        raise UserError(f"{path}: no such file; get it with: python data/download_data.py --dataset {path.stem}")
+        raise UserError(f"{path}: no such file; {_remedy(path.stem)}")
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -87,6 +87,17 @@ def _read_rows(path: Path) -> list[Any]:
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: expected a JSON list of problems with at least one row; check the file")
     return rows
+
+
+def _remedy(name: str) -> str:
+    """Where a set that is missing comes from."""
+    from t3d.data.questions import SETS  # which checks its rows by this module
+
+    if name in SETS:
+        return f"get it with: python data/download_data.py --dataset {name}"
+    if name.startswith("StoryMath_"):
+        return "make it with: python -m t3d.embedded" + " --sft" * (name == "StoryMath_sft")
+    return f"give a file, or the name of a set: {', '.join(SETS)}"
 
 
 def _problem(path: Path, index: int, row: Any, data_type: str) -> Problem:

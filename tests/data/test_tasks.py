@@ -67,9 +67,17 @@ def test_errors_name_file_row_field_and_remedy(tmp_path, rows, data_type, messag
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_set_says_how_to_get_it():
-    with pytest.raises(UserError, match=r"python data/download_data.py --dataset NoSuchSet"):
-        load_problems("NoSuchSet", "math")
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("MATH500", "python data/download_data.py --dataset MATH500"),
+        ("StoryMath_hard", "python -m t3d.embedded"),
+        ("NoSuchSet", "give a file, or the name of a set: PrimeIntellect, MATH_train"),
+    ],
+)
+def test_a_missing_set_says_how_to_get_it(tmp_path, name, remedy):
+    with pytest.raises(UserError, match=f"{name}.json: no such file; .*{remedy}"):
+        load_problems(tmp_path / f"{name}.json", "math")
 
 
 @pytest.mark.parametrize(
