@@ -76,7 +76,7 @@ DECODING = [
     ("rollout.temperature=-0.1", "rollout.temperature=-0.1: must be at least 0"),
     ("rollout.remasking_strategy=low_confidence", "rollout.remasking_strategy=low_confidence: must be one of "),
     ("config=configs/none.yaml", "config=configs/none.yaml: no such file"),
-    ("evaluation.eval_dataset=None_such", "None_such.json: no such file; get it with: python data/download_data.py"),
+    ("evaluation.eval_dataset=None_such", "None_such.json: no such file; give a file, or the name of a set"),
     (
         "evaluation.checkpoint_path=/none/such",
         "evaluation.checkpoint_path=/none/such: no such folder; give a model folder or a hub id",
