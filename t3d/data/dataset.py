@@ -33,6 +33,7 @@ class DropReport:
     long_prompts: int = 0  # left out: the prompt is over max_prompt_len
     cut_answers: int = 0  # kept, cut to max_gen_length
     no_room: int = 0  # left out: nothing is left after the cut
+    no_answer: int = 0  # left out: the answer is empty
     mismatched: int = 0  # left out: text without ids that does not fit its step map
     repeated: int = 0  # left out: the id was there before
     torn: int = 0  # unfinished last lines
@@ -44,6 +45,7 @@ class DropReport:
             (self.long_prompts, "left out for a long prompt"),
             (self.cut_answers, "cut to the maximum length"),
             (self.no_room, "left out because no block fits"),
+            (self.no_answer, "left out for an empty answer"),
             (self.mismatched, "left out because text and step map differ"),
             (self.repeated, "repeated ids left out"),
             (self.torn, "torn last lines ignored"),
@@ -51,7 +53,8 @@ class DropReport:
         return f"{self.source}: {self.kept} sequences" + "".join(f", {count} {what}" for count, what in parts if count)
 
     def announce(self) -> None:
-        lost = self.long_prompts + self.cut_answers + self.no_room + self.mismatched + self.repeated + self.torn
+        lost = self.long_prompts + self.cut_answers + self.no_room + self.no_answer
+        lost += self.mismatched + self.repeated + self.torn
         log.log(logging.WARNING if lost else logging.INFO, "%s", self.line())
 
 
@@ -178,10 +181,10 @@ def load_examples(
     `question_key` and `answer_key` name the columns; dots lead into nested ones: `conversations.0.value`.
 
     `response_ids` are `answer_ids(text)` and `end_id`, the end of the turn (None where `answer_ids` adds it), without
-    padding; `length` is their number. A list of answers gives one example each. Prompts over `max_prompt_len` are left
-    out; responses over `max_gen_length` are cut at a block's end, so that nothing is filled up behind the cut as if the
-    answer had ended there, and left out where no block fits. `cache_key` says how the callables encode;
-    without it they are hashed.
+    padding; `length` is their number. A list of answers gives one example each. Empty answers and prompts over
+    `max_prompt_len` are left out; responses over `max_gen_length` are cut at a block's end, so that nothing is filled
+    up behind the cut as if the answer had ended there, and left out where no block fits. `cache_key` says how the
+    callables encode; without it they are hashed.
 
     `UserError` names the row and the key that is missing; nothing left is one too.
     """
@@ -200,9 +203,12 @@ def load_examples(
                     f"{path}, row {index}: no text under dataset.answer_key={answer_key}; SFT needs solutions"
                 )
             prompt = prompt_ids(question)
-            for sample, answer in enumerate(answers):
+            for sample, answer in enumerate(answers or [""]):
                 if report.kept == limit:
                     return
+                if not answer.strip():
+                    report.no_answer += 1
+                    continue
                 if len(prompt) > max_prompt_len:
                     report.long_prompts += 1
                     continue
@@ -243,6 +249,8 @@ def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
         return
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except ValueError as error:
@@ -301,7 +309,7 @@ def hub_rows(source: str, cache_dir: str | Path | None = None) -> Path:
     return path
 
 
-CACHE_VERSION = 3  # to be raised when the meaning of the columns changes
+CACHE_VERSION = 4  # to be raised when the meaning of the columns changes
 
 
 def _build(

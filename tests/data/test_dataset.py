@@ -229,6 +229,14 @@ def test_examples_end_with_the_turn(tmp_path, lines):
     assert len(examples(path, tmp_path, cache_key=None)[0]) == 3  # hashes the callables
 
 
+def test_blank_lines_are_no_rows_and_empty_answers_no_examples(tmp_path, caplog):
+    rows = [{"question": "b", "answer": answer} for answer in ("c", "", [], ["d", " \n"])]
+    (tmp_path / "set.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n \n\n")
+    data, report = examples(tmp_path / "set.jsonl", tmp_path)
+    assert data["id"][:] == ["set/0/0", "set/3/0"] and data["response_ids"][:] == [[5, END], [6, END]]
+    assert report.no_answer == 3 and "3 left out for an empty answer" in caplog.text
+
+
 @pytest.mark.parametrize(
     "row, said",
     [
