@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t3d.data.jsonfiles import atomic_write, read_json_array
+from t3d.data.jsonfiles import atomic_write, check_characters, read_json_array
 from t3d.data.prompts import end_of_turn_id
 from t3d.data.release import read_release_json
 from t3d.data.shards import ReadReport, read_shards, shard_files
@@ -202,6 +202,7 @@ def load_examples(
                 raise UserError(
                     f"{path}, row {index}: no text under dataset.answer_key={answer_key}; SFT needs solutions"
                 )
+            check_characters(f"{path}, row {index}", [question, answers])
             prompt = prompt_ids(question)
             for sample, answer in enumerate(answers or [""]):
                 if report.kept == limit:

@@ -69,6 +69,17 @@ def read_json_array(path: str | Path, chunk: int = 1 << 20) -> Iterator[dict[str
             buffer, count = buffer[end:], count + 1
 
 
+def check_characters(where: str, value: Any) -> None:
+    """`UserError`, "<where>: ...", where a value read from JSON holds half of a surrogate pair, which no text can hold:
+    tokenizers and files refuse it.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise UserError(f"{where}: {half!a} is half of a character; mend or remove the row") from None
+
+
 def _text(file: IO[str], size: int) -> str:
     try:
         return file.read(size)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t3d import paths
+from t3d.data.jsonfiles import check_characters
 from t3d.errors import UserError
 
 # What a row must hold, by kind of question; for code, what its tests need comes on top (`grading.code.check_row`).
@@ -67,6 +68,7 @@ def check_row(where: str, row: Any, data_type: str) -> None:
     """Raise UserError, "<where>: field ...", unless the row has what questions of its kind need."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, found {type(row).__name__}; mend or remove the row")
+    check_characters(where, row)
     for name in _REQUIRED[data_type]:
         _check(where, row, name, f"data_type={data_type} needs it")
     if row.get("solution") is not None:

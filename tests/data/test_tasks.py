@@ -50,6 +50,11 @@ def test_the_kind_of_a_data_set_can_be_told_by_its_first_row(tmp_path):
         ([{"question": "q"}], "math", r"Sums.json: row 0: field 'ground_truth_answer' is missing"),
         ([{"question": "q", "ground_truth_answer": "1"}, 5], "math", r"row 1: expected an object, found int"),
         ([{"question": " ", "ground_truth_answer": "1"}], "math", r"row 0: field 'question' is empty"),
+        (
+            [{"question": "\ud83d", "ground_truth_answer": "1"}],
+            "math",
+            r"row 0: '\\ud83d' is half of a character; mend",
+        ),
         ([{"question": "q", "ground_truth_answer": 18}], "math", r"field 'ground_truth_answer' must be text, found 18"),
         ([{"question": "q", "test_list": ["x"]}], "code", r"field 'test_method' is missing"),
         ([{"question": "q", "test_method": "function", "test_list": "x"}], "code", r"row 0: field 'test_list' must be"),
