@@ -145,6 +145,7 @@ def score(unit: Unit, isolation: str | None = None) -> dict:
         if answer.question != wanted[answer.id].question:
             name = config.evaluation.eval_dataset
             raise UserError(f"{folder}: {answer.id} answers another question than {name} has; delete the folder")
+        answer.ground_truth = wanted[answer.id].ground_truth  # an answer key may have been mended since
     if len(answers) < len(wanted):
         raise UserError(f"{folder}: {len(wanted) - len(answers)} of {len(wanted)} answers are missing; start it again")
     verdicts = grade(config, answers, [wanted[answer.id].raw for answer in answers])
