@@ -151,12 +151,12 @@ def pool_nodes(rows: Iterable[Row]) -> list[dict[str, Any]]:
     rows = list(rows)
     pooled = [dict(row) for row in rows if "node" not in row]
     for group in _groups((row for row in rows if "node" in row), all_but_node):
-        machines = int(group[0]["node"].partition("/")[2])
-        if len({row["node"] for row in group}) < machines:
-            nodes = ", ".join(sorted(row["node"] for row in group))
-            raise UserError(
-                f"{group[0]['method']} on {group[0]['dataset']}: only nodes {nodes}; give all their results"
-            )
+        nodes = sorted(row["node"] for row in group)
+        machines = int(nodes[0].partition("/")[2])
+        if nodes != sorted(f"{index}/{machines}" for index in range(machines)):
+            mixed = len({node.partition("/")[2] for node in nodes}) > 1
+            remedy = "delete the -node files of another number of nodes" if mixed else "give each node's results once"
+            raise UserError(f"{group[0]['method']} on {group[0]['dataset']}: found nodes {', '.join(nodes)}; {remedy}")
         n = sum(row["n"] for row in group)
         row = {key: value for key, value in _mean(group).items() if key not in ("node", "latency_median", "pass_at_k")}
         per_answer = ("accuracy", "steps_per_answer", "forwards_per_answer", "mean_length", "latency_mean")
