@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
 from t3d import paths
@@ -116,7 +117,9 @@ def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
         for job in jobs:
             if not finished_ids(job.folder):  # a run that failed before its first answer binds no other
                 (job.folder / "settings.json").unlink(missing_ok=True)
-            claim_folder(job.folder, claimed_settings(job.config, source), asdict(DecodeSettings()))
+            # what older folders did not note yet had its default
+            defaults = asdict(DecodeSettings()) | {"engine": "local", "dtype": "auto"}
+            claim_folder(job.folder, claimed_settings(job.config, source), defaults)
     world = int(os.environ.get("WORLD_SIZE", 1))
     processes = config.rollout.num_processes or max(1, torch.cuda.device_count())
     if config.rollout.engine == "sglang":
@@ -192,6 +195,8 @@ def claimed_settings(config: SampleConfig, source: str) -> dict:
         **asdict(rollout.decode_settings()),
         "seed": rollout.seed,
         "start_with_think": rollout.start_with_think,
+        "engine": rollout.engine,
+        "dtype": rollout.dtype,
         "data_type": data.data_type,
         "eval_dataset": Path(data.eval_dataset).stem,
         "model": paths.model_name(data.checkpoint_path),
@@ -200,19 +205,37 @@ def claimed_settings(config: SampleConfig, source: str) -> dict:
 
 
 def weights_fingerprint(source: str) -> str:
-    """A quick digest of a model folder's weights: names, sizes, both ends of every file. A hub id stands for itself."""
+    """A quick digest of a model folder's weights; a hub id stands for itself.
+
+    Of every tensor in *.safetensors its name, shape, beginning, middle and end; of pytorch_model*.bin 256 samples and
+    the end, which lists a checksum per tensor. Raises UserError for a damaged *.safetensors.
+    """
     folder = Path(source)
     if not folder.is_dir():
         return source
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        try:
+            with safe_open(path, "pt") as file:
+                for name in sorted(file.keys()):
+                    tensor = file.get_tensor(name)  # mapped: only what is looked at is read
+                    flat, middle = tensor.reshape(-1), tensor.numel() // 2
+                    digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
+                    for part in (flat[:1024], flat[middle : middle + 1024], flat[-1024:]):
+                        digest.update(part.view(torch.uint8).numpy())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not readable ({error}); the model folder is damaged, get it again") from error
+    for path in sorted(folder.glob("pytorch_model*.bin")):
         size = path.stat().st_size
         digest.update(f"{path.name}/{size}".encode())
         with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
+            for place in range(0, size, size // 256 + 1):
+                file.seek(place)
+                digest.update(file.read(4096))
             file.seek(max(0, size - (1 << 20)))
             digest.update(file.read())
-    return digest.hexdigest()
+    return f"v2-{digest.hexdigest()}"  # without v2-: both ends of every file, as older folders have noted
 
 
 def decode_share(job: Job, loaded: Loaded, rank: int, world: int) -> None:

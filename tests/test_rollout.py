@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from t3d.config import SampleConfig, load
@@ -146,6 +147,8 @@ def test_kill_9_ends_all_processes_and_any_number_goes_on(tmp_path, overrides, r
         ("rollout.seed=3", "seed"),
         ("rollout.start_with_think=true", "start_with_think"),
         ("rollout.denoising_steps_per_block=2", "denoising_steps_per_block"),
+        ("rollout.dtype=bfloat16", "dtype"),
+        ("rollout.engine=sglang", "engine"),
     ],
 )
 def test_other_settings_do_not_mix(rolled, changed, key):
@@ -165,6 +168,39 @@ def test_other_weights_do_not_mix(tmp_path, rolled, story_teacher):
     assert weights_fingerprint(str(model)) != before
     with pytest.raises(UserError, match="weights="):
         rolled("project", "evaluation.limit=2", f"evaluation.checkpoint_path={model}")
+
+
+def test_a_folder_from_before_a_setting_was_noted_goes_on(rolled):
+    settings = rolled("project", "evaluation.limit=2") / "settings.json"
+    noted = json.loads(settings.read_text())
+    settings.write_text(json.dumps({key: value for key, value in noted.items() if key not in ("dtype", "engine")}))
+    assert len(by_id(rolled("project", "evaluation.limit=3"))) == 3
+    with pytest.raises(UserError, match="dtype=auto, this run has dtype=bfloat16"):
+        rolled("project", "evaluation.limit=3", "rollout.dtype=bfloat16")
+
+
+def test_every_tensor_counts_in_the_fingerprint(tmp_path, story_teacher):
+    weights = load_file(story_teacher / "model.safetensors")
+    found = {weights_fingerprint(str(story_teacher))}
+    for name in weights:
+        changed = weights | {name: torch.full_like(weights[name], 0.5)}
+        save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        found.add(weights_fingerprint(str(tmp_path)))
+    assert len(found) == 1 + len(weights)
+
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    before = weights_fingerprint(str(tmp_path))
+    weights["model.layers.1.mlp.up_proj.weight"].zero_()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    assert weights_fingerprint(str(tmp_path)) != before
+
+
+def test_a_damaged_weights_file_is_one_line(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"\x10" * 40)
+    with pytest.raises(UserError, match="model.safetensors: not readable .*get it again") as error:
+        weights_fingerprint(str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 def test_more_and_fewer_questions_of_the_same_set(rolled):
