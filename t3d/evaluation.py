@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from t3d import paths
+from t3d import options, paths
 from t3d.config import EvalConfig
 from t3d.data.jsonfiles import atomic_write
 from t3d.data.shards import read_shards
@@ -27,7 +27,7 @@ def evaluate(config: EvalConfig) -> Path:
 
     A unit has ``<results>.json`` with one row and, in the folder of the same name, its trajectories and records.jsonl,
     one line per answer. Several units also get a file with all rows and the averages over data sets, and beside it an
-    HTML page. Prints the table, with a protocol the paper's tables too. Returns the path of the results file.
+    HTML page and the configuration (a unit's is in its folder). Prints the table, with a protocol the paper's tables too. Returns the path of the results file.
     """
     units = units_of(config)
     isolation = check_sandbox(config, units)  # before hours of decoding, not after
@@ -192,6 +192,7 @@ def publish(config: EvalConfig, rows: list[dict]) -> Path:
         return output
     with atomic_write(output) as file:
         json.dump([*rows, *average(rows)], file, indent=2)
+    options.save(config, output.with_suffix(".yaml"))
     tables = []
     if data.protocol:
         rows = beside_others(rows, results_folder(config))

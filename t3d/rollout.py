@@ -22,7 +22,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
-from t3d import paths
+from t3d import options, paths
 from t3d.config import SampleConfig
 from t3d.data.prompts import render
 from t3d.data.release import write_release_json
@@ -120,6 +120,7 @@ def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
             # what older folders did not note yet had its default
             defaults = asdict(DecodeSettings()) | {"engine": "local", "dtype": "auto"}
             claim_folder(job.folder, claimed_settings(job.config, source), defaults)
+            options.save(job.config, job.folder / "config.yaml")
     world = int(os.environ.get("WORLD_SIZE", 1))
     processes = config.rollout.num_processes or max(1, torch.cuda.device_count())
     if config.rollout.engine == "sglang":

@@ -406,6 +406,8 @@ def test_a_protocol_over_data_sets_and_seeds_loads_the_model_once(config, tmp_pa
         parts = [row for row in rows[:16] if all(row[k] == average[k] for k in key)]
         assert average["accuracy"] == pytest.approx(sum(part["accuracy"] for part in parts) / 2)
         assert average["datasets"] == ["Story", "More"] and average["n"] == 6
+    assert load(EvalConfig, [f"config={output.with_suffix('.yaml')}"]) == config(*more)
+    assert len(list(tmp_path.rglob("config.yaml"))) == len(list(tmp_path.rglob("settings.json"))) == 16
     for table in ("Table 1: few-step", "Table 2: full-step", "Table 3: dynamic"):
         assert table in said and table in output.with_suffix(".html").read_text()
 

@@ -208,6 +208,7 @@ def test_more_and_fewer_questions_of_the_same_set(rolled):
     rolled("project", "evaluation.limit=4")
     folder = rolled("project", "evaluation.limit=7")
     assert len(by_id(folder)) == 7
+    assert load(SampleConfig, [f"config={folder / 'config.yaml'}"]).evaluation.limit == 7
     folder = rolled("project", "evaluation.limit=3")
     assert len(by_id(folder)) == 7
     assert len(json.loads(folder.with_suffix(".json").read_text())) == 3
