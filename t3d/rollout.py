@@ -352,7 +352,7 @@ def make_sglang_engine(config: SampleConfig, source: str, tokenizer) -> Engine:
 
     rollout = config.rollout
     config_of_model = load_config(source, key="evaluation.checkpoint_path")
-    ids = special_ids(config_of_model, tokenizer, load_generation_config(source))
+    ids = special_ids(config_of_model, tokenizer, load_generation_config(source, "evaluation.checkpoint_path"))
     max_active = min(rollout.max_active, rollout.batch_size or rollout.max_active)
     if rollout.engine_urls:
         loop = None

@@ -96,15 +96,19 @@ def end_of_turn_id(tokenizer: Any) -> int:
 
 
 def stop_ids(tokenizer: Any, generation_config: Any | None = None) -> tuple[int, ...]:
-    """The ids that end an answer: the generation config's eos ids, else the tokenizer's eos. Raises UserError if
-    none.
+    """The ids that end an answer: the eos ids that the folder's generation_config.json states, else the id that ends
+    the assistant's turn, with the eos that config.json or the tokenizer has. Raises UserError if none.
     """
     stops = getattr(generation_config, "eos_token_id", None)
+    stated = stops is not None and not generation_config._from_model_config  # a model without the file has config.json's
     if stops is None:
         stops = tokenizer.eos_token_id
     if stops is None or stops == []:
         raise UserError("stop ids: the model folder names none; set eos_token_id in its generation_config.json")
-    return (stops,) if isinstance(stops, int) else tuple(stops)
+    stops = (stops,) if isinstance(stops, int) else tuple(stops)
+    if not stated and getattr(tokenizer, "chat_template", None):
+        stops = tuple(dict.fromkeys((end_of_turn_id(tokenizer), *stops)))
+    return stops
 
 
 def _apply_template(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:

@@ -53,6 +53,7 @@ def load_model(
         )
     path = model_source(source, key)
     config = load_config(source, key)
+    load_generation_config(source, key)  # transformers passes over a damaged one
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
@@ -91,18 +92,26 @@ def load_config(source: str, key: str = "model.pretrained_model") -> SDARConfig:
         config = AutoConfig.from_pretrained(model_source(source, key), trust_remote_code=False)
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a value of a wrong type is an error of huggingface_hub's own
         raise _unreadable(key, source, "model", error) from error
     if not isinstance(config, SDARConfig):
         raise UserError(f"{key}={source}: a {config.model_type!r} model; give an SDAR model (model_type sdar)")
     return config
 
 
-def load_generation_config(source: str) -> GenerationConfig | None:
-    """The generation settings beside a model; None where the folder has none."""
+def load_generation_config(source: str, key: str = "model.pretrained_model") -> GenerationConfig | None:
+    """The generation settings beside a model; None where there are none. Raises UserError for a damaged file: without
+    it answers would end elsewhere.
+    """
+    path = model_source(source, key)
     try:
-        return GenerationConfig.from_pretrained(model_source(source))
-    except OSError:
+        return GenerationConfig.from_pretrained(path)
+    except Exception as error:
+        file = Path(path) / "generation_config.json"
+        if not Path(path).is_dir():
+            file = try_to_load_from_cache(path, file.name)
+        if isinstance(file, str | Path) and Path(file).exists():
+            raise _unreadable(key, source, "generation_config.json", error) from error
         return None
 
 

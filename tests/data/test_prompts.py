@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from t3d.data.prompts import answer_ids, end_of_turn_id, render, stop_ids, user_turn
 from t3d.data.tasks import load_problems
@@ -56,7 +56,12 @@ def test_stop_ids():
     tokenizer = word_tokenizer()
     assert stop_ids(tokenizer, GenerationConfig(eos_token_id=[5, 6])) == (5, 6)
     assert stop_ids(tokenizer, GenerationConfig(eos_token_id=5)) == (5,)
-    assert stop_ids(tokenizer, GenerationConfig()) == stop_ids(tokenizer) == (tokenizer.eos_token_id,)
+    turn = tokenizer.convert_tokens_to_ids("<e>")
+    assert stop_ids(tokenizer, GenerationConfig()) == stop_ids(tokenizer) == (turn, tokenizer.eos_token_id)
+    derived = GenerationConfig.from_model_config(PretrainedConfig(eos_token_id=5))  # what a model without a file has
+    assert stop_ids(tokenizer, derived) == (turn, 5)
+    tokenizer.chat_template = None
+    assert stop_ids(tokenizer) == (tokenizer.eos_token_id,)
     with pytest.raises(UserError, match="generation_config.json"):
         stop_ids(word_tokenizer(bos_token="<s>"), None)
 
@@ -94,7 +99,7 @@ def test_sdar(sdar):
     assert sdar.decode(function).endswith("block. <|im_end|>\n<|im_start|>assistant\n```python\ndef f")
     assert sdar.eos_token == "<|endoftext|>"
     assert sdar.decode(answer_ids("2", sdar)) == "2<|im_end|>"
-    assert stop_ids(sdar, GenerationConfig.from_pretrained(SDAR)) == (151645, 151643)
+    assert stop_ids(sdar, GenerationConfig.from_pretrained(SDAR)) == (151645, 151643) == stop_ids(sdar)
 
 
 @pytest.mark.parametrize("name", ["HumanEval", "MBPP"])

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 from t3d.errors import UserError
 from t3d.models import SDARConfig, SDARForCausalLM
 from t3d.models import loading as loading_module
-from t3d.models.loading import export_model, load_model, load_tokenizer, special_ids
+from t3d.models.loading import export_model, load_generation_config, load_model, load_tokenizer, special_ids
 from t3d.paths import ROOT
 from tests.conftest import tiny_model
 
@@ -118,6 +118,23 @@ def test_what_is_not_a_model_is_one_clear_line(teacher, tmp_path):
     Qwen3ForCausalLM(Qwen3Config(**settings, num_attention_heads=2, num_key_value_heads=1)).save_pretrained(other)
     with pytest.raises(UserError, match="a 'qwen3' model; give an SDAR model"):
         load_model(str(other))
+
+
+def test_damaged_configurations_are_told(teacher):
+    file = teacher / "generation_config.json"
+    for text in ('{"eos_token_id": [62', "[]"):
+        file.write_text(text)
+        for load in (load_model, load_generation_config):
+            with pytest.raises(UserError, match=r"^a\.b=.*no readable generation_config.json") as caught:
+                load(str(teacher), key="a.b")
+            assert "\n" not in str(caught.value)
+    file.unlink()
+    assert load_generation_config(str(teacher)) is None
+    assert load_model(str(teacher)).generation_config._from_model_config
+    file = teacher / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_size": "abc"}))
+    with pytest.raises(UserError, match="no readable model .*hidden_size"):
+        load_model(str(teacher))
 
 
 def test_damaged_weights_are_named(teacher):
