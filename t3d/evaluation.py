@@ -27,7 +27,8 @@ def evaluate(config: EvalConfig) -> Path:
 
     A unit has ``<results>.json`` with one row and, in the folder of the same name, its trajectories and records.jsonl,
     one line per answer. Several units also get a file with all rows and the averages over data sets, and beside it an
-    HTML page and the configuration (a unit's is in its folder). Prints the table, with a protocol the paper's tables too. Returns the path of the results file.
+    HTML page and the configuration (a unit's own is in its folder). Prints the table, with a protocol the paper's
+    tables too. Returns the path of the results file.
     """
     units = units_of(config)
     isolation = check_sandbox(config, units)  # before hours of decoding, not after
@@ -91,7 +92,7 @@ def dataset_names(given: str) -> list[str]:
     if paths.data_file(given).is_file():  # a path may have a comma of its own
         return [given]
     names = [name.strip() for name in given.split(",") if name.strip()]
-    stems = [Path(name).stem for name in names]
+    stems = [paths.data_name(name) for name in names]
     if not names or len(set(stems)) < len(stems):
         raise UserError(f"evaluation.eval_dataset={given}: give each data set once, for example MATH500,GSM8K")
     return names
@@ -115,8 +116,9 @@ def results_file(config: EvalConfig) -> Path:
         return output.with_name(f"{stem}{node_suffix(config)}.json")
     threshold = {"low_confidence_dynamic": rollout.dynamic_threshold, "entropy_bounded": rollout.eb_threshold}
     at = threshold.get(rollout.remasking_strategy, "")
+    model, dataset = paths.model_name(data.checkpoint_path), paths.data_name(data.eval_dataset)
     return results_folder(config) / (
-        f"{data.method}-{paths.model_name(data.checkpoint_path)}-{Path(data.eval_dataset).stem}-{strategy(rollout)}{at}"
+        f"{data.method}-{model}-{dataset}-{strategy(rollout)}{at}"
         f"-b{rollout.block_size}-s{rollout.denoising_steps_per_block}-t{rollout.temperature}-seed{rollout.seed}"
         f"{node_suffix(config)}.json"
     )
@@ -214,7 +216,7 @@ def summary_name(config: EvalConfig) -> str:
     """As `results_file`, for all units of one command."""
     data, rollout = config.evaluation, config.rollout
     setting = data.protocol or f"{strategy(rollout)}-b{rollout.block_size}-s{rollout.denoising_steps_per_block}"
-    datasets = "+".join(Path(name).stem for name in dataset_names(data.eval_dataset))
+    datasets = "+".join(paths.data_name(name) for name in dataset_names(data.eval_dataset))
     seeds = "+".join(map(str, data.seeds or [rollout.seed]))
     model = paths.model_name(data.checkpoint_path)
     return f"{data.method}-{model}-{datasets}-{setting}-t{rollout.temperature}-seed{seeds}{node_suffix(config)}"

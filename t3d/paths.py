@@ -6,6 +6,7 @@ from pathlib import Path
 from t3d.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA_ENDS = (".json", ".jsonl", ".parquet")
 
 
 def resolve(path: str | Path) -> Path:
@@ -21,9 +22,15 @@ def resolve(path: str | Path) -> Path:
 def data_file(name: str | Path) -> Path:
     """A data set's name -> ROOT/data/<name>.json. What has a slash or the end of a data file is a path already."""
     name = os.fspath(name)
-    if "/" in name or os.sep in name or name.endswith((".json", ".jsonl", ".parquet")):
+    if "/" in name or os.sep in name or name.endswith(DATA_ENDS):
         return resolve(name)
     return ROOT / "data" / f"{name}.json"
+
+
+def data_name(name: str | Path) -> str:
+    """A data set's name, for rows and files: "MATH500", "sets/Story.v1.json" -> "Story.v1"."""
+    name = Path(name).name
+    return name.removesuffix(Path(name).suffix) if name.endswith(DATA_ENDS) else name
 
 
 def model_name(path_or_hub_id: str | Path) -> str:
@@ -55,8 +62,8 @@ def rollout_stem(
     ROOT/<project>/temp_data/outputs-eval-<model>-<dataset>, or outputs-<node>-eval-... with several nodes.
     """
     node = f"{node_index}-" if num_node > 1 else ""
-    data = Path(dataset).name.removesuffix(".jsonl").removesuffix(".json")
-    return ROOT / Path(project).expanduser() / "temp_data" / f"outputs-{node}eval-{model_name(model)}-{data}"
+    name = f"outputs-{node}eval-{model_name(model)}-{data_name(dataset)}"
+    return ROOT / Path(project).expanduser() / "temp_data" / name
 
 
 def json_file(stem: Path) -> Path:

@@ -199,7 +199,7 @@ def claimed_settings(config: SampleConfig, source: str) -> dict:
         "engine": rollout.engine,
         "dtype": rollout.dtype,
         "data_type": data.data_type,
-        "eval_dataset": Path(data.eval_dataset).stem,
+        "eval_dataset": paths.data_name(data.eval_dataset),
         "model": paths.model_name(data.checkpoint_path),
         "weights": weights_fingerprint(source),
     }

@@ -13,7 +13,7 @@ from t3d.data.prompts import render
 from t3d.data.shards import ShardWriter, read_shards, shard_files
 from t3d.data.trajectory import Trajectory
 from t3d.errors import UserError
-from t3d.evaluation import evaluate, results_file, units_of
+from t3d.evaluation import dataset_names, evaluate, results_file, units_of
 from t3d.grading import math as math_grading
 from t3d.grading import sandbox
 
@@ -471,6 +471,17 @@ def test_an_interrupted_set_of_units_goes_on(config, tmp_path, loads, monkeypatc
     assert [row["seed"] for row in rows] == [1, 2, 3] and len(loads) == 2
     for row, unit in zip(rows, units_of(config(*more)), strict=True):
         assert [row] == json.loads(unit.output.read_text())
+
+
+def test_data_sets_that_differ_behind_a_dot_stand_apart(config, tmp_path, story_questions):
+    names = [tmp_path / f"Story.v{i}.json" for i in (1, 2)]
+    for name in names:
+        name.write_text(story_questions.read_text())
+    one, two = units_of(config(f"evaluation.eval_dataset=[{names[0]},{names[1]}]"))
+    assert one.output != two.output and "-Story.v1-" in one.output.name
+    assert dataset_names("Story.v1,Story.v2") == ["Story.v1", "Story.v2"]
+    named = [config(f"evaluation.eval_dataset=Story.v{i}") for i in (1, 2)]
+    assert results_file(named[0]) != results_file(named[1])
 
 
 def test_units_of_a_protocol_need_fitting_blocks(config):

@@ -47,6 +47,11 @@ def test_rollout_files_keep_dots_in_names():
     assert stem == Path("/elsewhere/temp_data/outputs-1-eval-SDAR-4B-Chat-MATH_train")
 
 
+def test_names_of_data_sets_keep_their_dots():
+    for given in ("Story.v1", "sets/Story.v1", "sets/Story.v1.json", "Story.v1.jsonl", "/x/Story.v1.parquet"):
+        assert paths.data_name(given) == "Story.v1"
+
+
 def test_run_root():
     assert paths.run_root("experiments", "JetLM/SDAR-4B-Chat", "math", "p") == ROOT / "experiments/SDAR-4B-Chat/math/p"
 

@@ -100,7 +100,7 @@ def stop_ids(tokenizer: Any, generation_config: Any | None = None) -> tuple[int,
     the assistant's turn, with the eos that config.json or the tokenizer has. Raises UserError if none.
     """
     stops = getattr(generation_config, "eos_token_id", None)
-    stated = stops is not None and not generation_config._from_model_config  # a model without the file has config.json's
+    stated = stops is not None and not generation_config._from_model_config  # without the file it has config.json's
     if stops is None:
         stops = tokenizer.eos_token_id
     if stops is None or stops == []:

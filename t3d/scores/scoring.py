@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
+from t3d import paths
 from t3d.config import EvalConfig, RolloutConfig
 from t3d.data.trajectory import Trajectory
 from t3d.grading import Verdict
@@ -50,7 +50,7 @@ def summarise(
     row = {
         "method": data.method,
         "model": data.checkpoint_path,
-        "dataset": Path(data.eval_dataset).stem,
+        "dataset": paths.data_name(data.eval_dataset),
         "block_size": rollout.block_size,
         "denoising_steps_per_block": rollout.denoising_steps_per_block,
         "tokens_per_step": rollout.block_size / rollout.denoising_steps_per_block if fixed else tokens / steps,
