@@ -244,6 +244,10 @@ def ask(
     Raises:
         UserError: a question that the model cannot take.
     """
+    try:
+        question.encode()
+    except UnicodeEncodeError:  # bytes of another encoding arrive as lone surrogates
+        raise UserError("the question is not text in UTF-8; write it in that") from None
     plain = data_type == "plain"
     prompt_ids = render(
         question,
@@ -368,6 +372,8 @@ def main() -> None:
     args = parse()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # what a terminal's encoding lacks is shown as "?"
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a question that is no text ends that question only
     with contextlib.suppress(KeyboardInterrupt):
         from transformers.utils import logging
 

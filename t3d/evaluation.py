@@ -77,6 +77,7 @@ def units_of(config: EvalConfig) -> list[Unit]:
     for variant, name, seed in product(variants, names, seeds):
         here = replace(data, eval_dataset=name, data_type=kinds[name], protocol=None, seeds=None)
         narrowed = replace(config, rollout=replace(variant, seed=seed), evaluation=here)
+        narrowed.check()  # a protocol has settings of its own
         output = results_file(narrowed)
         if several and data.output:  # the file of that name is for all of them
             unnamed = replace(narrowed, evaluation=replace(here, output=None))

@@ -206,3 +206,14 @@ def test_mistakes_are_one_line(story_teacher, monkeypatch):
     asked = f"{'apples ' * 300}\n{QUESTION}"
     written = session(monkeypatch, io.StringIO(), asked, "--model", story_teacher, "--max-token", 4)
     assert "tokens, the model 256 positions; shorten it" in written and written.count(" forwards") == 1
+
+
+@pytest.mark.parametrize("first", [b"caf\xe9\n", b"\xed\xa0\x80\n"])
+def test_a_question_that_is_no_text_is_told_and_the_next_one_answered(story_teacher, monkeypatch, first):
+    monkeypatch.setattr(sys, "argv", ["chat", "--model", str(story_teacher), "--max-token", "4"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(first + QUESTION.encode()), encoding="utf-8"))
+    monkeypatch.setattr(sys, "stdout", out := io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    chat.main()
+    out.seek(0)
+    written = out.read()
+    assert "error: the question is not text in UTF-8" in written and written.count(" forwards") == 1

@@ -484,6 +484,15 @@ def test_data_sets_that_differ_behind_a_dot_stand_apart(config, tmp_path, story_
     assert results_file(named[0]) != results_file(named[1])
 
 
+@pytest.mark.parametrize("more", ["rollout.self_verify=true", "rollout.energy_candidates=3"])
+def test_a_protocols_settings_are_checked_too(config, more):
+    name = more.partition("=")[0]
+    protocol = ("evaluation.protocol=full_step", "evaluation.protocol_blocks=[1]")
+    with pytest.raises(UserError, match=f"^{name}=.*: a block of one token"):
+        units_of(config(*protocol, more))
+    assert len(units_of(config(protocol[0], "evaluation.protocol_blocks=[2]", more))) == 1
+
+
 def test_units_of_a_protocol_need_fitting_blocks(config):
     with pytest.raises(UserError, match="evaluation.protocol_blocks=6: 4 tokens per step do not divide it"):
         config("evaluation.protocol=paper", "evaluation.protocol_blocks=[4,6]")

@@ -58,6 +58,8 @@ def find_results(folder: str | Path) -> list[dict[str, Any]]:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path}: not readable as JSON ({error}); evaluate again") from error
+        if not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
+            raise UserError(f"{path}: no list of rows; give a results file of eval.py, or a folder with some")
         for index, row in enumerate(map(_with_todays_settings, found)):
             missing = {"method", "dataset", "block_size", "tokens_per_step", "strategy", "accuracy"} - row.keys()
             if missing:

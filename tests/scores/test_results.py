@@ -41,6 +41,10 @@ def test_all_results_below_a_folder_are_found_once(tmp_path):
     write(tmp_path / "c.json", [{"method": "original", "accuracy": 0.1}])
     with pytest.raises(UserError, match="c.json: row 0: field 'block_size' is missing"):
         read_results(tmp_path)
+    for other in ({"method": 1}, ["method"]):
+        write(tmp_path / "d.json", other)
+        with pytest.raises(UserError, match="d.json: no list of rows; give a results file"):
+            read_results(tmp_path / "d.json")
     with pytest.raises(UserError, match="none: no results here or below"):
         read_results(tmp_path / "none")
 
