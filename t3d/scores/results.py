@@ -152,7 +152,7 @@ def pool_nodes(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
     rows = list(rows)
     pooled = [dict(row) for row in rows if "node" not in row]
-    for group in _groups((row for row in rows if "node" in row), all_but_node):
+    for group in _groups(fullest(row for row in rows if "node" in row), all_but_node):
         nodes = sorted(row["node"] for row in group)
         machines = int(nodes[0].partition("/")[2])
         if nodes != sorted(f"{index}/{machines}" for index in range(machines)):

@@ -135,6 +135,7 @@ def test_parts_of_several_machines_become_one_row():
     assert (whole["ci_low"], whole["ci_high"]) == wilson_interval(18, 30)
     assert whole["mean_length"] == pytest.approx(30) and whole["measured_tokens_per_step"] == pytest.approx(3)
     assert whole["tokens_per_second"] == 100 and whole["seconds"] == 7
+    assert pool_nodes([*parts, parts[0] | {"n": 2, "questions": 2, "accuracy": 0.0}]) == [whole], "a trial run"
     with pytest.raises(UserError, match="original on Sums: found nodes 0/2; give each"):
         pool_nodes(parts[:1])
     for nodes in (["0/2", "1/2", "2/3"], ["2/3", "1/2", "0/2"], ["0/2", "2/3"]):  # those of 3 nodes were left behind
