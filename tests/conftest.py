@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ from t3d.paths import ROOT
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCAB, MASK, STOP, PAD = 64, 63, 62, 61
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job, and all that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tiny_model(seed: int = 0, block_size: int = 4, vocab: int = VOCAB) -> SDARForCausalLM:
