@@ -210,7 +210,7 @@ def run_one(name: str, block: int, seed: int, args) -> None:
             launch += ["--num_processes", str(args.processes)]
         line = train_line(name, data, source, block, seed, args, folder)
         command(*launch, "train/self_ddo_sdar_full.py", *line)
-        run = run_folder(folder, source)
+        run = run_folder(folder)
         checkpoint = str(run / "ckpt" / "optimized")
         log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         budget = {
@@ -247,8 +247,8 @@ def analyse(name: str, block: int, seed: int, args) -> None:
     if target.exists():
         return
     folder = model_folder(name, block, seed, args)
-    student = next(iter(folder.glob("*/math/run/run/ckpt/optimized")), None)
-    if student is None:
+    student = run_folder(folder) / "ckpt" / "optimized"
+    if not student.exists():
         print(f"{name}, block {block}, seed {seed}: no student below {folder}; run it first (without --analysis)")
         return
     source = teacher(args.output, block)
@@ -288,8 +288,9 @@ def claimed(folder: Path) -> Iterator[bool]:
             yield True
 
 
-def run_folder(folder: Path, source: str) -> Path:
-    return folder / Path(source).name / "math" / "run" / "run"
+def run_folder(folder: Path) -> Path:
+    """The training below a run's folder, under its teacher's name; where there is none yet, one that does not exist."""
+    return next(folder.glob("*/math/run/run"), folder / "none")
 
 
 def figures_file(name: str, block: int, seed: int) -> Path:

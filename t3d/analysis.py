@@ -281,26 +281,14 @@ def plot(results: dict[str, Any], output: Path) -> None:
     from matplotlib.figure import Figure
 
     from t3d.scores.plots import METHOD_COLOURS
+    from t3d.scores.study.plots import loss_plot
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    panels = (
-        ("per_block", "tokens_per_step", "correlation", "tokens per step", "correlation lost, nats a block"),
-        ("states", "visible", "risk", "tokens of the block already visible", "risk, nats a masked token"),
-        ("states", "visible", "entropy", "tokens of the block already visible", "entropy, nats a masked token"),
+    colours = {"teacher": METHOD_COLOURS["original"], "student": METHOD_COLOURS["t3d"]}
+    models = {name: results[name] for name in colours if name in results}
+    loss_plot(
+        *figure.subplots(1, 3), models=models, styles={n: {"color": c, "marker": "o"} for n, c in colours.items()}
     )
-    for ax, (table, x, y, x_label, y_label) in zip(figure.subplots(1, 3), panels, strict=True):
-        for name, colour in (("teacher", METHOD_COLOURS["original"]), ("student", METHOD_COLOURS["t3d"])):
-            rows = sorted(results.get(name, {}).get(table, []), key=lambda row: row[x])
-            if rows:
-                columns = ([row[key] for row in rows] for key in (x, y, f"{y}_error"))
-                at, value, error = columns
-                ax.errorbar(
-                    at, value, None if None in error else error, color=colour, label=name, marker="o", capsize=4
-                )
-                ax.set_xticks(at)
-        ax.set(xlabel=x_label, ylabel=y_label)
-        ax.set_ylim(bottom=0)
-        ax.legend()
     figure.savefig(output)
 
 

@@ -466,9 +466,8 @@ class Trainer:
 
     def export_weights(self, student, folder: Path) -> None:
         main = self.accelerator.is_main_process
-        if (
-            main or zero_stage(self.accelerator) == 3
-        ):  # where all take part; else a copy for each process would go unused
+        # Under ZeRO-3 all take part; else every other process's copy would go unused.
+        if main or zero_stage(self.accelerator) == 3:
             state_dict = self.accelerator.get_state_dict(self.student)
         if main:
             if self.config.training.lora.rank:

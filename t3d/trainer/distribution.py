@@ -54,11 +54,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         settings["train_micro_batch_size_per_gpu"] = training.batch_size_lm
         if training.mixed_precision == "bf16":  # else it adds up micro-batches in bf16
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
-        if training.mixed_precision == "bf16" and zero_stage(accelerator) == 1:
-            # Its gradients go to fp32 as they come and are exchanged so: else a bf16 copy of them all stays beside, and
-            # the exchange rounds the sums to bf16, in one more copy.
-            settings["bf16"]["immediate_grad_update"] = True
-            settings["communication_data_type"] = "fp32"
+            if zero_stage(accelerator) == 1:
+                # Its gradients go to fp32 as they come and are exchanged so: else a bf16 copy of them all stays beside,
+                # and the exchange rounds the sums to bf16, in one more copy.
+                settings["bf16"]["immediate_grad_update"] = True
+                settings["communication_data_type"] = "fp32"
         settings["gradient_accumulation_steps"] = 1  # the training loop says when a step is complete
         if zero_stage(accelerator) == 3:
             settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True

@@ -91,11 +91,12 @@ def loss_plot(*axes: Axes, models: Mapping[str, Mapping], styles: Mapping[str, d
     )
     for ax, (table, x, y, x_label, y_label) in zip(axes, panels, strict=True):
         for name, model in models.items():
-            at, value, error = zip(
-                *((row[x], row[y], row[f"{y}_error"]) for row in sorted(model[table], key=lambda row: row[x])),
-                strict=True,
-            )
-            ax.errorbar(at, value, error, label=name, capsize=2.5, elinewidth=1.2, ms=5, **styles[name])
+            rows = sorted(model[table], key=lambda row: row[x])
+            if not rows:
+                continue
+            at, value, error = ([row[key] for row in rows] for key in (x, y, f"{y}_error"))
+            bars = None if None in error else error  # a single answer has none
+            ax.errorbar(at, value, bars, label=name, capsize=2.5, elinewidth=1.2, ms=5, **styles[name])
             ax.set_xticks(at)
         ax.set(xlabel=x_label, ylabel=y_label)
         ax.set_ylim(bottom=0)
