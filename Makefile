@@ -20,13 +20,13 @@ $(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
 	touch $@
 
 demo: $(VENV)/ready
-	$(PY) demo.py
+	$(PY) -m studies.storymath.demo
 
 tables: $(VENV)/ready
-	$(PY) tables.py
-	$(PY) tables.py --ablations --seeds 1
-	$(PY) tables.py --blocks 8 --seeds 1
-	$(PY) tables.py --blocks 4,8 --seeds 1 --analysis
+	$(PY) -m studies.storymath.tables
+	$(PY) -m studies.storymath.tables --ablations --seeds 1
+	$(PY) -m studies.storymath.tables --blocks 8 --seeds 1
+	$(PY) -m studies.storymath.tables --blocks 4,8 --seeds 1 --analysis
 
 test: $(VENV)/ready
 	$(PY) -m ruff check .
@@ -41,7 +41,7 @@ test-gpu: $(VENV)/ready
 
 # Train the embedded teacher from scratch and put it in place. Took 49 minutes on one core of a busy machine.
 teacher: $(VENV)/ready
-	$(PY) -m t3d.embedded --sft --init models/embedded-init
+	$(PY) -m studies.storymath --sft --init models/embedded-init
 	$(PY) train/self_ddo_sdar_full.py config=configs/demo/teacher.yaml experiment.run_name=teacher experiment.resume=auto
 	rm -rf models/embedded-teacher
 	cp -r experiments/embedded-init/math/teacher/teacher/ckpt/optimized models/embedded-teacher

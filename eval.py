@@ -1,14 +1,14 @@
 """Score a checkpoint: python eval.py config=configs/eval.yaml evaluation.checkpoint_path=... rollout...."""
 
-from t3d.config import EvalConfig
-from t3d.errors import run_main
-from t3d.options import load
+from t3d.common.errors import run_main
+from t3d.common.options import load
+from t3d.evaluation.settings import EvalConfig
 
 
 def main() -> None:
     config = load(EvalConfig, default="configs/eval.yaml")
-    from t3d.evaluation import evaluate
-    from t3d.paths import setup_cache
+    from t3d.common.paths import setup_cache
+    from t3d.evaluation.run import evaluate
 
     setup_cache()
     evaluate(config)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works without installation
 
-from t3d.data.questions import SETS, check_questions, fetch_questions  # noqa: E402
-from t3d.errors import run_main  # noqa: E402
-from t3d.paths import data_file, resolve  # noqa: E402
+from t3d.common.errors import run_main  # noqa: E402
+from t3d.common.paths import data_file, resolve  # noqa: E402
+from t3d.tasks.download import SETS, check_questions, fetch_questions  # noqa: E402
 
 
 def main() -> None:

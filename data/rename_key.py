@@ -12,11 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works without installation
 
-from t3d.data.jsonfiles import read_json_array  # noqa: E402
+from t3d.common.errors import UserError, run_main  # noqa: E402
+from t3d.common.jsonfiles import read_json_array  # noqa: E402
+from t3d.common.paths import data_file, json_file, model_name, resolve, rollout_stem  # noqa: E402
 from t3d.data.release import prepare_training_file  # noqa: E402
 from t3d.data.shards import finished_ids, shard_files  # noqa: E402
-from t3d.errors import UserError, run_main  # noqa: E402
-from t3d.paths import data_file, json_file, model_name, resolve, rollout_stem  # noqa: E402
 
 
 def sources(args: argparse.Namespace, name: str) -> list[Path]:

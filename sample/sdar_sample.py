@@ -5,15 +5,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from t3d.config import SampleConfig
-from t3d.errors import run_main
-from t3d.options import load
+from t3d.common.errors import run_main
+from t3d.common.options import load
+from t3d.rollout.settings import SampleConfig
 
 
 def main() -> None:
     config = load(SampleConfig, default="configs/sdar_sample.yaml")
-    from t3d.paths import setup_cache
-    from t3d.rollout import roll_out
+    from t3d.common.paths import setup_cache
+    from t3d.rollout.run import roll_out
 
     setup_cache()
     roll_out(config)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from t3d.embedded.problems import generate
-from t3d.embedded.tokenizer import build_tokenizer
+from studies.storymath.problems import generate
+from studies.storymath.tokenizer import build_tokenizer
+from t3d.common.paths import ROOT
 from t3d.models import SDARConfig, SDARForCausalLM
-from t3d.paths import ROOT
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCAB, MASK, STOP, PAD = 64, 63, 62, 61
@@ -109,8 +109,9 @@ def story_questions(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def story_trajectories(story_teacher, story_questions, tmp_path_factory) -> Path:
     """The teacher's trajectories on the questions: 24 answers of up to 24 tokens, at block 4 and full steps."""
-    from t3d.config import SampleConfig, load
-    from t3d.rollout import roll_out
+    from t3d.common.options import load
+    from t3d.rollout.run import roll_out
+    from t3d.rollout.settings import SampleConfig
 
     overrides = (
         f"experiment.project={tmp_path_factory.mktemp('rollouts')}",

@@ -16,7 +16,7 @@ from t3d.data.release import read_release_json, write_release_json
 from t3d.data.shards import ShardWriter
 from t3d.data.trajectory import Trajectory
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 QUESTIONS = [{"question": f"question {i}", "ground_truth_answer": str(i), "level": i} for i in range(3)]
 

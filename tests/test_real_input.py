@@ -10,13 +10,16 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
-from t3d.config import EvalConfig, SampleConfig, TrainConfig, load
+from t3d.common.options import load
 from t3d.data.prompts import render
 from t3d.data.release import prepare_training_file, read_release_json
-from t3d.evaluation import evaluate
+from t3d.evaluation.run import evaluate
+from t3d.evaluation.settings import EvalConfig
 from t3d.models import SDARForCausalLM
-from t3d.rollout import roll_out
-from t3d.training import train
+from t3d.rollout.run import roll_out
+from t3d.rollout.settings import SampleConfig
+from t3d.training.loop import train
+from t3d.training.settings import TrainConfig
 
 SMALL = {
     **{"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4},

@@ -10,10 +10,11 @@ from collections import deque
 import pytest
 import torch
 
-from t3d.decoding import DecodeSettings
-from t3d.engines import local
-from t3d.engines.base import Request
-from t3d.noising import State, TrajectoryNoise, collate
+from t3d.blocks.settings import DecodeSettings
+from t3d.decode import local
+from t3d.decode.protocol import Request
+from t3d.states.base import State, collate
+from t3d.states.trajectory import TrajectoryNoise
 from tests.conftest import MASK, PAD, STOP, tiny_model
 
 CLOSE = {"rtol": 0, "atol": 1e-5}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from t3d.config import TrainConfig
-from t3d.errors import run_main
-from t3d.options import load
+from t3d.common.errors import run_main
+from t3d.common.options import load
+from t3d.training.settings import TrainConfig
 
 DRY_RUN = "--dry-run"
 
@@ -18,8 +18,8 @@ DRY_RUN = "--dry-run"
 def main() -> None:
     argv = [argument for argument in sys.argv[1:] if argument != DRY_RUN]
     config = load(TrainConfig, argv, default="configs/ddo_sdar_full_self.yaml")
-    from t3d.paths import setup_cache
-    from t3d.training import train
+    from t3d.common.paths import setup_cache
+    from t3d.training.loop import train
 
     setup_cache()
     train(config, dry_run=DRY_RUN in sys.argv)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from t3d.errors import UserError
+from t3d.common.errors import UserError
 
 DATA_TYPES = ("math", "code", "option")
 

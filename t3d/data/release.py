@@ -12,11 +12,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from t3d.data.jsonfiles import read_json_array, write_json_array
+from t3d.common.errors import UserError
+from t3d.common.jsonfiles import read_json_array, write_json_array
+from t3d.common.paths import model_name
 from t3d.data.shards import ReadReport, read_shards
 from t3d.data.trajectory import Trajectory, grows_over_blocks, response_blocks, split_id
-from t3d.errors import UserError
-from t3d.paths import model_name
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _shared(trajectory: Trajectory, key: str) -> Any:
     if key == "model":
         return model_name(value)
     if key == "decode":
-        from t3d.decoding import DecodeSettings  # brings torch, which stage 2 has no other use for
+        from t3d.blocks.settings import DecodeSettings
 
         return asdict(DecodeSettings()) | value
     return value

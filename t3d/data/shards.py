@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from t3d.data.jsonfiles import atomic_write
+from t3d.common.errors import UserError
+from t3d.common.jsonfiles import atomic_write
 from t3d.data.trajectory import Trajectory, split_id
-from t3d.errors import UserError
 
 log = logging.getLogger(__name__)
 

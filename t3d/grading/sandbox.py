@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t3d.errors import UserError
+from t3d.common.errors import UserError
 
 _INSIDE = Path(__file__).resolve().parent / "inside"
 _SYSTEM_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64")

@@ -1,4 +1,4 @@
-"""``model.generate(...)`` for SDAR by transformers' conventions, on the one decoder there is (t3d.engines.local)."""
+"""``model.generate(...)`` for SDAR by transformers' conventions, on the one decoder there is (t3d.decode.local)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -9,10 +9,10 @@ from torch import LongTensor, Tensor
 from transformers import GenerationConfig
 from transformers.modeling_outputs import ModelOutput
 
-from t3d.decoding import DecodeSettings, conflict
-from t3d.engines.base import Request, Step
-from t3d.engines.local import LocalEngine
-from t3d.options import fault, validate
+from t3d.blocks.settings import DecodeSettings, conflict
+from t3d.common.options import fault, validate
+from t3d.decode.local import LocalEngine
+from t3d.decode.protocol import Request, Step
 
 # What `generate` reads of transformers' own fields, and what makes no difference to it. Any other field that is not at
 # its default is an error.
@@ -34,7 +34,7 @@ class BlockDiffusionGenerationConfig(GenerationConfig):
         block_size: positions of one block; default the model's.
         denoising_steps_per_block: 1..block_size; default block_size, one token a step.
         remasking_strategy, dynamic_threshold, eb_threshold, self_verify, energy_candidates: see
-            t3d.decoding.DecodeSettings.
+            t3d.blocks.decoding.DecodeSettings.
         seed: of the answers' random streams; default drawn from torch's global generator.
     """
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from t3d.blocks.special_ids import SpecialIds
+from t3d.common.errors import UserError
+from t3d.common.paths import model_source
 from t3d.data.prompts import stop_ids
-from t3d.errors import UserError
-from t3d.models.sdar import SDARConfig, SDARForCausalLM
-from t3d.paths import model_source
+from t3d.models.block_diffusion import SDARConfig, SDARForCausalLM
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -131,23 +131,6 @@ def _unreadable(key: str, source: str, what: str, error: Exception) -> UserError
         f"{key}={source}: no readable {what} ({reason}); give a complete SDAR folder, or a hub id that is "
         "reachable or downloaded already"
     )
-
-
-@dataclass(frozen=True, eq=False)
-class SpecialIds:
-    """The token ids with a role of their own.
-
-    Attributes:
-        mask_id: "not yet decoded". pad_id: what fills up behind the end. stop_ids: what ends an answer.
-        forbidden_ids: ids that no decoder may draw: the mask, and those of the model beyond the tokenizer.
-        ordinary_ids: (ordinary,) int64, what random noise is drawn from: ids of the tokenizer that are not special.
-    """
-
-    mask_id: int
-    pad_id: int
-    stop_ids: tuple[int, ...]
-    forbidden_ids: tuple[int, ...]
-    ordinary_ids: Tensor
 
 
 def special_ids(model_config: Any, tokenizer: Any, generation_config: Any | None = None) -> SpecialIds:

@@ -6,8 +6,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from t3d.noising import Batch, State
 from t3d.objectives.likelihood import Draw, draw_and_score, token_log_probs
+from t3d.states.base import Batch, State
 
 
 class Terms(NamedTuple):
@@ -69,19 +69,3 @@ def loss_rows(hidden: Tensor, batch: Batch) -> Tensor:
     if torch.is_autocast_enabled(rows.device.type):  # so that the backward pass projects in the same precision
         rows = rows.to(torch.get_autocast_dtype(rows.device.type))
     return rows
-
-
-def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Mean of (N,) values by (N,) group index; (groups,), 0 for an empty group."""
-    total = torch.zeros(groups, dtype=values.dtype, device=values.device).index_add(0, group, values)
-    count = torch.zeros_like(total).index_add(0, group, torch.ones_like(values))
-    return total / count.clamp(min=1)
-
-
-def block_groups(sequence: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    """((blocks,) the sequence of each block, (N,) which block each target is in) from (N,) sequence and block indices.
-
-    Targets lie in ascending order of sequence and position, so a block is a run of them.
-    """
-    (of_sequence, _), group = torch.stack([sequence, block]).unique_consecutive(dim=1, return_inverse=True)
-    return of_sequence, group

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from t3d.noising import Batch, TrajectoryNoise
-from t3d.objectives.base import Terms, block_groups, group_mean, score
+from t3d.objectives.base import Terms, score
 from t3d.objectives.naive_td import trajectory_loss
+from t3d.states.base import Batch
+from t3d.states.groups import block_groups, group_mean
+from t3d.states.trajectory import TrajectoryNoise
 
 
 def block_likelihood_loss(log_prob: Tensor, sequence: Tensor, block: Tensor, k: float, sequences: int) -> Tensor:

@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from t3d.noising import Batch, RandomMaskNoise
-from t3d.objectives.base import Terms, group_mean, loss_rows
+from t3d.objectives.base import Terms, loss_rows
 from t3d.objectives.likelihood import token_certainty
+from t3d.states.base import Batch
+from t3d.states.groups import group_mean
+from t3d.states.unordered import RandomMaskNoise
 
 
 @dataclass

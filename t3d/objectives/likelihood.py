@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from t3d.decoding import inverse_cdf
+from t3d.blocks.decoding import inverse_cdf
 
 
 @dataclass(frozen=True, eq=False)

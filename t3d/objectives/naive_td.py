@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from t3d.noising import Batch, TrajectoryNoise
-from t3d.objectives.base import Terms, group_mean, score
+from t3d.objectives.base import Terms, score
+from t3d.states.base import Batch
+from t3d.states.groups import group_mean
+from t3d.states.trajectory import TrajectoryNoise
 
 
 def trajectory_loss(log_prob: Tensor, sequence: Tensor, sequences: int) -> Tensor:

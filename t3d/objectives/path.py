@@ -8,7 +8,7 @@ r_i is the rank of token i in its block's decode order, 1..B. Source: T3D (arXiv
 import torch
 from torch import Tensor
 
-from t3d.objectives.base import group_mean
+from t3d.states.groups import group_mean
 
 
 def path_loss(log_prob: Tensor, rank: Tensor, block_size: int, sequence: Tensor, sequences: int) -> Tensor:

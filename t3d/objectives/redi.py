@@ -14,9 +14,10 @@ where every answer begins alike, the loss is SFT's on the model's own text (a te
 
 from dataclasses import dataclass
 
-from t3d.noising import Batch, RectifiedNoise
 from t3d.objectives.base import Terms
 from t3d.objectives.sft import weighted_cross_entropy
+from t3d.states.base import Batch
+from t3d.states.unordered import RectifiedNoise
 
 
 @dataclass

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from t3d.noising import Batch, BlockDiffusionNoise
 from t3d.objectives.base import Terms, score
+from t3d.states.base import Batch
+from t3d.states.unordered import BlockDiffusionNoise
 
 
 @dataclass

@@ -15,12 +15,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from t3d.noising import Batch, TrajectoryNoise
-from t3d.objectives.base import Terms, block_groups, group_mean, score
+from t3d.objectives.base import Terms, score
 from t3d.objectives.ddo import ddo_terms
 from t3d.objectives.likelihood import Draw
 from t3d.objectives.naive_td import trajectory_loss
 from t3d.objectives.path import level_path_loss, path_loss
+from t3d.states.base import Batch
+from t3d.states.groups import block_groups, group_mean
+from t3d.states.trajectory import TrajectoryNoise
 
 
 @dataclass

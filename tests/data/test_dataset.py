@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from t3d.data.dataset import (
-    SampleOrder,
-    blocks_within,
-    hub_rows,
-    load_examples,
-    load_trajectories,
-    read_rows,
-)
+from t3d.common.errors import UserError
+from t3d.data.dataset import blocks_within, hub_rows, load_examples, load_trajectories, read_rows
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter
 from t3d.data.trajectory import Trajectory, response_blocks
-from t3d.errors import UserError
+from t3d.training.order import SampleOrder
 
 MASK, PAD, END = 0, 1, 2
 WORDS = {"<mask>": MASK, "<pad>": PAD, "<end>": END} | {word: i for i, word in enumerate("abcdefghijklmnop", 3)}

@@ -4,9 +4,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
+from t3d.common.errors import UserError
 from t3d.data.prompts import answer_ids, end_of_turn_id, render, stop_ids, user_turn
-from t3d.data.tasks import load_problems
-from t3d.errors import UserError
+from t3d.tasks.problems import load_problems
 
 SDAR = Path(__file__).resolve().parents[3] / "shared" / "sdar-4b-chat"
 TEMPLATE = (

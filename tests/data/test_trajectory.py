@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from t3d.data.jsonfiles import read_json_array, write_json_array
+from t3d.common.errors import UserError
+from t3d.common.jsonfiles import read_json_array, write_json_array
 from t3d.data.release import prepare_training_file, read_release_json, write_release_json
 from t3d.data.shards import ReadReport, ShardWriter, claim_folder, finished_ids, read_shards
 from t3d.data.trajectory import Trajectory, response_blocks, split_id
-from t3d.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 MASK, PAD, END = 0, 1, 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t3d.errors import UserError
+from t3d.common.errors import UserError
 from t3d.grading import code, sandbox
 from t3d.grading.code import CodeItem, check_row, extract_program, grade_all, plan_tests
 
@@ -414,7 +414,7 @@ def grade_command(folder: Path, data_type: str, problems: list, answers: str, *o
     (folder / "P.json").write_text(json.dumps(problems))
     (folder / "A.jsonl").write_text(answers)
     files = ("--problems", folder / "P.json", "--answers", folder / "A.jsonl", "--out", folder / "O.jsonl")
-    command = [sys.executable, "-m", "t3d.grading", "--data_type", data_type, *map(str, files), *options]
+    command = [sys.executable, "-m", "t3d.evaluation.grade", "--data_type", data_type, *map(str, files), *options]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     }
@@ -478,7 +478,7 @@ def test_the_command_says_what_is_wrong_with_its_input(tmp_path, answers, fault)
 
 def test_grading_needs_no_torch():
     script = (
-        "import sys, t3d.grading.__main__, t3d.grading.code, t3d.grading.math, t3d.grading.sandbox\n"
+        "import sys, t3d.evaluation.grade, t3d.grading.code, t3d.grading.math, t3d.grading.sandbox\n"
         "sys.exit(', '.join({'torch', 'transformers', 'numpy', 'omegaconf'} & set(sys.modules)) or 0)"
     )
     run = subprocess.run(

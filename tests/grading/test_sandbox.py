@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from t3d.errors import UserError
+from t3d.common.errors import UserError
 from t3d.grading import code, sandbox
 from t3d.grading.code import CodeItem
 from t3d.grading.sandbox import Limits

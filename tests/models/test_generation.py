@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextDiffusionStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from t3d.decoding import DecodeSettings
-from t3d.engines.base import Request
-from t3d.engines.local import LocalEngine
+from t3d.blocks.settings import DecodeSettings
+from t3d.decode.local import LocalEngine
+from t3d.decode.protocol import Request
 from t3d.models.generation import BlockDiffusionGenerationConfig
 from tests.conftest import MASK, PAD, STOP, tiny_model
 

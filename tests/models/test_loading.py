@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from t3d.errors import UserError
+from t3d.common.errors import UserError
+from t3d.common.paths import ROOT
 from t3d.models import SDARConfig, SDARForCausalLM
 from t3d.models import loading as loading_module
 from t3d.models.loading import export_model, load_generation_config, load_model, load_tokenizer, special_ids
-from t3d.paths import ROOT
 from tests.conftest import tiny_model
 
 AUTO_MAP = {

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from t3d.noising import PER_TARGET, collate
 from t3d.objectives.block_likelihood import BlockLikelihood, block_likelihood_loss
 from t3d.objectives.naive_td import trajectory_loss
+from t3d.states.base import PER_TARGET, collate
 from tests.conftest import PAD, tiny_model
 from tests.objectives.test_naive_td import draw, slow_log_probs
 from tests.objectives.test_t3d import POST, SAMPLES, mean
-from tests.test_noising import noise
+from tests.states.test_states import noise
 
 
 def test_hand_computed():

@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from t3d.noising import RandomMaskNoise, collate
 from t3d.objectives.dparallel import DParallel, complement
 from t3d.objectives.likelihood import token_certainty, token_log_probs
+from t3d.states.base import collate
+from t3d.states.unordered import RandomMaskNoise
 from tests.conftest import MASK, PAD, tiny_model
 from tests.objectives.test_naive_td import draw
 from tests.objectives.test_t3d import POST, assert_same_gradients, mean
-from tests.test_noising import trajectory
+from tests.states.test_states import trajectory
 from tests.test_training_equals_decoding import plain_logits
 
 WEIGHT, TEMPERATURE = 1.5, 0.5

@@ -2,11 +2,11 @@
 
 import torch
 
-from t3d.noising import collate
 from t3d.objectives.naive_td import NaiveTD, trajectory_loss
+from t3d.states.base import collate
 from tests.conftest import MASK, PAD, tiny_model
 from tests.objectives.test_t3d import POST, SAMPLES, assert_same_gradients, mean
-from tests.test_noising import ORDINARY, noise
+from tests.states.test_states import ORDINARY, noise
 from tests.test_training_equals_decoding import plain_logits
 
 

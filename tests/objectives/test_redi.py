@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from t3d.decoding import DecodeSettings
-from t3d.noising import BlockDiffusionNoise, RectifiedNoise, collate
+from t3d.blocks.settings import DecodeSettings
 from t3d.objectives.redi import ReDi
 from t3d.objectives.sft import SFT
+from t3d.states.base import collate
+from t3d.states.unordered import BlockDiffusionNoise, RectifiedNoise
 from tests.conftest import MASK, PAD, tiny_model
-from tests.engines.test_local import engine, requests
+from tests.decode.test_local import engine, requests
 from tests.objectives.test_naive_td import draw
 from tests.objectives.test_t3d import POST, assert_same_gradients
-from tests.test_noising import ORDINARY, trajectory
+from tests.states.test_states import ORDINARY, trajectory
 from tests.test_training_equals_decoding import plain_logits
 
 LENGTHS = [(1, 3), (3, 9), (5, 2), (6, 17)]

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from t3d.noising import BlockDiffusionNoise, collate
 from t3d.objectives.sft import SFT
+from t3d.states.base import collate
+from t3d.states.unordered import BlockDiffusionNoise
 from tests.conftest import MASK, PAD, tiny_model
 from tests.test_training_equals_decoding import plain_logits
 

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from t3d.noising import RandomMaskNoise, collate
 from t3d.objectives.block_likelihood import BlockLikelihood
 from t3d.objectives.dparallel import DParallel
 from t3d.objectives.naive_td import NaiveTD
 from t3d.objectives.t3d import T3D
+from t3d.states.base import collate
+from t3d.states.unordered import RandomMaskNoise
 from tests.conftest import MASK, PAD, STOP, tiny_model
 from tests.objectives.test_t3d import mean
-from tests.test_noising import noise, trajectory
+from tests.states.test_states import noise, trajectory
 from tests.test_training_equals_decoding import plain_logits
 
 POST = 1

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from t3d.noising import PER_TARGET, collate
 from t3d.objectives.t3d import T3D
+from t3d.states.base import PER_TARGET, collate
 from tests.conftest import MASK, PAD, tiny_model
-from tests.test_noising import ORDINARY, noise, trajectory
+from tests.states.test_states import ORDINARY, noise, trajectory
 from tests.test_training_equals_decoding import plain_logits
 
 SAMPLES = [trajectory(*lengths) for lengths in [(1, 3), (3, 9), (5, 1), (6, 7)]]

@@ -1,0 +1,401 @@
+"""docs/RESULTS.md: every method on the embedded benchmark, from the figures of finished runs, beside the paper's own.
+
+No result stands in a sentence here: all are computed from the figures, or read from docs/results/paper.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from studies.storymath import paper, plots
+from studies.storymath.estimates import (
+    Estimate,
+    Pick,
+    Run,
+    at_speed,
+    best,
+    by_method,
+    difference,
+    dynamic,
+    estimate,
+    family,
+    fast_speeds,
+    read_figures,
+    signed,
+)
+from t3d.common.errors import UserError
+from t3d.common.jsonfiles import atomic_write
+from t3d.common.paths import ROOT
+from t3d.evaluation.plots import loss_plot
+from t3d.evaluation.tables import Table
+
+Methods = Mapping[str, str]  # name -> what it is
+Runs = dict[str, list[Run]]
+
+PAPER = ROOT / "docs" / "results" / "paper.json"
+TEACHER_BLOCK = 4
+
+
+def write_page(
+    figures: Path, analyses: Path, page: Path, methods: Methods, ablations: Methods, splits: tuple[str, str], batch: int
+) -> None:
+    """Write the page from all runs below `figures`, with the plots beside them, and from what the analysis left in
+    `analyses`.
+
+    splits: the test set and the harder one; batch: sequences of an optimizer step.
+    """
+    runs = [read_figures(path) | {"file": path.name} for path in sorted(figures.glob("*.json"))]
+    if not runs:
+        raise UserError(f"{figures} has no figures yet; run `python -m studies.storymath.tables` without --page first")
+    folder = Path(os.path.relpath(figures, page.parent)).as_posix()
+    parts = [introduction(splits[0]), at_a_glance(runs, methods, splits[0]), how_to_read()]
+    for block in sorted({run["block_size"] for run in runs if run["method"] in methods | ablations}):
+        drawn = draw(runs, block, methods, ablations, splits[0], figures)
+        images = {name: f"![{told}]({folder}/{file})" for name, (file, told) in drawn.items()}
+        parts.append(block_part(runs, block, methods, ablations, splits, images))
+    if found := sorted(analyses.glob("*.json")):
+        parts.append(step_losses(found, plots.looks(list(methods)), figures, folder))
+    parts += [settings(runs, methods | ablations, batch), commands(runs, figures)]
+    parts.append(paper.section(json.loads(PAPER.read_text())))
+    with atomic_write(page) as file:
+        file.write("\n\n".join(parts) + "\n")
+    print(f"{page}: {len(runs)} runs")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it is, and how it was made
+
+
+def introduction(test: str) -> str:
+    name = test.partition("_")[0]
+    return f"""# Results on the embedded benchmark
+
+Written by `python -m studies.storymath.tables` from the figures of each finished run; no result is typed by hand.
+
+The methods of the paper's tables, and what came after, from one teacher, with the same questions, optimizer steps and
+batch, scored on {name}: short generated word problems, and a teacher small enough to train on a laptop. It shows what
+drawing several tokens at once breaks, and what each method repairs.
+
+**{name} is not MATH500 and its teacher is not SDAR**: neither the size of a difference nor the order of the methods is
+a measurement on a real model. [What the paper reports](#what-the-paper-reports) for SDAR-1.7B-Chat and SDAR-4B-Chat
+stands at the end; the two are no columns of one table."""
+
+
+def at_a_glance(runs: Sequence[Run], methods: Methods, test: str) -> str:
+    """Every method in a line: what it is, and its mean accuracy at one token per step and at the fast speeds."""
+    heads, columns = [], []
+    found = {block: by_method(runs, block, list(methods)) for block in sorted({run["block_size"] for run in runs})}
+    for block, of_block in found.items():
+        fast = [speed for speed in fast_speeds(block) if speed >= min(4, block)]
+        for speed in [1.0, *fast] if of_block else []:
+            heads.append(f"block {block}, {_head(speed)}")
+            means = {name: estimate(some, at_speed(test, speed)).mean for name, some in of_block.items()}
+            columns.append({name: f"{mean:.1f}" for name, mean in means.items()})
+    rows = [[name, told, *(column.get(name, "") for column in columns)] for name, told in methods.items()]
+    table = Table("", ["method", "what it is", *heads], rows, text=["method", "what it is"])
+    return f"## At a glance\n\nRight answers on {test}, per cent, means over seeds.\n\n{table.markdown()}"
+
+
+def how_to_read() -> str:
+    return """## How to read the tables
+
+Accuracies in per cent. `a ± b`: mean over seeds and its standard error. `a (b–c)`: one seed, with the 95 % interval
+over its questions; a mean over speeds has none. **Bold**: the best of its column, where it is above the next by more
+than the standard error of their difference, both of several seeds or both of one. gain, vs teacher: by the seeds that
+both have. In tables of differences, which pair seeds too, `a ± b` is the mean and its 95 % interval (Student's t),
+more being better than the other method; one pair has none. All seeds answer the same questions: ± over seeds says how
+training and sampling vary, not what other questions would give. Error bars: one standard error, or the interval of a
+single seed.
+
+Equal steps are not equal cost: dParallel makes two forwards a training step, T3D one of the student and one of its
+reference, the others one; on-policy rows also decode. EDLM pays when it decodes, 1 + energy_candidates forwards a step
+(tokens/forward), and draws at temperature 0.5, at which the teacher without it stands beside it. In dynamic decoding
+the threshold is held against the probability at the sampling temperature: at 0.1 a threshold of 0.9 holds little back,
+so only rows of one temperature compare."""
+
+
+def commands(runs: Sequence[Run], figures: Path) -> str:
+    """How to make it all, the page alone, and one run again."""
+    run = next((run for run in runs if run["method"] == "t3d"), runs[0])
+    recipe = re.search(r"^tables:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    lines = [line.strip().replace("$(PY)", "python") for line in recipe[1].splitlines()]
+    shown, stem = os.path.relpath(figures, ROOT), Path(run["file"]).stem
+    where = f"--blocks {run['block_size']} --seeds {run['seed']}"
+    return "\n".join(
+        [
+            "## The commands\n",
+            "```bash",
+            f"make tables   # all without figures (rm -rf {shown} experiments/tables: from nothing). It runs:",
+            *lines,
+            "",
+            f"rm -rf {shown}/{run['file']} experiments/tables/{stem}-*   # one run again, from its training on",
+            f'python -m studies.storymath.tables --methods "{run["method"]}" {where}',
+            "",
+            "python -m studies.storymath.tables --page   # this page and its plots alone, from the figures",
+            "```\n",
+            "Each command that a run consists of is printed when it starts, and can be given by hand.",
+        ]
+    )
+
+
+def settings(runs: Sequence[Run], named: Methods, batch: int) -> str:
+    """One line a method: its config, what differs from it, and the budget that its runs had, as they noted them."""
+    rows = []
+    for name in named:
+        found = [run for run in runs if run["method"] == name]
+        if not found:
+            continue
+        budget = [_values(run[key] for run in found if key in run) for key in ("steps", "learning_rate", "questions")]
+        made_of = " or ".join(sorted({_made_of(run) for run in found}))
+        rows.append([name, made_of, *budget, _tokens(found)])
+    columns = ["method", "config; overrides", "steps", "learning rate", "questions", "tokens seen"]
+    told = ["## Settings", Table("", columns, rows, text=columns[:2]).without_empty("tokens seen").markdown()]
+    told.append(
+        f"Every optimizer step takes {batch} sequences. questions: those that training draws from; the answers are the "
+        "teacher's own at full steps, for SFT the worked solutions; with training.refresh_rollouts, after so many "
+        "steps the student's, or its teacher's completions of them. tokens seen: in training, clean and noisy copies. "
+        f"{temperatures()}"
+    )
+    if strange := sorted({run["method"] for run in runs} - set(named)):
+        told.append(f"Left out, for tables.py does not name them any more: {', '.join(strange)}.")
+    return "\n\n".join(told)
+
+
+def _made_of(run: Run) -> str:
+    changed = [
+        f"{stage}: " * (stage != "training") + " ".join(f"`{override}`" for override in run[stage])
+        for stage in ("training", "rollouts", "decoding")
+        if run[stage]
+    ]
+    return "; ".join([f"`{run['config']}`" if run["config"] else "the teacher as it is", *changed])
+
+
+def temperatures() -> str:
+    """At which temperature answers and rollouts are drawn, as the configs say."""
+    from t3d.common.options import load
+    from t3d.evaluation.settings import EvalConfig
+    from t3d.rollout.settings import SampleConfig
+
+    files = {"Answers": (EvalConfig, "configs/demo/eval.yaml"), "rollouts": (SampleConfig, "configs/demo/sample.yaml")}
+    told = [
+        f"{what} are drawn at temperature {load(schema, [f'config={file}']).rollout.temperature:g} (`{file}`)"
+        for what, (schema, file) in files.items()
+    ]
+    return ", ".join(told) + ", where a row's overrides say nothing else."
+
+
+def _tokens(runs: Sequence[Run]) -> str:
+    """Mean over the runs that say it, in millions; apart for each block size where there are several."""
+    runs = [run for run in runs if run.get("tokens")]
+    blocks, told = sorted({run["block_size"] for run in runs}), []
+    for block in blocks:
+        counts = [run["tokens"] for run in runs if run["block_size"] == block]
+        told.append(f"{sum(counts) / len(counts) / 1e6:.2f} M" + (f" (block {block})" if len(blocks) > 1 else ""))
+    return ", ".join(told)
+
+
+def _values(values) -> str:
+    return ", ".join(map(str, sorted(set(values))))
+
+
+def step_losses(files: Sequence[Path], styles: Mapping[str, dict], figures: Path, folder: str) -> str:
+    """Factorisation error, risk and entropy of each student and its teacher, as the analysis measured them."""
+    models: dict[int, dict[str, Mapping]] = {}  # block size -> name -> what was measured of it
+    for path in files:
+        found, name = read_figures(path), path.stem.partition("-block")[0]
+        models.setdefault(found["teacher"]["block_size"], {"original": found["teacher"]})[name] = found["student"]
+    speeds = sorted({row["tokens_per_step"] for some in models.values() for row in some["original"]["per_block"]})
+    rows, images = [], []
+    for block, of_block in sorted(models.items()):
+        for name, model in of_block.items():
+            loss = {row["tokens_per_step"]: row for row in model["per_block"]}
+            cells = [
+                f"{loss[s]['correlation']:.3f} ± {loss[s]['correlation_error']:.3f}" if s in loss else ""
+                for s in speeds
+            ]
+            states = model["states"]
+            cells += [f"{sum(row[key] for row in states) / len(states):.3f}" for key in ("risk", "entropy")]
+            rows.append([str(block), name, *cells])
+        image = f"losses-block{block}.png"
+        drawn = {name: of_block[name] for name in styles if name in of_block}
+        plots.save(figures / image, (13, 3.8), partial(loss_plot, models=drawn, styles=styles), panels=3)
+        images.append(f"![Block {block}: correlation lost, risk and entropy of teacher and students]({folder}/{image})")
+    columns = ["block", "model", *map(_head, speeds), "risk", "entropy"]
+    return "\n\n".join(
+        [
+            "## What a step loses",
+            "`python -m t3d.evaluation.analysis`: the correlation that a step cannot express as it draws its tokens "
+            "at once (the "
+            "factorisation error of the paper's Theorem 4.5), in nats a block at each speed, mean over answers and its "
+            "standard error; and risk (Proposition 4.3) and entropy, in nats a masked token, means over how much of a "
+            "block is visible. All at states of the teacher's own answers to questions that no run learns from.",
+            Table("", columns, rows, text=["model"]).markdown(),
+            *images,
+        ]
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One block size
+
+
+def block_part(
+    runs: Sequence[Run],
+    block: int,
+    methods: Methods,
+    ablations: Methods,
+    splits: tuple[str, str],
+    images: Mapping[str, str],
+) -> str:
+    test, hard = splits
+    main = by_method(runs, block, list(methods))
+    every = main | by_method(runs, block, list(ablations))
+    fast = fast_speeds(block)
+    parts = [f"## Block {block}", " ".join([*seeds_told(main or every), *absent_told(every, methods)])]
+    if block != TEACHER_BLOCK:
+        parts.append(
+            f"The teacher of this block size is that of block {TEACHER_BLOCK}, converted by SFT. "
+            "Where a student is above it at one token per step, it has regained what the conversion lost."
+        )
+    if main:
+        parts += [f"### Few-step decoding, {test}", images["accuracy"], few_step(main, test, fast)]
+        parts += ["### Full-step decoding: what is kept", full_step(main, test)]
+        parts += ["### Dynamic decoding, threshold 0.9", dynamic_decoding(main)]
+        parts += [f"### The harder split, {hard}", few_step(main, hard, [1.0, *fast], gain=False)]
+    if "t3d" in main and len(main) > 1:
+        others = {name: of_method for name, of_method in main.items() if name != "t3d"}
+        table = differences(others, lambda name: main["t3d"], test, fast)
+        parts += ["### Against T3D", table]
+    groups = ablation_groups(main, by_method(runs, block, list(ablations)))
+    if groups:
+        bases = {name: groups.get(family(name)) for name in groups}
+        parts += ["### Ablations", images["ablations"], few_step(groups, test, [1.0, *fast], gain=False)]
+        varied = {name: of_method for name, of_method in groups.items() if bases[name] and family(name) != name}
+        if varied:
+            table = differences(varied, lambda name: groups[family(name)], test, fast)
+            parts += ["Each against the method that it varies:", table]
+    return "\n\n".join(parts)
+
+
+def seeds_told(runs: Runs) -> list[str]:
+    """Seeds and problems, and which seeds a method lacks."""
+    every = [run for of_method in runs.values() for run in of_method]
+    seeds = {run["seed"] for run in every}
+    problems = _values(row["n"] for run in every for row in run["rows"])
+    lacking = {name: seeds - {run["seed"] for run in of_method} for name, of_method in runs.items()}
+    told = [f"{name} (seed {_values(lacks)})" for name, lacks in lacking.items() if lacks]
+    missing = [f"Not run: {'; '.join(told)}."] if told else []
+    return [f"Seeds: {_values(seeds)}; problems per evaluation: {problems}.", *missing]
+
+
+def absent_told(runs: Runs, methods: Methods) -> list[str]:
+    absent = [name for name in methods if name not in runs]
+    return [f"Without any run: {'; '.join(absent)}."] if absent else []
+
+
+def few_step(runs: Runs, split: str, speeds: Sequence[float], gain: bool = True) -> str:
+    """Accuracy at each speed, their average, and the gain over the teacher."""
+    picks = [at_speed(split, speed) for speed in speeds]
+    columns = [[estimate(of_method, pick) for of_method in runs.values()] for pick in picks]
+    averages = [estimate(of_method, at_speed(split, *speeds)) for of_method in runs.values()]
+    gains = []
+    for name, of_method in runs.items():
+        wanted = gain and name != "original"
+        more = difference(of_method, runs.get("original", []), at_speed(split, *speeds)) if wanted else None
+        share = f" ({100 * more.mean / more.other:+.0f} %)" if more and more.other else ""
+        gains.append(signed(more.mean) + share if more else "")
+    yields = [estimate(of_method, picks[-1], "tokens_per_forward").mean for of_method in runs.values()]
+    cells = [*map(_bold, columns), _bold(averages), gains, [f"{value:.2f}" for value in yields]]
+    heads = [*map(_head, speeds), "average", "gain", f"tokens/forward at {speeds[-1]:g}"]
+    return _table(runs, heads, cells).without_empty("gain").markdown()
+
+
+def full_step(runs: Runs, split: str) -> str:
+    """Accuracy at one token per step, and what is lost of the teacher's."""
+    pick = at_speed(split, 1.0)
+    found = [estimate(of_method, pick) for of_method in runs.values()]
+    against = [
+        None if name == "original" else difference(of_method, runs.get("original", []), pick)
+        for name, of_method in runs.items()
+    ]
+    lost = [signed(one.mean) if one else "" for one in against]
+    yields = [f"{estimate(of_method, pick, 'tokens_per_forward').mean:.2f}" for of_method in runs.values()]
+    table = _table(runs, [_head(1), "vs teacher", "tokens/forward"], [_bold(found), lost, yields])
+    return table.without_empty("vs teacher").markdown()
+
+
+def dynamic_decoding(runs: Runs) -> str:
+    columns = {
+        "accuracy": ("accuracy", 1),
+        "tokens/step": ("measured_tokens_per_step", 2),
+        "tokens/forward": ("tokens_per_forward", 2),
+        "tokens/answer": ("mean_length", 1),
+    }
+    cells = []
+    for key, digits in columns.values():
+        found = [estimate(of_method, dynamic, key) for of_method in runs.values()]
+        cells.append([one.text(digits) for one in found] if key == "mean_length" else _bold(found, digits))
+    return _table(runs, list(columns), cells).markdown()
+
+
+def differences(runs: Runs, other: Callable[[str], list[Run]], split: str, fast: Sequence[float]) -> str:
+    """Each method less another, at every speed and for the few-step average."""
+    picks: dict[str, Pick] = {_head(speed): at_speed(split, speed) for speed in [1.0, *fast]}
+    picks["few-step average"] = at_speed(split, *fast)
+    rows = []
+    for name, of_method in runs.items():
+        found = [difference(of_method, other(name), pick) for pick in picks.values()]
+        pairs = found[0].pairs if found[0] else 0
+        rows.append([name, *("" if one is None else one.text() for one in found), str(pairs)])
+    return Table("", ["method", *picks, "pairs"], rows, text=["method"]).markdown()
+
+
+def ablation_groups(main: Runs, varied: Runs) -> Runs:
+    """Each varied method, followed by its variants; variants of what has no run of its own stand alone."""
+    groups: Runs = {}
+    for base in dict.fromkeys(map(family, varied)):
+        groups |= {base: main[base]} if base in main else {}
+        groups |= {name: of_method for name, of_method in varied.items() if family(name) == base}
+    return groups
+
+
+def _head(speed: float) -> str:
+    return f"{speed:g} token{'s' * (speed != 1)}/step"
+
+
+def _table(runs: Runs, heads: Sequence[str], columns: Sequence[Sequence[str]]) -> Table:
+    seeds = [str(len(of_method)) for of_method in runs.values()]
+    lines = zip(runs, *columns, seeds, strict=True)
+    return Table("", ["method", *heads, "seeds"], [list(line) for line in lines], text=["method"])
+
+
+def _bold(column: Sequence[Estimate], digits: int = 1) -> list[str]:
+    first = best(column)
+    return [f"**{one.text(digits)}**" if i == first else one.text(digits) for i, one in enumerate(column)]
+
+
+def draw(
+    runs: Sequence[Run], block: int, methods: Methods, ablations: Methods, test: str, folder: Path
+) -> dict[str, tuple[str, str]]:
+    """The block's plots into `folder`: name -> (file name, what it shows)."""
+    main = by_method(runs, block, list(methods))
+    groups = ablation_groups(main, by_method(runs, block, list(ablations)))
+    styles = plots.looks(list(methods))
+    drawn = {}
+
+    def add(name: str, size: tuple[float, float], told: str, plot: Callable) -> None:
+        drawn[name] = (f"{name}-block{block}.png", told)
+        plots.save(folder / drawn[name][0], size, plot)
+
+    if main:
+        given = {"runs": main, "styles": styles, "split": test, "block": block}
+        add("accuracy", (8.5, 4.6), "Accuracy against tokens per step", partial(plots.accuracy_plot, **given))
+    if groups:
+        plot = partial(plots.ablation_plot, runs=groups, split=test, block=block)
+        add("ablations", (8.5, 1.4 + 0.36 * len(groups)), "Ablations: accuracy at each speed", plot)
+    return drawn

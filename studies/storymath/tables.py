@@ -1,0 +1,379 @@
+"""Every method on the embedded benchmark, at the same budget: rollouts, training, evaluation, docs/RESULTS.md.
+
+    python -m studies.storymath.tables
+        [--methods "A;B"] [--ablations] [--seeds 1,2,3] [--blocks 4,8] [--steps N] [--rollouts N]
+
+Every stage is the command that a real run uses; each is printed before it runs. A finished (method, seed, block) writes
+its figures to docs/results/tables/ and is not run again, so the work can be stopped, and spread over processes and
+machines. The page is written from all figures that are there; --page writes it and runs nothing, --analysis measures
+what a step of the trained students loses.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from studies.storymath.demo import command
+from studies.storymath.estimates import read_figures
+from studies.storymath.page import write_page
+from t3d.common.errors import UserError, run_main
+from t3d.common.jsonfiles import atomic_write
+from t3d.common.paths import ROOT
+
+RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "RESULTS.md"
+FIGURES, ANALYSES = RESULTS / "tables", RESULTS / "analysis"
+TRAIN, HELD_OUT = "StoryMath_train", "StoryMath_val"
+SPLITS = ("StoryMath_test", "StoryMath_hard")
+BATCH = 32  # sequences of an optimizer step, over all processes
+KEPT = ("dataset", "strategy", "tokens_per_step", "n", "accuracy", "ci_low", "ci_high", "measured_tokens_per_step")
+KEPT += ("tokens_per_forward", "mean_length")
+
+
+class Method(NamedTuple):
+    """A row of the tables: a training configuration (None: the teacher as it is), overrides of each stage, and what it
+    is, for the page.
+    """
+
+    config: str | None = None
+    training: tuple[str, ...] = ()
+    rollouts: tuple[str, ...] = ()
+    decoding: tuple[str, ...] = ()
+    told: str = ""
+
+
+T3D = "configs/demo/train.yaml"
+BASELINES = "configs/baselines/demo"
+BEST = "configs/demo/best.yaml"
+REFRESH = ("training.refresh_rollouts=150",)
+VISITED = (*REFRESH, "training.refresh_targets=teacher", "training.refresh_steps_per_block=1")
+GREEDY = ("rollout.temperature=0",)
+RANDOM_START = ("rollout.random_init_ratio=0.1",)
+
+ANALYSED = ("naive_td", "t3d", "block_likelihood", "best")  # whose factorisation error --analysis measures
+
+# The teacher as it is, and with an energy at decode time; the paper's others; then what came after.
+METHODS = {
+    "original": Method(told="the teacher as it is"),
+    "original, temperature 0.5": Method(decoding=("rollout.temperature=0.5",), told="what EDLM draws from"),
+    "edlm": Method(
+        decoding=("rollout.energy_candidates=16", "rollout.temperature=0.5"),
+        told="of 16 fillings a step, one by its energy under the same weights; no training (arXiv 2410.21357)",
+    ),
+    "sft": Method(f"{BASELINES}/sft.yaml", told="block-diffusion likelihood of the worked solutions"),
+    "redi": Method(
+        f"{BASELINES}/redi.yaml",
+        rollouts=RANDOM_START,
+        decoding=RANDOM_START,
+        told="likelihood of the teacher's answer to an x_T with random tokens (arXiv 2507.15897); the teacher's own "
+        "answers suffer from them",
+    ),
+    "redi, x_T all masks": Method(f"{BASELINES}/redi.yaml", told="the same without: SFT on the teacher's own text"),
+    "dparallel": Method(
+        f"{BASELINES}/dparallel.yaml", told="cross-entropy and certainty where it is right, LoRA (arXiv 2509.26488)"
+    ),
+    "naive_td": Method(f"{BASELINES}/naive_td.yaml", told="cross-entropy on the teacher's trajectories"),
+    "t3d": Method(T3D, told="DDO and path consistency on them (arXiv 2602.12262)"),
+    "block_likelihood": Method(
+        f"{BASELINES}/block_likelihood.yaml", told="the likelihood of a whole block, k = 1 (arXiv 2609.38066)"
+    ),
+    "best": Method(BEST, rollouts=GREEDY, told="the same with k = 2, greedy rollouts, more partly masked states"),
+}
+ABLATIONS = {
+    "t3d, DDO alone": Method(T3D, ("training.lambda_path=0",)),
+    "t3d, path alone": Method(T3D, ("training.ddo_weight=0",)),
+    "t3d, forward KL for DDO": Method(T3D, ("training.ddo_weight=0", "training.forward_kl_weight=1")),
+    "t3d, random_ratio 0.1": Method(T3D, ("model.random_ratio=0.1",)),
+    "t3d, DDO per block": Method(T3D, ("training.ddo_level=block",)),
+    "t3d, sampled negatives": Method(T3D, ("training.reference_temp=1.0",)),
+    "t3d, reference of every step": Method(T3D, ("training.round_interval=1",)),
+    "t3d, random masks": Method(T3D, ("training.mask_strategy=random",)),
+    "t3d, on-policy refresh": Method(T3D, REFRESH),
+    "t3d, teacher on student states": Method(T3D, VISITED),
+    "t3d, greedy, exponent 3": Method(T3D, ("training.mask_ratio_exponent=3",), GREEDY),
+    "naive_td, greedy, exponent 3": Method(f"{BASELINES}/naive_td.yaml", ("training.mask_ratio_exponent=3",), GREEDY),
+    "best, rollouts at temperature 0.1": Method(BEST),
+    "best, exponent 8": Method(BEST, ("training.mask_ratio_exponent=8",), GREEDY),
+    "best, k=1": Method(BEST, ("training.likelihood_k=1",), GREEDY),
+    "best, k=0.5": Method(BEST, ("training.likelihood_k=0.5",), GREEDY),
+    "best, on-policy refresh": Method(BEST, (*REFRESH, "training.refresh_temperature=0"), GREEDY),
+    "best, teacher on student states": Method(BEST, (*VISITED, "training.refresh_temperature=0"), GREEDY),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One run
+
+
+def teacher(output: Path, block: int) -> str:
+    """The embedded teacher; for another block than 4 it is converted, by SFT at that block from its own weights."""
+    if block == 4:
+        return "models/embedded-teacher"
+    folder = output / "teachers" / "embedded-teacher" / "math" / "teacher" / f"block{block}"
+    if not (folder / "ckpt" / "optimized" / "config.json").exists():
+        command("python", "-m", "studies.storymath", "--data", str(output / "data"), "--sft")
+        command(
+            *("python", "train/self_ddo_sdar_full.py", "config=configs/demo/teacher.yaml", "experiment.resume=auto"),
+            *("model.pretrained_model=models/embedded-teacher", f"training.block_size={block}"),
+            *(f"dataset.optimization_data={output / 'data' / 'StoryMath_sft.json'}", "training.tokens_per_batch=2048"),
+            *(f"experiment.output_root={output / 'teachers'}", f"experiment.run_name=block{block}"),
+        )
+    return str(folder / "ckpt" / "optimized")
+
+
+def roll_out(source: str, split: str, limit: int, block: int, seed: int, overrides: tuple[str, ...], args) -> Path:
+    """The teacher's trajectories at full steps, checked; those for training all methods of a (block, seed) share."""
+    output = args.output
+    name = "-".join([f"block{block}-seed{seed}-n{limit}", *overrides]).replace("rollout.", "")
+    project = output / ("rollouts" if split == TRAIN else f"rollouts-{split}") / name
+    trajectories = project / "trajectories.json"
+    if not trajectories.exists():
+        command(
+            *("python", "sample/sdar_sample.py", "config=configs/demo/sample.yaml", f"experiment.project={project}"),
+            *(f"evaluation.checkpoint_path={source}", f"evaluation.limit={limit}", f"rollout.seed={seed}"),
+            *(f"evaluation.eval_dataset={output / 'data' / split}.json", f"rollout.block_size={block}"),
+            *(f"rollout.denoising_steps_per_block={block}", f"rollout.num_processes={args.processes}", *overrides),
+        )
+        command(
+            *("python", "data/rename_key.py", "--model_name", Path(source).name, "--dataset", split),
+            *("--project", str(project), "--output", str(trajectories)),
+        )
+    return trajectories
+
+
+def train_line(name: str, data: Path, source: str, block: int, seed: int, args, folder: Path) -> list[str]:
+    """The overrides of one training: the same data, optimizer steps and batch for every method."""
+    method = (METHODS | ABLATIONS)[name]
+    return [
+        f"config={method.config}",
+        f"model.pretrained_model={source}",
+        f"dataset.optimization_data={data}",
+        f"dataset.limit={args.rollouts}",
+        f"training.block_size={block}",
+        f"training.seed={seed}",
+        f"training.max_steps={args.steps}",
+        f"training.batch_size_lm={BATCH // args.processes}",
+        "training.tokens_per_batch=2048",  # by length: the same losses, sooner
+        f"experiment.output_root={folder}",
+        "experiment.project=run",
+        "experiment.run_name=run",
+        "experiment.resume=auto",
+        *method.training,
+    ]
+
+
+def evaluation_lines(name: str, checkpoint: str, folder: Path, block: int, seed: int, args) -> list[list[str]]:
+    """The overrides of every evaluation of one student: 1, 2, 4, ... tokens per step on both splits, and dynamic."""
+    common = [
+        "config=configs/demo/eval.yaml",
+        f"experiment.project={folder}",
+        f"evaluation.checkpoint_path={checkpoint}",
+        f"evaluation.method={name.replace(', ', '-').replace(' ', '_')}",
+        f"rollout.block_size={block}",
+        f"rollout.seed={seed}",
+        *(METHODS | ABLATIONS)[name].decoding,
+    ]
+    if args.problems:
+        common.append(f"evaluation.limit={args.problems}")
+    data = {split: f"evaluation.eval_dataset={args.output / 'data' / split}.json" for split in SPLITS}
+    steps = [block >> k for k in range(block.bit_length())]
+    lines = [[*common, where, f"rollout.denoising_steps_per_block={s}"] for where in data.values() for s in steps]
+    dynamic = ["rollout.remasking_strategy=low_confidence_dynamic", "rollout.dynamic_threshold=0.9"]
+    return [*lines, [*common, data[SPLITS[0]], f"rollout.denoising_steps_per_block={block}", *dynamic]]
+
+
+def run_one(name: str, block: int, seed: int, args) -> None:
+    """Train and evaluate one method, and write its figures."""
+    from t3d.common.options import load
+    from t3d.evaluation.run import evaluate
+    from t3d.evaluation.settings import EvalConfig
+    from t3d.training.settings import TrainConfig
+
+    output = args.output
+    checkpoint = source = teacher(output, block)
+    method = (METHODS | ABLATIONS)[name]
+    folder = model_folder(name, block, seed, args)
+    budget: dict[str, object] = {}
+    if method.config:
+        if name == "sft":
+            data = output / "data" / f"{TRAIN}.json"
+        else:
+            data = roll_out(source, TRAIN, args.rollouts, block, seed, method.rollouts, args)
+        launch = ["python"]
+        if args.processes > 1:
+            launch = ["accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"]
+            launch += ["--num_processes", str(args.processes)]
+        line = train_line(name, data, source, block, seed, args, folder)
+        command(*launch, "train/self_ddo_sdar_full.py", *line)
+        run = run_folder(folder)
+        checkpoint = str(run / "ckpt" / "optimized")
+        log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        budget = {
+            "learning_rate": load(TrainConfig, line).optimizer.params.learning_rate,
+            "tokens": sum(step["tokens"] for step in log),  # that training saw, clean and noisy copies
+        }
+    rows = []
+    for line in evaluation_lines(name, checkpoint, folder, block, seed, args):
+        print(f"\n$ {shlex.join(['python', 'eval.py', *line])}", flush=True)
+        rows += json.loads(evaluate(load(EvalConfig, line)).read_text())
+    figures = {
+        **{"method": name, "block_size": block, "seed": seed},
+        **made_with(name, args),
+        **budget,
+        "rows": [{key: row[key] for key in KEPT} for row in rows],
+    }
+    with atomic_write(figures_file(name, block, seed)) as file:
+        file.write(json.dumps(figures, indent=1) + "\n")
+
+
+def made_with(name: str, args) -> dict[str, object]:
+    """What a run's figures rest on and a later run must share to stand in one table with it."""
+    method = (METHODS | ABLATIONS)[name]
+    given = {"config": method.config, "training": [], "rollouts": [], "decoding": list(method.decoding)}
+    if method.config:
+        given |= {"training": list(method.training), "rollouts": list(method.rollouts)}
+        given |= {"steps": args.steps, "questions": args.rollouts}
+    return given | {"problems": args.problems}
+
+
+def analyse(name: str, block: int, seed: int, args) -> None:
+    """What a step of the trained student loses, and of its teacher, at states of the teacher's held-out answers."""
+    target = ANALYSES / figures_file(name, block, seed).name
+    if target.exists():
+        return
+    folder = model_folder(name, block, seed, args)
+    student = run_folder(folder) / "ckpt" / "optimized"
+    if not student.exists():
+        print(f"{name}, block {block}, seed {seed}: no student below {folder}; run it first (without --analysis)")
+        return
+    source = teacher(args.output, block)
+    trajectories = roll_out(source, HELD_OUT, 500, block, seed, (), args)
+    command(
+        *(
+            "python",
+            "-m",
+            "t3d.evaluation.analysis",
+            f"teacher={source}",
+            f"student={student}",
+            f"trajectories={trajectories}",
+        ),
+        *("limit=200", f"output={folder / 'analysis.json'}"),
+        f"tokens_per_step={[block >> k for k in range(block.bit_length() - 1)][::-1]}",
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "analysis.json", target)
+
+
+def finished(name: str, block: int, seed: int, args) -> bool:
+    """Whether the run has its figures; UserError where they are of something else than is asked for."""
+    file = figures_file(name, block, seed)
+    if not file.exists():
+        return False
+    figures = read_figures(file)
+    for key, asked in made_with(name, args).items():
+        if figures.get(key) != asked:
+            what = f"{key}: {file} was made with {figures.get(key)}, this asks for {asked}"
+            raise UserError(f"{what}; ask for that, or move the file away")
+    return True
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether the folder is ours for the block's time; another process that works in it keeps it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def run_folder(folder: Path) -> Path:
+    """The training below a run's folder, under its teacher's name; where there is none yet, one that does not exist."""
+    return next(folder.glob("*/math/run/run"), folder / "none")
+
+
+def figures_file(name: str, block: int, seed: int) -> Path:
+    plain = name.replace(", ", "-").replace(" ", "_").replace("=", "")
+    return FIGURES / f"{plain}-block{block}-seed{seed}.json"
+
+
+def model_folder(name: str, block: int, seed: int, args) -> Path:
+    """Where a run's student and its answers are: of this budget, and no other."""
+    return args.output / f"{figures_file(name, block, seed).stem}-steps{args.steps}-n{args.rollouts}"
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 on")
+    return int(text)
+
+
+def counts(text: str) -> list[int]:
+    found = [count(part.strip()) for part in text.split(",")]
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text}: give each once")
+    return found
+
+
+def block_sizes(text: str) -> list[int]:
+    found = counts(text)
+    if odd := [block for block in found if block < 2 or block & (block - 1)]:
+        raise argparse.ArgumentTypeError(
+            f"{odd[0]}: blocks of 2, 4, 8, ... (tokens per step double up to a whole block)"
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", help=f"some of: {'; '.join(METHODS | ABLATIONS)} (separated by ;)")
+    parser.add_argument("--ablations", action="store_true", help="the ablations too")
+    parser.add_argument("--seeds", type=counts, default=[1, 2, 3])
+    parser.add_argument("--blocks", type=block_sizes, default=[4])
+    parser.add_argument("--steps", type=count, default=600, help="optimizer steps of 32 sequences")
+    parser.add_argument("--rollouts", type=count, default=4000, help="questions to learn from")
+    parser.add_argument("--processes", type=count, default=2, help="processes of rollouts and training, a core each")
+    parser.add_argument("--problems", type=count, help="problems per evaluation; all where it is left out")
+    parser.add_argument("--output", type=Path, default=Path("experiments/tables"), help="folder of models and rollouts")
+    parser.add_argument(
+        "--analysis", action="store_true", help=f"only measure what a step loses: {', '.join(ANALYSED)}"
+    )
+    parser.add_argument("--page", action="store_true", help="only write docs/RESULTS.md")
+    args = parser.parse_args()
+    os.chdir(ROOT)  # as the stages' processes; paths below the repository are told as they are from there
+    if BATCH % args.processes:
+        raise UserError(f"--processes {args.processes}: {BATCH} sequences a step do not divide by it")
+    chosen = args.methods.split(";") if args.methods else [*METHODS, *(ABLATIONS if args.ablations else ())]
+    if unknown := [name for name in chosen if name not in METHODS | ABLATIONS]:
+        raise UserError(f"--methods {unknown[0]}: not known; {'; '.join(METHODS | ABLATIONS)}")
+    if args.analysis:
+        for name, block in product(ANALYSED, args.blocks):
+            analyse(name, block, args.seeds[0], args)
+    elif not args.page:
+        wanted = [(name, block, seed) for block, seed, name in product(args.blocks, args.seeds, chosen)]
+        runs = [run for run in wanted if not finished(*run, args)]
+        if runs and not (args.output / "data" / f"{SPLITS[0]}.json").exists():
+            command("python", "-m", "studies.storymath", "--data", str(args.output / "data"))
+        for number, run in enumerate(runs, 1):
+            print(f"\n=== {number} of {len(runs)}: {run[0]}, block {run[1]}, seed {run[2]}", flush=True)
+            with claimed(model_folder(*run, args)) as ours:
+                if not ours:
+                    print("another process is at it")
+                elif not finished(*run, args):
+                    run_one(*run, args)
+    methods, ablations = ({name: method.told for name, method in some.items()} for some in (METHODS, ABLATIONS))
+    write_page(FIGURES, ANALYSES, PAGE, methods, ablations, SPLITS, BATCH)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,103 @@
+"""Block-causal attention: one predicate for training, decoding, dense masks and FlexAttention.
+
+Every token carries three labels: ``segment`` (which packed sequence it belongs to; -1 is padding), ``block`` (its block
+on the sequence's grid) and ``noisy`` (whether it belongs to the noisy copy x_t of the training layout).
+Source: BD3-LM's vectorised training (arXiv 2503.09573, section 3.3 and appendix B.6), SDAR (arXiv 2510.06303).
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLEX_TILE = 128  # FlexAttention works on tiles of so many tokens
+ATTENTION = ("sdpa", "eager", "flex_attention", "flash_attention_2")
+ATTENTION_HELP = "attention kernel; null = sdpa"
+
+
+class Labels(NamedTuple):
+    """Labels of each token, all (batch, length): ``segment`` int, ``block`` int, ``noisy`` bool."""
+
+    segment: Tensor
+    block: Tensor
+    noisy: Tensor
+
+
+def visible(q_segment, q_block, q_noisy, k_segment, k_block, k_noisy):
+    """May the query see the key? Elementwise on anything that broadcasts.
+
+    clean -> clean of the same or an earlier block; noisy -> clean of a strictly earlier block; noisy -> noisy of the
+    same block; nothing across segments; clean never sees noisy.
+    """
+    earlier = k_block < q_block
+    same = k_block == q_block
+    seen_clean = ~k_noisy & (earlier | (~q_noisy & same))
+    seen_noisy = k_noisy & q_noisy & same
+    return (q_segment == k_segment) & (seen_clean | seen_noisy)
+
+
+def dense_mask(labels: Labels) -> Tensor:
+    """(batch, 1, length, length) bool, True where the query (row) sees the key (column).
+
+    Padding (segment -1) sees padding only, so no row of the softmax is empty.
+    """
+    q = [label.unsqueeze(-1) for label in labels]
+    k = [label.unsqueeze(-2) for label in labels]
+    return visible(*q, *k).unsqueeze(1)
+
+
+def flex_mask(labels: Labels):
+    """The same mask as a FlexAttention BlockMask: (batch, any head, length, length)."""
+    segment, block, noisy = labels
+
+    def mask_mod(b, h, q, k):
+        return visible(segment[b, q], block[b, q], noisy[b, q], segment[b, k], block[b, k], noisy[b, k])
+
+    batch, length = segment.shape
+    build = _block_mask_builder(segment.device.type)
+    return build(mask_mod, B=batch, H=None, Q_LEN=length, KV_LEN=length, device=segment.device)
+
+
+@cache
+def _block_mask_builder(device: str):
+    """create_block_mask, on a GPU compiled, for any length: uncompiled it writes out the (length x length) mask first.
+
+    What a mask holds is its batch's own and cannot be kept from one to the next.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask) if device == "cuda" else create_block_mask
+
+
+def cache_mask(query_position: Tensor, key_slots: int, block_size: int) -> Tensor:
+    """Mask for queries against a key cache in which slot = absolute position; the predicate's clean -> clean case.
+
+    Args:
+        query_position: (rows, width) absolute positions.
+        key_slots: number of cache slots looked at.
+
+    Returns:
+        (rows, 1, width, key_slots) bool.
+    """
+    query_block = (query_position // block_size).unsqueeze(-1)
+    slot_block = torch.arange(key_slots, device=query_position.device) // block_size
+    clean = torch.zeros((), dtype=torch.bool, device=query_position.device)
+    return visible(clean, query_block, clean, clean, slot_block, clean).unsqueeze(1)
+
+
+def for_implementation(mask: Tensor, implementation: str, dtype: torch.dtype):
+    """A bool mask (batch, 1, queries, keys) in the form an attention implementation of transformers takes.
+
+    eager and sdpa add numbers to the scores. Given a bool, sdpa would make them at every layer and keep each for the
+    backward pass. FlexAttention would add 0 and 1, so it gets a BlockMask.
+    """
+    if implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        batch, _, queries, keys = mask.shape
+        return create_block_mask(
+            lambda b, h, q, k: mask[b, 0, q, k], B=batch, H=None, Q_LEN=queries, KV_LEN=keys, device=mask.device
+        )
+    hidden = -torch.inf if implementation == "sdpa" else torch.finfo(dtype).min
+    return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), hidden)

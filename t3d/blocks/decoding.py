@@ -1,0 +1,210 @@
+"""One denoising step of a block: which token is drawn at each masked position, and which positions are unmasked.
+
+Pure functions of tensors. Nothing here knows of a model, a cache or a file; the engines own those.
+Sources: MaskGIT confidence ordering as used by SDAR (arXiv 2510.06303) for static and dynamic decoding,
+EB-Sampler (arXiv 2505.24857) for the entropy bound.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from t3d.blocks.settings import DecodeSettings
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Random numbers: a pure function of (seed, prompt id, sample, position, step), so that batch size, order, number of
+# processes and decoding path change nothing.
+
+_GOLDEN, _MIX1, _MIX2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # splitmix64, as signed int64
+
+
+def stream_key(seed: int, prompt_id: str, sample: int) -> int:
+    """The 64-bit key (signed) of one answer's random stream."""
+    digest = hashlib.blake2b(f"{seed}/{prompt_id}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64 tensors (two's complement wraps as unsigned arithmetic does)."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX1
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX2
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def uniforms(key: Tensor, position: Tensor, step: Tensor, stream: int | Tensor = 0) -> Tensor:
+    """Uniform numbers in [0, 1), float32; broadcast over int64 ``key``, ``position``, ``step`` and ``stream``.
+
+    ``stream`` separates uses: 0 draws the token, 1 orders positions in the random strategy, 2 accepts drafted tokens, 3
+    draws what a position shows before it is decided, 4 chooses among candidates, 5, 6, ... draw those after the first.
+    Streams come in pairs, and a pair has 2^40 positions: no two (position, stream) meet in one number.
+    """
+    x = _mix(key + _GOLDEN * (2 * (position + (stream // 2 << 40)) + stream % 2 + 1))
+    x = _mix(x + _GOLDEN * (step + 1))
+    return ((x >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+
+
+def initial_tokens(key: Tensor, position: Tensor, ratio: float, ordinary_ids: Tensor, mask_id: int) -> Tensor:
+    """x_T: what a position shows until it is decided, the mask or, with probability ``ratio``, a random ordinary token.
+
+    A pure function of the answer's stream and the position. ``key`` and ``position`` broadcast.
+    """
+    chosen, which = (uniforms(key, position, torch.full_like(position, step), stream=3) for step in (0, 1))
+    token = ordinary_ids[(which * len(ordinary_ids)).long()]
+    return torch.where(chosen < ratio, token, mask_id)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drawing a token at every masked position
+
+
+def draw(logits: Tensor, u: Tensor, settings: DecodeSettings, *, need_entropy: bool = False, rows_at_once: int = 256):
+    """Draw one token a row.
+
+    Args:
+        logits: (rows, vocab), ids that may not be drawn already at -inf.
+        u: (rows,) uniforms in [0, 1), used when the temperature is above 0; there (rows, n) draws n tokens a row.
+        need_entropy: also return the entropy (nats) of the distribution the token was drawn from.
+        rows_at_once: bound on the fp32 temporaries.
+
+    Returns:
+        (token, confidence, entropy or None), the first two shaped like ``u``, the entropy (rows,). At temperature 0 the
+        token is the argmax and the confidence its softmax probability at temperature 1, unfiltered; above it
+        temperature, top-k, top-p and softmax are applied in this order, the token is drawn by inverse CDF in the order
+        of the ids, and the confidence is its filtered probability.
+    """
+    parts = [
+        _draw_rows(chunk.float(), u_chunk, settings, need_entropy)
+        for chunk, u_chunk in zip(logits.split(rows_at_once), u.split(rows_at_once), strict=True)
+    ]
+    if not parts:
+        empty = logits.new_zeros(0, dtype=torch.float32)
+        return logits.new_zeros(0, dtype=torch.long), empty, empty if need_entropy else None
+    token, confidence, entropy = zip(*parts, strict=True)
+    return torch.cat(token), torch.cat(confidence), torch.cat(entropy) if need_entropy else None
+
+
+def _draw_rows(logits: Tensor, u: Tensor, settings: DecodeSettings, need_entropy: bool):
+    if settings.temperature == 0:
+        top, token = logits.max(-1)
+        confidence = torch.exp(top - logits.logsumexp(-1))
+        return token, confidence, _entropy(logits.softmax(-1)) if need_entropy else None
+    probability = distribution(logits, settings)
+    draws = u.unsqueeze(-1).flatten(1).unbind(-1)
+    token = torch.stack([inverse_cdf(probability, each) for each in draws], -1)
+    confidence = probability.gather(-1, token).view_as(u)
+    return token.view_as(u), confidence, _entropy(probability) if need_entropy else None
+
+
+def distribution(logits: Tensor, settings: DecodeSettings) -> Tensor:
+    """What tokens are drawn from above temperature 0: temperature, top-k, top-p, softmax. (rows, vocab) both."""
+    return filter_logits(logits / settings.temperature, settings.top_k, settings.top_p).softmax(-1)
+
+
+def inverse_cdf(probability: Tensor, u: Tensor, width: int = 512) -> Tensor:
+    """The ids (rows,) at which the running sums of (rows, vocab) probabilities pass the uniforms (rows,).
+
+    In two levels, first among parts of ``width`` ids, then inside one: a running sum over 152k ids takes longer than
+    all else that sampling does. An id without probability is never returned. On a GPU that takes a check: the running
+    sum of a parallel scan can step up by rounding where nothing is added (pytorch issue 21780). Such a draw takes the
+    most likely part, and the most likely id in it.
+    """
+    vocab = probability.shape[-1]
+    whole = vocab // width * width
+    parts = probability[:, :whole].unflatten(-1, (whole // width, width)).sum(-1)
+    parts = torch.cat([parts, probability[:, whole:].sum(-1, keepdim=True)], -1)
+    part, rest = _pass(parts, u.unsqueeze(-1) * parts.sum(-1, keepdim=True))
+    ids = part * width + torch.arange(width, device=part.device)
+    inside = probability.gather(-1, ids.clamp(max=vocab - 1)).masked_fill_(ids >= vocab, 0)
+    return ids.gather(-1, _pass(inside, rest)[0]).squeeze(-1)
+
+
+def _pass(mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the running sum of (rows, n) masses passes the target (rows, 1), and what of the target is left there."""
+    running = mass.cumsum(-1)
+    target = torch.minimum(target, running[:, -1:] * (1 - 2**-23))  # below the total, so that the sum passes it
+    place = torch.searchsorted(running, target, right=True).clamp_(max=mass.shape[-1] - 1)
+    place = torch.where(mass.gather(-1, place) > 0, place, mass.argmax(-1, keepdim=True))
+    return place, (target - running.gather(-1, place) + mass.gather(-1, place)).clamp_(min=0)
+
+
+def _entropy(probability: Tensor) -> Tensor:
+    return torch.special.entr(probability).sum(-1)
+
+
+def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set logits outside top-k, then outside the nucleus of top-p, to -inf. logits: (rows, vocab).
+
+    Only the largest candidates are sorted: a full sort of a 152k vocabulary costs more than the model. It is exact, as
+    the candidates are widened until they hold the nucleus.
+    """
+    vocab = logits.shape[-1]
+    if 0 < top_k < vocab:
+        kept, ids = logits.topk(top_k, dim=-1)
+        if top_p < 1:
+            kept = _nucleus(kept, kept.softmax(-1), top_p)
+        return torch.full_like(logits, -torch.inf).scatter(-1, ids, kept)
+    if top_p >= 1:
+        return logits
+    total = logits.logsumexp(-1, keepdim=True)
+    width = min(1024, vocab)
+    while True:
+        kept, ids = logits.topk(width, dim=-1)
+        probability = (kept - total).exp()
+        if width == vocab or bool((probability.sum(-1) >= top_p).all()):
+            return torch.full_like(logits, -torch.inf).scatter(-1, ids, _nucleus(kept, probability, top_p))
+        width = min(width * 8, vocab)
+
+
+def _nucleus(sorted_logits: Tensor, probability: Tensor, top_p: float) -> Tensor:
+    """Keep the smallest head of a descending row whose mass reaches top_p (always at least the first)."""
+    mass_before = probability.cumsum(-1) - probability
+    mass_before[..., :1].zero_()
+    return sorted_logits.masked_fill(mass_before >= top_p, -torch.inf)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Choosing the positions
+
+
+def quota(settings: DecodeSettings, device=None) -> Tensor:
+    """Tokens that step s = 0, 1, ... unmasks: (denoising_steps_per_block,), the remainder goes to the first steps."""
+    base, extra = divmod(settings.block_size, settings.denoising_steps_per_block)
+    steps = torch.arange(settings.denoising_steps_per_block, device=device)
+    return base + (steps < extra).long()
+
+
+def choose(
+    masked: Tensor, confidence: Tensor, share: Tensor, settings: DecodeSettings, entropy: Tensor | None, order: Tensor
+) -> Tensor:
+    """The positions unmasked in this step.
+
+    Args:
+        masked: (rows, block) bool, what is still masked.
+        confidence: (rows, block) of the drawn tokens; ignored where not masked.
+        share: (rows,) the step's quota; it never exceeds what is masked.
+        entropy: (rows, block), for the entropy-bounded strategy.
+        order: (rows, block) uniforms, for the random strategy.
+
+    Returns:
+        (rows, block) bool, a subset of ``masked``; at least one position of every row that has any. Ties go left.
+    """
+    strategy = settings.remasking_strategy
+    if strategy == "sequential":
+        score = -torch.arange(masked.shape[1], device=masked.device, dtype=torch.float32).expand(masked.shape)
+    elif strategy == "random":
+        score = order
+    elif strategy == "entropy_bounded":
+        score = -entropy
+    else:
+        score = confidence
+    ranked = score.masked_fill(~masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    rank = ranked.argsort(-1)
+    number = share.unsqueeze(-1)
+    if strategy == "low_confidence_dynamic":
+        above = (masked & (confidence > settings.dynamic_threshold)).sum(-1, keepdim=True)
+        number = torch.maximum(number, above)
+    elif strategy == "entropy_bounded":
+        in_order = entropy.masked_fill(~masked, torch.inf).gather(-1, ranked)
+        number = (in_order.cumsum(-1) <= settings.eb_threshold).sum(-1, keepdim=True).clamp(min=1)
+    return masked & (rank < number)

@@ -1,0 +1,321 @@
+"""Configuration machinery: dataclasses are the schema, hold the defaults, the help and the limits; OmegaConf merges.
+
+    config = load(TrainConfig, sys.argv[1:], default="configs/ddo_sdar_full_self.yaml")
+
+Order, the later one wins: defaults <- preset <- YAML file (``config=FILE``) <- command line (``a.b=c``). A file with
+``base: OTHER`` builds on another one and wins over it. Whatever is wrong with them is a one-line ``UserError`` before
+any model loads. A schema may have two things of its own: ``PRESETS`` (key of the preset's name -> name -> values of the
+keys beside it) and ``check()``, for how values go together.
+"""
+
+import dataclasses
+import difflib
+import math
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from t3d.common import paths
+from t3d.common.errors import UserError
+from t3d.common.jsonfiles import atomic_write
+
+Config = TypeVar("Config")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    fixed: str | None = None,
+    several: bool = False,
+) -> Any:
+    """A dataclass field with its help and its limits; for a list the limits hold for every item.
+
+    ``several`` marks a text that may name several things: a list given for it is joined by commas.
+
+    ``fixed`` marks a key that is accepted but has no effect: any value but the default is an error, and the text of
+    ``fixed`` tells what to do instead.
+    """
+    limits = {"choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt, "fixed": fixed}
+    limits["several"] = several or None
+    metadata = {"help": help} | {name: limit for name, limit in limits.items() if limit is not None}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def load(schema: type[Config], argv: Sequence[str] | None = None, default: str | None = None) -> Config:
+    """The configuration of one run, checked.
+
+    Args:
+        schema: a dataclass of dataclasses, such as TrainConfig.
+        argv: ``config=FILE`` and dotted overrides ``a.b=c``; None = the process's own. ``--help`` prints and exits 0.
+        default: the YAML file to read where ``config=`` is not given; None = only the dataclasses' defaults.
+
+    Raises:
+        UserError: unknown key, wrong type, impossible value, missing or malformed file, malformed override.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(help_text(schema, default))
+        raise SystemExit(0)
+
+    known = _items(schema())
+    given: dict[str, Any] = {}
+    file, overrides = _split(argv)
+    file = file or default
+    layers = _yaml_layers(file) if file else []
+    layers += [({key: value}, "") for key, value in overrides]
+    for values, place in layers:
+        for key, value in _flatten(values, known):
+            given[key] = value
+            if key not in known:
+                raise fault(key, value, _unknown(key, known) + place)
+
+    preset: dict[str, Any] = {}
+    for chooser, choices in getattr(schema, "PRESETS", {}).items():
+        section = chooser.rpartition(".")[0]
+        preset |= {f"{section}.{name}": value for name, value in choices.get(str(given.get(chooser)), {}).items()}
+    config = OmegaConf.structured(schema())
+    for key, value in (preset | given).items():
+        try:
+            OmegaConf.update(config, key, _accept(key, value, known[key]))
+        except OmegaConfBaseException:
+            raise _type_fault(key, value, known[key]) from None
+    try:
+        config = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or to a wrong type
+        key = (error.full_key or "").partition("[")[0]
+        reason = str(error).splitlines()[0]
+        raise fault(key, given.get(key), f"{reason}; write the value itself, or ${{section.key}} of another") from None
+    validate(config)
+    return config
+
+
+def validate(config: Any) -> None:
+    """Check every value's limits and how the values go together. Raises UserError at the first that does not hold."""
+    defaults = _items(type(config)())
+    for key, item in _items(config).items():
+        for value in item.value if isinstance(item.value, list) else [item.value]:
+            if value is not None and (remedy := _violation(value, item.limits, defaults[key].value)):
+                raise fault(key, value, remedy)
+    if hasattr(config, "check"):
+        config.check()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain nested dictionaries."""
+    return dataclasses.asdict(config)
+
+
+def save(config: Any, path: str | Path) -> None:
+    """Write the resolved configuration as YAML; ``config=<path>`` gives the same one back. All of it or nothing."""
+    with atomic_write(path) as file:
+        OmegaConf.save(OmegaConf.create(to_dict(config)), file)
+
+
+def help_text(schema: type, default: str | None = None) -> str:
+    """What ``--help`` prints: usage, then every key with its default, type, limits and help."""
+    lines = [
+        f"usage: {sys.argv[0] or 'script'} [config=FILE] [section.key=value ...]",
+        "",
+        schema.__doc__ or "",
+        "",
+        f"config=FILE: YAML file, looked up from here and from the repository's root; default {default or 'none'}",
+        "In a file, `base: FILE` names another one to build on.",
+        "Values: null, true, numbers, text, [lists], ${other.key}. Later ones win:",
+        "defaults <- preset (training only) <- FILE <- command line.",
+    ]
+    section = None
+    for key, item in _items(schema()).items():
+        if (head := key.rpartition(".")[0]) != section:
+            section = head
+            lines += ["", f"{section or 'top'}:"]
+        limits = ", ".join(filter(None, [_type_name(item.hint), _limits_text(item.limits)]))
+        for text, indent in ((f"{key}={_show(item.value)}  ({limits})", "  "), (item.limits.get("help", ""), "      ")):
+            lines += textwrap.wrap(text, 116, initial_indent=indent, subsequent_indent=" " * 6, break_on_hyphens=False)
+    for chooser, choices in getattr(schema, "PRESETS", {}).items():
+        lines += ["", f"presets ({chooser}):"]
+        lines += [
+            f"  {name}: " + (", ".join(f"{k}={_show(v)}" for k, v in values.items()) or "the defaults")
+            for name, values in choices.items()
+        ]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The parts
+
+
+@dataclass(frozen=True)
+class _Item:
+    value: Any
+    hint: Any
+    limits: Any  # the field's metadata: help, choices, ge, gt, le, lt, fixed, several
+
+
+def _items(config: Any, prefix: str = "") -> dict[str, _Item]:
+    """Dotted key -> item, for every leaf of a configuration object."""
+    hints, items = get_type_hints(type(config)), {}
+    for f in fields(config):
+        key, value = prefix + f.name, getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            items |= _items(value, key + ".")
+        else:
+            items[key] = _Item(value, hints[f.name], f.metadata)
+    return items
+
+
+def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, Any]]]:
+    """The tokens of a command line -> (the config file or None, the overrides with their values parsed as YAML)."""
+    file, overrides = None, []
+    for token in argv:
+        key, equals, text = token.partition("=")
+        if not equals or not key or key.startswith("-"):
+            raise UserError(f"{token}: not understood; write key=value, for example rollout.block_size=4, or --help")
+        if key == "config":
+            if file is not None:
+                raise UserError(f"{token}: config= is given twice; give one file")
+            if not text:
+                raise UserError(f"{token}: no file; write config=FILE")
+            file = text
+            continue
+        try:
+            overrides.append((key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]))
+        except (yaml.YAMLError, OmegaConfBaseException):
+            raise UserError(f"{token}: the value is malformed; check its brackets and quotes") from None
+    return file, overrides
+
+
+def _yaml_layers(file: str, above: tuple[str, ...] = ()) -> list[tuple[dict[Any, Any], str]]:
+    """The values of a YAML file, those of the file it builds on (``base``) before them, each with where it stands."""
+    if file in above:
+        raise UserError(f"config={above[0]}: base: {file} leads back to itself; leave it out")
+    values = _read_yaml(file)
+    base = values.pop("base", None)
+    if base is not None and not isinstance(base, str):
+        raise fault("base", base, f"expected the name of a YAML file (in {file})")
+    return [*(_yaml_layers(base, (*above, file)) if base else []), (values, f" (in {file})")]
+
+
+def _read_yaml(file: str) -> dict[Any, Any]:
+    path = paths.resolve(file)
+    if not path.is_file():
+        raise UserError(f"config={file}: no such file (looked in the current folder and in {paths.ROOT})")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise UserError(f"config={file}: not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config={file}: cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"config={file}: holds a list; write `section:` and below it `key: value`")
+    return values
+
+
+def _flatten(values: dict[Any, Any], known: dict[str, _Item], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values -> (dotted key, value) pairs. A section without keys reads as null in YAML: nothing is set."""
+    pairs = []
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        section = any(other.startswith(key + ".") for other in known)
+        if isinstance(value, dict) and key not in known and (value or section):
+            pairs += _flatten(value, known, key + ".")
+        elif section and value is not None:
+            below = ", ".join(k.removeprefix(key + ".") for k in known if k.startswith(key + "."))
+            raise fault(key, value, f"is a section; set one of its keys: {below}")
+        elif not section:
+            pairs.append((key, value))
+    return pairs
+
+
+def _unknown(key: str, known: dict[str, _Item]) -> str:
+    same_name = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    guess = close[0] if close else same_name[0] if len(same_name) == 1 else None
+    return f"unknown key; did you mean {guess}?" if guess else "unknown key; --help lists all keys"
+
+
+def _accept(key: str, value: Any, item: _Item) -> Any:
+    """The value to hand to OmegaConf, which takes some that are mistakes: `???`, nested lists, true and false as text.
+
+    YAML reads a bare `no` as false; where "no" is a choice, that is what was meant.
+    """
+    if value is False and "no" in item.limits.get("choices", ()):
+        return "no"
+    if "several" in item.limits and isinstance(value, list) and value:
+        value = value if any(not isinstance(part, str) for part in value) else ",".join(value)
+    nested = isinstance(value, list) and any(isinstance(part, list | dict) for part in value)
+    if value == "???" or nested or (isinstance(value, bool) and _plain(item.hint) is str):
+        raise _type_fault(key, value, item)
+    return value
+
+
+def _type_fault(key: str, value: Any, item: _Item) -> UserError:
+    example = f", for example {key}={_show(item.value)}" if item.value is not None else ""
+    return fault(key, value, f"expected {_type_name(item.hint)}{example}")
+
+
+def fault(key: str, value: Any, remedy: str) -> UserError:
+    return UserError(f"{key}={_show(value)}: {remedy}")
+
+
+def _violation(value: Any, limits: Any, default: Any) -> str | None:
+    """Why a value is not allowed and what is, or None."""
+    if limits.get("fixed") is not None and value != default:
+        return limits["fixed"]
+    choices = limits.get("choices")
+    if choices is not None and value not in choices:
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        return f"must be {_limits_text(limits)}" + (f"; did you mean {close[0]}?" if close else "")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    inside = (
+        ("ge" not in limits or value >= limits["ge"])
+        and ("gt" not in limits or value > limits["gt"])
+        and ("le" not in limits or value <= limits["le"])
+        and ("lt" not in limits or value < limits["lt"])
+    )
+    return None if inside else f"must be {_limits_text(limits)}"
+
+
+def _limits_text(limits: Any) -> str:
+    if choices := limits.get("choices"):
+        return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{word} {limits[name]}" for name, word in words.items() if name in limits)
+
+
+def _plain(hint: Any) -> Any:
+    """The type without its `| None`."""
+    return next(arg for arg in get_args(hint) if arg is not NoneType) if NoneType in get_args(hint) else hint
+
+
+def _type_name(hint: Any) -> str:
+    plain = _plain(hint)
+    if get_origin(plain) is list:
+        name = "a list of names" if get_args(plain) == (str,) else "a list of numbers"
+    else:
+        name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[plain]
+    return name if plain is hint else name + " or null"
+
+
+def _show(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "[" + ", ".join(map(_show, value)) + "]" if isinstance(value, list) else str(value)

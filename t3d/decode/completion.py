@@ -1,0 +1,147 @@
+"""What a teacher would have written in each block of a student's answer, after the student's earlier blocks.
+
+In the training layout [clean = the answer | noisy = its blocks, all masked] a block sees the answer's earlier blocks
+and itself alone. So all blocks of all answers are decoded at once, one token of each a forward, block_size forwards in
+all, without a cache. How a token is drawn, which one is unmasked, and the random numbers are the decoder's
+(t3d.blocks.decoding): the author of an answer, asked for its blocks with the same seed, writes them again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from t3d.blocks.decoding import choose, draw, stream_key, uniforms
+from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.special_ids import SpecialIds
+from t3d.data.trajectory import Trajectory
+from t3d.decode.runner import TOKENS_PREFILLED
+from t3d.states.base import Batch, State, clean_sequence, collate, state_without_order
+from t3d.states.groups import block_groups
+from t3d.states.packing import micro_batches
+
+
+class Completion(NamedTuple):
+    """A block of its own at every block of an answer: ids and, 1-based and growing over blocks, when each was unmasked.
+
+    As long as the answer's response_ids. A block does not follow from the one before it here.
+    """
+
+    ids: list[int]
+    unmask_step: list[int]
+
+
+def complete(
+    model: Callable,
+    trajectories: Sequence[Trajectory],
+    settings: DecodeSettings,
+    seed: int,
+    ids: SpecialIds,
+    *,
+    device: torch.device,
+    flex: bool = False,
+    chunk: int = 1024,
+) -> Iterator[tuple[Trajectory, Completion]]:
+    """Each answer with the completion of its blocks by ``model``, in any order.
+
+    Args:
+        model: as an objective gets it. flex: it takes FlexAttention's masks.
+        settings: as the answers' but for the steps: a block is decoded one token a step, from masks.
+        seed: of the answers, whose random streams these are.
+        chunk: rows of the vocabulary projection at once.
+    """
+    by_id = {trajectory.id: trajectory for trajectory in trajectories}
+    states = [masked_answer(trajectory, ids.mask_id) for trajectory in trajectories]
+    for rows in micro_batches(states, size=1, budget=TOKENS_PREFILLED, packed=flex):
+        answers = [by_id[state.sample_id] for row in rows for state in row]
+        keys = torch.tensor([stream_key(seed, *of_stream(answer.id)) for answer in answers], device=device)
+        prompts = torch.tensor([len(answer.prompt_ids) for answer in answers], device=device)
+        batch = collate(rows, ids.pad_id, flex=flex, device=device)
+        forbidden = torch.tensor(ids.forbidden_ids, device=device)
+        found = complete_batch(model, batch, keys, prompts, settings, forbidden, chunk)
+        lengths = [len(answer.response_ids) for answer in answers]
+        for answer, *parts in zip(answers, *(values.cpu().split(lengths) for values in found), strict=True):
+            yield answer, Completion(*(part.tolist() for part in parts))
+
+
+def of_stream(trajectory_id: str) -> tuple[str, int]:
+    """The (prompt, sample) that name an answer's random stream."""
+    prompt, _, sample = trajectory_id.rpartition("/")
+    return prompt, int(sample)
+
+
+def masked_answer(trajectory: Trajectory, mask_id: int) -> State:
+    """The state in which every token of the response is masked and looked at."""
+    ids, grid = clean_sequence(vars(trajectory), trajectory.block_size, mask_id)
+    position = torch.arange(len(trajectory.prompt_ids), len(ids))
+    noisy = ids[grid.start :].clone()
+    noisy[position - grid.start] = mask_id
+    state = state_without_order(ids, grid, noisy, position)
+    state.sample_id = trajectory.id
+    return state
+
+
+@torch.no_grad()
+def complete_batch(
+    model: Callable,
+    batch: Batch,
+    keys: Tensor,
+    prompts: Tensor,
+    settings: DecodeSettings,
+    forbidden: Tensor,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """(N,) tokens and (N,) unmask steps for the N targets of a batch of masked answers.
+
+    Args:
+        keys, prompts: (sequences,) each answer's random stream, and the length of its prompt.
+        forbidden: ids that may not be drawn.
+    """
+    of_sequence, group = block_groups(batch.sequence, batch.block)
+    position = batch.position_ids.flatten()[batch.loss_index]
+    column = position % settings.block_size
+    # (blocks, block_size), -1 where a block begins with the prompt's end
+    place, where = torch.full((2, len(of_sequence), settings.block_size), -1, device=position.device)
+    place[group, column], where[group, column] = batch.loss_index, position
+    present = place >= 0
+    first = where.masked_fill(~present, torch.iinfo(where.dtype).max).amin(-1)
+    done = first - prompts[of_sequence]  # a token was a step in the earlier blocks, too
+    ids, step = batch.input_ids.flatten().clone(), torch.zeros_like(place)
+    one = torch.ones_like(done)
+    for stage in range(1, settings.block_size + 1):
+        masked = present & (step == 0)
+        when = (done + stage).unsqueeze(-1).expand(place.shape)
+        u = uniforms(keys[of_sequence].unsqueeze(-1), where, when)[masked]
+        token, confidence = torch.zeros_like(place), torch.zeros(place.shape, device=place.device)
+        token[masked], confidence[masked] = draw_at(model, batch, ids, place[masked], u, settings, forbidden, chunk)
+        order = uniforms(keys[of_sequence].unsqueeze(-1), where, when, stream=1)
+        unmask = choose(masked, confidence, one, settings, None, order)
+        ids[place[unmask]] = token[unmask]
+        step = torch.where(unmask, when, step)
+    return ids[batch.loss_index], step[group, column]
+
+
+def draw_at(
+    model: Callable,
+    batch: Batch,
+    ids: Tensor,
+    place: Tensor,
+    u: Tensor,
+    settings: DecodeSettings,
+    forbidden: Tensor,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """One forward of the batch at ``ids``: (rows,) tokens drawn at the places, and their confidences."""
+
+    def head(hidden: Tensor, weight: Tensor) -> list[tuple]:
+        drawn = []
+        for rows, of_rows in zip(hidden.flatten(0, 1)[place].split(chunk), u.split(chunk), strict=True):
+            logits = (rows @ weight.T).float().index_fill_(-1, forbidden, -torch.inf)
+            drawn.append(draw(logits, of_rows, settings)[:2])
+        return drawn
+
+    shaped = ids.view_as(batch.input_ids)
+    drawn = model(shaped, batch.attention_mask, position_ids=batch.position_ids, use_cache=False, head=head)
+    tokens, confidence = zip(*drawn, strict=True)
+    return torch.cat(tokens), torch.cat(confidence)

@@ -1,0 +1,400 @@
+"""Our own decoder: block diffusion over a slotted KV cache, continuous batching, fused commits.
+
+A lane decodes one request at a time. Lanes share every forward; a lane that finishes is refilled at once. The cache has
+one slot per absolute position, so a single predicate (t3d.blocks.attention) covers prefill, decoding and commits, and
+whatever a lane wrote beyond its current block is overwritten before anyone may see it.
+
+A finished block must enter the cache with its final tokens. With ``fused_commit`` that happens in the forward that
+starts the next block, on [finished block | next block]: exact under block-causal attention, and ``steps`` forwards a
+block in place of ``steps + 1``. With ``self_verify`` a block counts as finished when a forward of its own has checked
+it (t3d.decode.verify). With ``energy_candidates`` a step draws several times and chooses (t3d.decode.energy).
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from t3d.blocks.decoding import choose, draw, quota, stream_key, uniforms
+from t3d.blocks.settings import DecodeSettings
+from t3d.common.errors import UserError
+from t3d.data.trajectory import Trajectory
+from t3d.decode.cache import Slots
+from t3d.decode.energy import Energy, candidate_uniforms
+from t3d.decode.protocol import Request, Step, refuse_mask_in_prompts
+from t3d.decode.runner import TOKENS_PREFILLED, ModelRunner
+from t3d.decode.verify import Verifier, close_up
+
+
+class LocalEngine:
+    """Decodes on one device with a Hugging Face SDAR model (see ``t3d.decode.protocol.Engine``).
+
+    Args:
+        model: SDARForCausalLM in eval mode.
+        mask_id: the mask token. stop_ids: ids that end an answer.
+        forbidden_ids: ids that may never be drawn (the mask, ids beyond the tokenizer).
+        max_active: most lanes at once; fewer are used when the cache would not fit in memory.
+        fused_commit: write a finished block's cache in the next block's first forward.
+        ordinary_ids: what ``random_init_ratio`` draws from; without them it must be 0.
+        compile: run the blocks' forwards through torch.compile. The model is compiled in place.
+    """
+
+    def __init__(
+        self,
+        model,
+        *,
+        mask_id: int,
+        stop_ids: Sequence[int],
+        forbidden_ids: Sequence[int],
+        max_active: int = 256,
+        fused_commit: bool = True,
+        ordinary_ids: Sequence[int] | Tensor = (),
+        compile: bool = False,
+    ):
+        self.model = model
+        self.device = model.device
+        self.mask_id = mask_id
+        self.stops = frozenset(stop_ids)
+        self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.device)
+        self.forbidden_ids = torch.tensor(sorted({mask_id, *forbidden_ids}), device=self.device)
+        self.max_active = max_active
+        self.fused_commit = fused_commit
+        self.ordinary_ids = torch.as_tensor(ordinary_ids, dtype=torch.long).to(self.device)
+        self.compile = compile
+        if compile:
+            model.model.compile(dynamic=False)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        requests: Sequence[Request],
+        settings: DecodeSettings,
+        seed: int,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Iterator[Trajectory]:
+        """Yield one trajectory per request as it finishes.
+
+        Args:
+            on_step: sees every lane after every denoising step. It costs reads from the device, None costs nothing.
+
+        Raises:
+            UserError: a request longer than the model's positions or the memory allow, or no compiler for ``compile``;
+                nothing has been decoded then.
+        """
+        if not requests:
+            return
+        if settings.random_init_ratio and not len(self.ordinary_ids):
+            raise UserError(f"random_init_ratio={settings.random_init_ratio}: not supported here; leave it at 0")
+        refuse_mask_in_prompts(requests, self.mask_id)
+        capacity = self._capacity(requests, settings)
+        lanes = min(self.max_active, len(requests), self._lanes_that_fit(capacity + settings.block_size))
+        run = Run(self, settings, seed, lanes, capacity, on_step)
+        waiting = deque(requests)
+        while waiting or run.busy:
+            run.refill(waiting)
+            yield from run.step()
+            if not waiting:
+                run.shrink()
+
+    def _capacity(self, requests: Sequence[Request], settings: DecodeSettings) -> int:
+        block = settings.block_size
+        longest = max(requests, key=lambda request: len(request.prompt_ids))
+        capacity = -(-(len(longest.prompt_ids) + settings.max_token) // block) * block
+        positions = self.model.config.max_position_embeddings
+        if capacity > positions:
+            raise UserError(
+                f"rollout.max_token={settings.max_token}: prompt {longest.id} has {len(longest.prompt_ids)} tokens, "
+                f"and the model has {positions} positions; lower rollout.max_token or leave the prompt out"
+            )
+        return capacity
+
+    def _lanes_that_fit(self, slots: int) -> int:
+        size = slots * Slots.bytes_per_slot(self.model.config, self.model.dtype)
+        if self.device.type == "cuda":
+            # what PyTorch's allocator keeps and does not use is free as well
+            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            free = torch.cuda.mem_get_info(self.device)[0] + unused
+        else:
+            import psutil
+
+            free = psutil.virtual_memory().available
+        lanes = int(0.8 * free) // size
+        if lanes < 1:
+            raise UserError(
+                f"rollout.max_token: one answer's cache takes {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
+                "free; lower rollout.max_token"
+            )
+        return lanes
+
+
+@dataclass
+class Ahead:
+    """What the host knows of the coming step, so that it need not ask the device in its course.
+
+    inside: masks in the blocks of lanes that are inside one. fresh: of lanes about to begin one. commits: lanes whose
+    last block is not in the cache yet.
+    """
+
+    inside: int = 0
+    fresh: int = 0
+    commits: int = 0
+
+
+class Run:
+    """One call of ``generate``: which request is in which lane, and what each step does with them."""
+
+    def __init__(
+        self,
+        engine: LocalEngine,
+        settings: DecodeSettings,
+        seed: int,
+        lanes: int,
+        capacity: int,
+        on_step: Callable[[Step], None] | None = None,
+    ):
+        self.engine, self.settings, self.seed = engine, settings, seed
+        self.capacity, self.on_step = capacity, on_step
+        self.runner = ModelRunner(
+            engine.model,
+            settings,
+            lanes,
+            capacity,
+            mask_id=engine.mask_id,
+            forbidden_ids=engine.forbidden_ids,
+            ordinary_ids=engine.ordinary_ids,
+            compile=engine.compile,
+        )
+        self.lanes = self.runner.lanes
+        self.requests: list[Request | None] = [None] * lanes
+        self.began = [0.0] * lanes
+        self.quota = quota(settings, engine.device)
+        # Sampling is passes over the vocabulary. On a CPU they cost several times less on rows that stay in its cache,
+        # whose temporaries the allocator reuses (8 MiB); a GPU wants few launches.
+        cpu = engine.device.type == "cpu"
+        self.rows_drawn = max(1, 2**21 // engine.model.config.vocab_size) if cpu else self.runner.rows_at_once
+        self.verifier = Verifier(self.runner, self.show if on_step else None) if settings.self_verify else None
+        self.energy = Energy(self.runner) if settings.energy_candidates > 1 else None
+        # Lanes with a fixed number of steps a block start their blocks together, so that one forward in `steps` is the
+        # wide one that commits. With a varying number of steps there is nothing to align.
+        fixed = settings.remasking_strategy in ("low_confidence_static", "sequential", "random")
+        fixed = fixed and not settings.self_verify
+        self.period = settings.denoising_steps_per_block if fixed else 1
+        self.phase = 0
+        self.ahead = Ahead()
+
+    @property
+    def busy(self) -> bool:
+        return any(request is not None for request in self.requests)
+
+    # -- prefill ------------------------------------------------------------------------------------------------------
+
+    def refill(self, waiting: deque[Request]) -> None:
+        """Put waiting requests into free lanes and prefill their whole prompt blocks.
+
+        Requests with the same prompt share it: the prompt is computed in one lane and copied to the others.
+        """
+        free = [lane for lane, request in enumerate(self.requests) if request is None][: len(waiting)]
+        if not free:
+            return
+        state, block, device = self.lanes, self.settings.block_size, self.engine.device
+        ids = torch.full((len(free), self.capacity), self.engine.mask_id)
+        count, key = torch.zeros(2, len(free), dtype=torch.long)
+        computed: dict[tuple[int, ...], int] = {}  # prompt -> the lane that computes it
+        source = []
+        for row, lane in enumerate(free):
+            request = waiting.popleft()
+            self.requests[lane], self.began[lane] = request, time.perf_counter()
+            count[row] = len(request.prompt_ids)
+            ids[row, : len(request.prompt_ids)] = torch.tensor(request.prompt_ids, dtype=torch.long)
+            key[row] = stream_key(self.seed, request.prompt, request.sample)
+            source.append(computed.setdefault(request.prompt_ids, lane))
+        start = count // block * block
+        width = int(start.max())
+        self.runner.key_slots = max(self.runner.key_slots, width + block)
+        self.ahead.fresh += int((start + block - count).sum())
+
+        lanes = torch.tensor(free, device=device)
+        state.ids[lanes] = ids.to(device)
+        state.unmask_step[lanes] = 0
+        state.prompt[lanes], state.limit[lanes] = count.to(device), (count + self.settings.max_token).to(device)
+        state.start[lanes], state.key[lanes] = start.to(device), key.to(device)
+        state.stage[lanes] = state.steps[lanes] = 0
+        state.forwards[lanes] = (start > 0).long().to(device)
+        state.active[lanes], state.commit[lanes] = True, False
+        if self.verifier is not None:
+            self.verifier.drafts.settled[lanes] = state.prompt[lanes]
+        self._prefill({lane: int(start[row]) for row, lane in enumerate(free) if source[row] == lane})
+        if width and len(computed) < len(free):
+            self.runner.cache.copy(torch.tensor(source, device=device), lanes, width)
+
+    def _prefill(self, width_of: dict[int, int]) -> None:
+        """Fill the cache of lanes to their widths, like ones together, a bounded number of tokens at a time."""
+        waiting = sorted((lane for lane, width in width_of.items() if width), key=width_of.get, reverse=True)
+        while waiting:
+            width = width_of[waiting[0]]
+            rows = max(1, TOKENS_PREFILLED // width)
+            self.runner.prefill(torch.tensor(waiting[:rows], device=self.engine.device), width)
+            waiting = waiting[rows:]
+
+    # -- one denoising step -------------------------------------------------------------------------------------------
+
+    def step(self) -> Iterator[Trajectory]:
+        """One denoising step of every lane whose turn it is; yields the answers it finishes.
+
+        The host reads from the device once, in ``_advance``, and learns there all that the next step's shapes take. A
+        nucleus (top_p < 1 without top_k, see ``filter_logits``) adds a read; so do finished answers, an observer,
+        self-verification and an energy.
+        """
+        state = self.lanes
+        turn = state.active & (state.stage > 0) if self.phase else state.active.clone()
+        # A lane with a block to commit is between blocks, and those begin at phase 0.
+        committing = turn & state.commit if self.ahead.commits and not self.phase else None
+        if committing is not None and not self.engine.fused_commit:
+            self.runner.block_forward(committing, None)
+            state.forwards += committing.long()
+            committing = None
+        tokens, confidence, entropy, masked, position = self._denoise(committing, turn)
+        if self.energy is not None:
+            tokens, confidence = self.energy.choose(tokens, confidence, masked, turn)
+        state.commit &= ~turn
+        state.forwards += turn.long()
+        state.steps += turn.long()
+
+        share = self.quota[state.stage.clamp(max=len(self.quota) - 1)]
+        order = uniforms(state.key.unsqueeze(-1), position, state.steps.unsqueeze(-1), stream=1)
+        unmask = choose(masked, confidence, share, self.settings, entropy, order)
+        current = state.ids.gather(1, position)
+        when = state.unmask_step.gather(1, position)
+        state.ids.scatter_(1, position, torch.where(unmask, tokens, current))
+        state.unmask_step.scatter_(1, position, torch.where(unmask, state.steps.unsqueeze(-1), when))
+        state.stage += turn.long()
+        complete = turn & ~(masked & ~unmask).any(-1)
+        if self.on_step is not None:
+            self.show(turn, torch.zeros_like(complete) if self.verifier else complete)
+        if self.verifier is not None:
+            complete = self.verifier.settle(complete, unmask, confidence)
+        yield from self._advance(complete, position)
+
+    def _denoise(self, wide: Tensor | None, turn: Tensor):
+        """Forward, then draw at the masked positions of the lanes whose turn it is.
+
+        Returns tokens, confidence, entropy (or None), masked: (lanes, block), and their positions. With an energy
+        tokens and confidence are of all candidates, (lanes, block, candidates).
+        """
+        state, settings, runner = self.lanes, self.settings, self.runner
+        masked, position = self._masked(turn)
+        masks = self.ahead.inside + (0 if self.phase else self.ahead.fresh)
+        # nonzero() would wait for their number, which is known; nonzero_static() needs torch 2.7 on CUDA
+        first = masked.flatten().byte().argsort(descending=True, stable=True)[:masks]
+        lane, column = first // masked.shape[1], first % masked.shape[1]
+        stream = state.key[lane], position[lane, column], state.steps[lane] + 1
+        u = uniforms(*stream) if self.energy is None else candidate_uniforms(*stream, settings.energy_candidates)
+        need_entropy = settings.remasking_strategy == "entropy_bounded"
+
+        def head(hidden: Tensor, weight: Tensor):
+            hidden = hidden[:, -settings.block_size :][lane, column]
+            if self.verifier is not None:
+                self.verifier.drafts.hidden[lane, column] = hidden
+            drawn = []
+            for h, u_rows in zip(hidden.split(runner.rows_at_once), u.split(runner.rows_at_once), strict=True):
+                logits = runner.logits(h, weight)
+                drawn.append(draw(logits, u_rows, settings, need_entropy=need_entropy, rows_at_once=self.rows_drawn))
+            return drawn
+
+        grids = []
+        for parts in zip(*self.runner.block_forward(wide, turn, head), strict=True):
+            if parts[0] is None:
+                grids.append(None)
+                continue
+            values = torch.cat(parts)
+            grids.append(torch.zeros(masked.shape + values.shape[1:], dtype=values.dtype, device=values.device))
+            grids[-1][lane, column] = values
+        return *grids, masked, position
+
+    def _masked(self, turn: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the current blocks: what is masked in those of the lanes ``turn``, and the positions; (lanes, block)."""
+        state = self.lanes
+        position = (state.start.unsqueeze(-1) + self.runner.column).clamp(max=self.capacity - 1)
+        return (state.ids.gather(1, position) == self.engine.mask_id) & turn.unsqueeze(-1), position
+
+    def _advance(self, complete: Tensor, position: Tensor) -> Iterator[Trajectory]:
+        """Move lanes with a complete block on; hand out those that are through."""
+        state, block = self.lanes, self.settings.block_size
+        answer = (position >= state.prompt.unsqueeze(-1)) & (position < state.limit.unsqueeze(-1))
+        is_stop = (state.ids.gather(1, position).unsqueeze(-1) == self.engine.stop_ids).any(-1)
+        through = complete & ((is_stop & answer).any(-1) | (state.start + block >= state.limit))
+        state.start += block * complete.long()
+        state.stage *= (~complete).long()
+        state.commit |= complete
+        state.active &= ~through
+        # The one read of a step: which lanes are through, how far the cache is read, and what lies ahead.
+        masks = self._masked(state.active)[0].sum(-1)
+        inside = (masks * (state.stage > 0)).sum()
+        frontier = (state.start * state.active).max()
+        commits = (state.active & state.commit).sum()
+        read = torch.cat([through.long(), torch.stack([frontier, inside, masks.sum(), commits])])
+        *ended, frontier, inside, masks, commits = read.tolist()
+        self.ahead = Ahead(inside, masks - inside, commits)
+        self.phase = (self.phase + 1) % self.period if inside else 0
+        self.runner.key_slots = frontier + block
+        if any(ended):
+            yield from self._hand_out([lane for lane, is_through in enumerate(ended) if is_through])
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def show(self, turn: Tensor, complete: Tensor) -> None:
+        """Report the step just done to the observer, lane by lane."""
+        state = self.lanes
+        for lane in turn.nonzero().flatten().tolist():
+            step, prompt, start = (int(x[lane]) for x in (state.steps, state.prompt, state.start))
+            response = slice(prompt, start + self.settings.block_size)
+            unmasked = (state.unmask_step[lane, response] == step).nonzero().flatten().tolist()
+            ids = state.ids[lane, response].tolist()
+            self.on_step(Step(self.requests[lane].id, step, ids, unmasked, bool(complete[lane])))
+
+    def _hand_out(self, lanes: list[int]) -> Iterator[Trajectory]:
+        """The trajectories of these lanes, which are free from then on."""
+        state, at = self.lanes, torch.tensor(lanes, device=self.engine.device)
+        counts = torch.stack([state.start[at], state.forwards[at]], 1)
+        table = torch.cat([counts, state.ids[at], state.unmask_step[at]], 1).tolist()
+        for lane, (end, forwards, *tokens) in zip(lanes, table, strict=True):
+            request, self.requests[lane] = self.requests[lane], None
+            prompt = len(request.prompt_ids)
+            response, unmask_step = tokens[prompt:end], tokens[self.capacity :][prompt:end]
+            if self.verifier is not None:
+                unmask_step = close_up(unmask_step)
+            initial = []
+            if self.settings.random_init_ratio:
+                place = torch.arange(prompt, end, device=self.engine.device)
+                initial = self.runner.initial(state.key[lane], place).tolist()
+            answer = response[: self.settings.max_token]
+            stop = next((i for i, token in enumerate(answer) if token in self.engine.stops), None)
+            yield Trajectory(
+                id=request.id,
+                prompt_ids=list(request.prompt_ids),
+                response_ids=response,
+                unmask_step=unmask_step,
+                length=len(answer) if stop is None else stop + 1,
+                block_size=self.settings.block_size,
+                finish_reason="length" if stop is None else "stop",
+                initial_ids=initial,
+                steps=max(unmask_step),
+                forwards=forwards,
+                seconds=time.perf_counter() - self.began[lane],
+                decode=asdict(self.settings),
+            )
+
+    def shrink(self) -> None:
+        """With nothing left to refill, give up empty lanes once they are half of all (compiled: their number stays)."""
+        taken = [lane for lane, request in enumerate(self.requests) if request is not None]
+        if not taken or 2 * len(taken) > len(self.requests) or self.engine.compile:
+            return
+        lanes = torch.tensor(taken, device=self.engine.device)
+        for part in (self.lanes, self.runner.cache, self.verifier and self.verifier.drafts):
+            if part is not None:
+                part.keep(lanes)
+        self.requests = [self.requests[lane] for lane in taken]
+        self.began = [self.began[lane] for lane in taken]

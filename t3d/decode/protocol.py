@@ -1,0 +1,76 @@
+"""What every engine promises: prompts' ids and decode settings in, a stream of trajectories out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from t3d.blocks.settings import DecodeSettings
+from t3d.common.errors import UserError
+from t3d.data.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to decode.
+
+    Attributes:
+        prompt: the prompt's id, "<dataset>/<row>"; with ``sample`` it names the random stream and the trajectory.
+        sample: which of the prompt's answers, from 0.
+        prompt_ids: token ids of the rendered prompt.
+    """
+
+    prompt: str
+    sample: int
+    prompt_ids: tuple[int, ...]
+
+    @property
+    def id(self) -> str:
+        return f"{self.prompt}/{self.sample}"
+
+
+def refuse_mask_in_prompts(requests: Sequence[Request], mask_id: int) -> None:
+    """Raises UserError: a mask in a prompt would never be decided."""
+    for request in requests:
+        if mask_id in request.prompt_ids:
+            raise UserError(f"prompt {request.id}: contains the mask token; remove it from the question")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an observer sees of one answer after one of its denoising steps.
+
+    Attributes:
+        id: the request's.
+        step: 1-based, counted over the whole answer (the trajectory's ``unmask_step``; with self-verification checks
+            count too, and the trajectory leaves out the numbers whose tokens were all rejected).
+        response_ids: to the end of the current block, the mask id where nothing has been decided yet.
+        unmasked: indices into ``response_ids`` of the tokens that this step unmasked; a check that rejects a token
+            puts its own there and masks what follows.
+        block_complete: the current block has no masks left, and nothing in it will change.
+    """
+
+    id: str
+    step: int
+    response_ids: list[int]
+    unmasked: list[int]
+    block_complete: bool
+
+
+class Engine(Protocol):
+    """Decodes requests; yields each one's trajectory exactly once, as it finishes, in any order.
+
+    The trajectory carries ids, unmask steps, length, finish reason and counts; text and task fields are the caller's.
+    A result depends on the weights, the request, the settings and the seed alone: not on batch size or order. So does
+    its ``forwards``: all that the answer takes, the prompt's (if it has a whole block), denoising steps, commits,
+    checks and scores of candidates; one that is shared, as a prompt's by several samples, counts in each answer.
+    ``on_step`` is called after every denoising step, once for each answer that took part, and before the trajectory of
+    an answer that this step ends; it changes no result. An engine that cannot show its steps refuses it.
+    """
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        settings: DecodeSettings,
+        seed: int,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Iterator[Trajectory]: ...

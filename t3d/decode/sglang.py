@@ -1,0 +1,490 @@
+"""SGLang behind the engine protocol: running servers, filled in parallel, or one engine in this process.
+
+The servers run T3D's plugin (t3d.integrations.sglang_plugin; docs/ENGINES.md has the command that starts one).
+Requests wait in one queue; every server takes from it what it has room for. A request leaves the queue for one server
+and returns to it when that server fails, so each is answered once, whatever dies, stalls or repeats itself. A server
+that fails is tried again after a pause that doubles; the run ends when all of them stay away.
+"""
+
+import asyncio
+import json
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+from t3d.blocks.decoding import stream_key
+from t3d.blocks.settings import DecodeSettings
+from t3d.common.errors import UserError
+from t3d.common.paths import model_name
+from t3d.data.trajectory import Trajectory
+from t3d.decode.protocol import Request, Step, refuse_mask_in_prompts
+
+
+class ServerDown(Exception):
+    """A server that does not answer as it should: pause it, and give its requests to the others."""
+
+
+class BadReply(Exception):
+    """An answer that is none: ask for it again, and give up on it after a few times."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the servers must answer with.
+
+    Attributes:
+        source: a model folder (as the servers see it) or a hub id.
+        version: names these weights; servers that are given them report it with every answer.
+        push: load them into servers that have others; False = servers with others are an error.
+    """
+
+    source: str
+    version: str
+    push: bool = False
+
+
+class Server(Protocol):
+    """One place that answers. ``name`` is for messages."""
+
+    name: str
+
+    async def prepare(self, weights: Weights) -> None:
+        """Check that it is up and has the weights; before its first request, and after each failure."""
+
+    async def ask(self, payload: dict) -> dict: ...
+
+    async def close(self) -> None: ...
+
+
+class HttpServer:
+    """A running server (``sglang serve``). Proxy variables are ignored: it is on one's own network.
+
+    Args:
+        timeout: seconds to wait for one answer; waiting in the server's own queue counts.
+    """
+
+    def __init__(self, url: str, timeout: float):
+        self.name = url.rstrip("/")
+        # as many connections as there are requests in flight; the engine bounds those
+        self.client = httpx.AsyncClient(
+            base_url=self.name,
+            timeout=httpx.Timeout(timeout, connect=10, pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            trust_env=False,
+        )
+
+    async def prepare(self, weights: Weights) -> None:
+        info = await self._send("GET", "/model_info")
+        served = str(info.get("model_path"))
+        if not weights.push:
+            if model_name(served) != model_name(weights.source):
+                raise UserError(
+                    f"rollout.engine_urls: {self.name} serves {served}, wanted is {weights.source}; start it with that "
+                    "model, or set rollout.engine_push=true to load it into the server"
+                )
+        elif info.get("weight_version") != weights.version:
+            await self.push(weights)
+
+    async def push(self, weights: Weights) -> None:
+        """Have the server load ``weights``: it finishes what it is at, loads, and empties its cache of prefixes."""
+        body = {"model_path": weights.source, "weight_version": weights.version, "flush_cache": True}
+        try:
+            await self._send("POST", "/update_weights_from_disk", body)
+        except UserError as error:
+            raise UserError(
+                f"{error}; the server must see the folder under that path, with shapes as its own"
+            ) from None
+
+    async def ask(self, payload: dict) -> dict:
+        return await self._send("POST", "/generate", payload)
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+    async def _send(self, method: str, path: str, body: dict | None = None) -> dict:
+        try:
+            response = await self.client.request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise ServerDown(f"{type(error).__name__} {error}".strip()) from error
+        if response.status_code in (400, 404, 422):  # it is up, and will say the same again; so will the others
+            raise UserError(f"{self.name}{path}: {response.status_code} {_reason(response)}")
+        if response.status_code != 200:
+            raise ServerDown(f"{path}: {response.status_code} {_reason(response)}")
+        try:
+            reply = response.json()
+        except ValueError:
+            raise ServerDown(f"{path}: the answer is not JSON") from None
+        if not isinstance(reply, dict):
+            raise ServerDown(f"{path}: the answer is not a JSON object")
+        return reply
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        body = response.json()
+        told = body.get("error") or body.get("message") or body
+        return str(told.get("message", told) if isinstance(told, dict) else told)
+    except (ValueError, AttributeError):
+        return response.text[:200].strip()
+
+
+class OfflineServer:
+    """SGLang's own ``Engine`` in this process."""
+
+    name = "sglang"
+
+    def __init__(self, engine: Any):
+        self.engine = engine
+
+    async def prepare(self, weights: Weights) -> None:
+        pass  # it was built with them
+
+    async def ask(self, payload: dict) -> dict:
+        return await self.engine.async_generate(**payload)
+
+    async def close(self) -> None:
+        pass
+
+
+def offline_engine(
+    source: str, *, block_size: int, mask_id: int, max_active: int, tensor_parallel_size: int, gpus: int, dtype: str
+) -> Any:
+    """Start SGLang's ``Engine`` on this machine's GPUs: as many replicas as ``tensor_parallel_size`` leaves room for.
+
+    Raises:
+        UserError: SGLang or the plugin's entry point is not installed, or there is no GPU.
+    """
+    try:
+        import sglang
+    except ImportError:
+        raise UserError(
+            "rollout.engine=sglang: SGLang is not installed; pip install -e '.[sglang]', or give rollout.engine_urls"
+        ) from None
+    if not any(point.name == KEY for point in entry_points(group="sglang.srt.plugins")):
+        raise UserError(
+            "rollout.engine=sglang: SGLang does not find T3D's plugin; install T3D itself: pip install -e ."
+        )
+    if gpus < tensor_parallel_size:
+        raise UserError(
+            f"rollout.tensor_parallel_size={tensor_parallel_size}: {gpus} GPUs are visible; lower it, or give "
+            "rollout.engine_urls"
+        )
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="t3d-", delete=False) as file:
+        json.dump({"block_size": block_size, "mask_id": mask_id}, file)  # JSON is YAML; SGLang's processes read it
+    return sglang.Engine(
+        model_path=source,
+        dllm_algorithm=NAME,
+        dllm_algorithm_config=file.name,
+        max_running_requests=max_active,
+        tp_size=tensor_parallel_size,
+        dp_size=gpus // tensor_parallel_size,
+        dtype=dtype,
+        log_level="warning",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The engine
+
+
+class SGLangEngine:
+    """Decodes on servers with SGLang (see ``t3d.decode.protocol.Engine``).
+
+    Args:
+        servers: called inside the event loop, makes the servers.
+        weights: what they must answer with. mask_id, stop_ids: as for the local engine.
+        words: size of the tokenizer; ids from here on may not be drawn.
+        max_active: most requests in flight to one server.
+        patience: tries in a row that a server may fail before it counts as gone; the run ends when all are.
+        pause: seconds before the first new try; doubles each time, up to a minute.
+        loop: the event loop to run in; None = one of its own per call.
+    """
+
+    def __init__(
+        self,
+        servers: Callable[[], list[Server]],
+        weights: Weights,
+        *,
+        mask_id: int,
+        stop_ids: Sequence[int],
+        words: int,
+        max_active: int = 256,
+        patience: int = 6,
+        pause: float = 1.0,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ):
+        self.servers, self.weights = servers, weights
+        self.mask_id, self.stop_ids, self.words = mask_id, frozenset(stop_ids), words
+        self.max_active, self.patience, self.pause = max_active, patience, pause
+        self.loop = loop
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        settings: DecodeSettings,
+        seed: int,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Iterator[Trajectory]:
+        """Yield one trajectory per request as it finishes.
+
+        Raises:
+            UserError: settings or prompts that cannot be served; servers with another model or without the plugin; all
+                servers gone; at the end, requests that were answered badly again and again. What was yielded is good.
+        """
+        if on_step is not None:
+            raise UserError("rollout.engine=sglang: it does not show its steps; use the local engine")
+        if settings.self_verify:
+            raise UserError("rollout.self_verify=true: not with rollout.engine=sglang; leave it off")
+        if settings.energy_candidates > 1:
+            raise UserError("rollout.energy_candidates: not with rollout.engine=sglang; leave it at 1")
+        if settings.random_init_ratio:
+            raise UserError("rollout.random_init_ratio: not with rollout.engine=sglang; leave it at 0")
+        refuse_mask_in_prompts(requests, self.mask_id)
+        if not requests:
+            return
+        loop = self.loop or asyncio.new_event_loop()
+        # The loop runs while we wait for the next answer and stands still while the caller has it, so nothing piles up:
+        # beside the queue there are at most max_active requests a server.
+        run = _Run(self, requests, settings, seed)
+        try:
+            loop.run_until_complete(run.start())
+            for _ in requests:
+                answer = loop.run_until_complete(run.next())
+                if isinstance(answer, Exception):
+                    raise answer
+                if answer is not None:
+                    yield answer
+        finally:  # Ctrl-C comes here too
+            loop.run_until_complete(run.stop())
+            if self.loop is None:
+                loop.close()
+        if run.given_up:
+            name, reason = next(iter(run.given_up.items()))
+            raise UserError(
+                f"rollout.engine=sglang: {len(run.given_up)} of {len(requests)} requests got no valid answer in "
+                f"{TRIES} tries (first: {name}: {reason}); the others are kept, run again for these"
+            )
+
+
+NAME = "T3D"  # of the algorithm: --dllm-algorithm T3D
+KEY = "t3d"  # of our part of a request's custom_params, and of a reply's meta_info
+TRIES = 3  # bad replies to one request before it is given up
+
+
+@dataclass
+class _Seat:
+    """A server in a run. ``ready``: it takes requests. ``failures``: in a row. ``error``: the last of them."""
+
+    server: Server
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    failures: int = 0
+    error: Exception | None = None
+
+
+class _Run:
+    """One call of ``generate``. Everything happens in one event loop, between awaits nothing else runs."""
+
+    def __init__(self, engine: SGLangEngine, requests: Sequence[Request], settings: DecodeSettings, seed: int):
+        self.engine, self.settings, self.seed = engine, settings, seed
+        self.waiting: asyncio.Queue[Request] = asyncio.Queue()
+        for request in requests:
+            self.waiting.put_nowait(request)
+        # a trajectory; None for a request that is given up; an exception that ends the run
+        self.answers: asyncio.Queue[Trajectory | Exception | None] = asyncio.Queue()
+        self.tries: Counter[str] = Counter()
+        self.given_up: dict[str, str] = {}
+        self.name = uuid.uuid4().hex[:8]  # two runs may ask the same servers for the same rows
+        self.asked = 0
+        self.tasks: set[asyncio.Task] = set()
+        self.seats: list[_Seat] = []
+
+    async def start(self) -> None:
+        self.seats = [_Seat(server) for server in self.engine.servers()]
+        fair = -(-self.waiting.qsize() // len(self.seats))  # the first to be ready must not take all
+        for seat in self.seats:
+            self._spawn(self._revive(seat))
+            for _ in range(min(self.engine.max_active, fair)):
+                self._spawn(self._serve(seat))
+
+    async def next(self) -> Trajectory | Exception | None:
+        task = asyncio.current_task()
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return await self.answers.get()
+
+    async def stop(self) -> None:
+        tasks = list(self.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for seat in self.seats:
+            await seat.server.close()
+
+    def _spawn(self, work: Coroutine) -> None:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self.answers.put_nowait(error)
+
+    async def _serve(self, seat: _Seat) -> None:
+        """One place in a server's queue: ask, hand on the answer, ask again."""
+        while True:
+            await seat.ready.wait()
+            request = await self.waiting.get()
+            if not seat.ready.is_set():  # it failed while this place waited for a request
+                self.waiting.put_nowait(request)
+                continue
+            try:
+                answer = await self._ask(seat.server, request)
+            except ServerDown as error:
+                self.waiting.put_nowait(request)
+                self._pause(seat, error)
+            except BadReply as error:
+                self.tries[request.id] += 1
+                if self.tries[request.id] < TRIES:
+                    self.waiting.put_nowait(request)
+                else:
+                    self.given_up[request.id] = f"{error} ({seat.server.name})"
+                    self.answers.put_nowait(None)
+            else:
+                seat.failures = 0
+                self.answers.put_nowait(answer)
+
+    def _pause(self, seat: _Seat, error: ServerDown) -> None:
+        """All that a server had in flight fails at once: the first report counts."""
+        if seat.ready.is_set():
+            seat.ready.clear()
+            seat.failures, seat.error = seat.failures + 1, error
+            self._spawn(self._revive(seat))
+
+    async def _revive(self, seat: _Seat) -> None:
+        """Wait, look whether the server is there with the right weights, let it take requests again."""
+        engine = self.engine
+        while not seat.ready.is_set():
+            if all(not other.ready.is_set() and other.failures > engine.patience for other in self.seats):
+                told = "; ".join(f"{other.server.name}: {other.error}" for other in self.seats)
+                raise UserError(
+                    f"rollout.engine=sglang: no server answers ({told}); what was decoded is kept, start them and run "
+                    "the same command again"
+                )
+            if seat.failures:
+                await asyncio.sleep(min(60, engine.pause * 2 ** min(seat.failures - 1, 16)))
+            try:
+                await seat.server.prepare(engine.weights)
+                seat.ready.set()
+            except ServerDown as error:
+                seat.failures, seat.error = seat.failures + 1, error
+
+    # -- requests and replies -----------------------------------------------------------------------------------------
+
+    async def _ask(self, server: Server, request: Request) -> Trajectory:
+        self.asked += 1
+        payload = self._payload(request, rid=f"{self.name}-{self.asked}")
+        began = time.perf_counter()
+        reply = await server.ask(payload)
+        seconds = time.perf_counter() - began
+        try:
+            return self._read(server, request, payload["rid"], reply, seconds)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise BadReply(f"{type(error).__name__}: {error}") from error
+
+    def _payload(self, request: Request, rid: str) -> dict:
+        engine, settings = self.engine, asdict(self.settings)
+        key = stream_key(self.seed, request.prompt, request.sample)
+        return {
+            "rid": rid,
+            "input_ids": list(request.prompt_ids),
+            "sampling_params": {
+                "max_new_tokens": settings.pop("max_token"),
+                "stop_token_ids": sorted(engine.stop_ids),
+                "skip_special_tokens": False,
+                "custom_params": {KEY: {**settings, "key": key, "words": engine.words, "mask_id": engine.mask_id}},
+            },
+        }
+
+    def _read(self, server: Server, request: Request, rid: str, reply: dict, seconds: float) -> Trajectory:
+        """The trajectory of a reply, after every check that there is; see the plugin for the record in it."""
+        engine, settings, meta = self.engine, self.settings, reply["meta_info"]
+        if meta["id"] != rid:
+            raise BadReply(f"an answer to {meta['id']!r}, asked was {rid!r}")
+        if (finish := meta["finish_reason"])["type"] == "abort":
+            raise BadReply(f"aborted: {finish.get('message')}")
+        if engine.weights.push and meta["weight_version"] != engine.weights.version:
+            raise ServerDown(f"it answers with weights {meta['weight_version']!r}, not {engine.weights.version!r}")
+        if not meta.get(KEY):
+            raise UserError(
+                f"rollout.engine=sglang: {server.name} answers without a trajectory; start it with "
+                f"--dllm-algorithm {NAME}, where T3D is installed"
+            )
+        record = meta[KEY][0]
+        response, prompt = record["response_ids"], len(request.prompt_ids)
+        if response[: len(reply["output_ids"])] != reply["output_ids"]:
+            raise BadReply("the tokens and their trajectory differ")
+        if not all(0 <= token < engine.words for token in response):
+            raise BadReply("an id that is not in the tokenizer")
+        answer = response[: settings.max_token]
+        length = next((i for i, token in enumerate(answer, 1) if token in engine.stop_ids), len(answer))
+        stopped = bool(answer) and answer[length - 1] in engine.stop_ids
+        if not stopped and length < settings.max_token:
+            raise BadReply(
+                f"it ends after {length} tokens without a stop token; is the server's context shorter than "
+                f"prompt + rollout.max_token={settings.max_token}, or does it stop at other tokens?"
+            )
+        if prompt + len(response) != -(-(prompt + length) // settings.block_size) * settings.block_size:
+            raise BadReply("it does not end with the block that ends the answer")
+        return Trajectory(
+            id=request.id,
+            prompt_ids=list(request.prompt_ids),
+            response_ids=response,
+            unmask_step=record["unmask_step"],
+            length=length,
+            block_size=settings.block_size,
+            finish_reason="stop" if stopped else "length",
+            steps=record["steps"],
+            forwards=record["forwards"],
+            seconds=seconds,
+            decode=asdict(settings),
+        ).validate(engine.mask_id)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Self-play
+
+
+def push_weights(urls: Sequence[str], folder: str | Path, version: str, timeout: float = 600.0) -> None:
+    """Load a student's exported folder into running servers, all at once; returns when every one of them has it.
+
+    ``rollout.engine_push`` does the same at the start of a rollout, and again for a server that restarts during it.
+
+    Raises:
+        UserError: a server is away or cannot load the folder; the others may have loaded it, and say so by their
+            ``weight_version``.
+    """
+
+    async def push(server: HttpServer) -> None:
+        try:
+            await server.push(weights)
+        except ServerDown as error:
+            raise UserError(f"{server.name}: {error}; start it and push again") from None
+        finally:
+            await server.close()
+
+    async def push_all() -> None:
+        await asyncio.gather(*(push(HttpServer(url, timeout)) for url in urls))
+
+    weights = Weights(str(folder), version, push=True)
+    asyncio.run(push_all())

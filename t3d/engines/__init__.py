@@ -1,1 +1,0 @@
-"""Engines turn prompts into trajectories: one protocol (base.py), our own decoder (local.py)."""

@@ -1,0 +1,302 @@
+"""How dependent are the tokens that one step unmasks?
+
+    python -m t3d.evaluation.analysis teacher=... trajectories=...
+
+At states of trajectories, for a teacher and (``student=``) for what was distilled from it:
+
+    correlation   E_{x_S ~ p}[ log p(x_S | x_t) - sum_{i in S} log p(x_i | x_t) ],   S unmasked together in one step
+    risk          mean_{i in M} -log p(x_0^i | x_t),                                 M masked, x_0 the trajectory's end
+    entropy       mean_{i in M} H(p(. | x_t))
+
+p(x_S | x_t) is the model's own one-by-one decoding of S in the trajectory's order, prod_k p(x_k | x_<k, x_t). The
+correlation is what a step loses by drawing S at once from the product of marginals: 0 where they are independent. With
+the chain rule it is sum_k E_{x_<k}[ KL(p(x_k | x_<k, x_t) || p(x_k | x_t)) ]; x_<k is sampled and the KL is exact, so
+every draw is at least 0 and the first token costs nothing. Where p(x_i | x_t) are the marginals of p(x_S | x_t) it is
+the conditional total correlation of ReDi (arXiv 2507.15897); a network need not be so consistent, and then it is
+larger by the KL between the two, which the step loses too.
+
+T3D (arXiv 2602.12262) states that trajectory distillation minimises the risk on the states of the model's own decoding
+(Proposition 4.3) and lowers the total correlation (Theorem 4.5). The estimators and the averages taken here are ours:
+states after every r of a block's tokens, a mean over blocks, then over sequences. All in nats, at temperature 1.
+"""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from t3d.blocks.decoding import inverse_cdf
+from t3d.common import paths
+from t3d.common.errors import UserError, run_main
+from t3d.common.jsonfiles import atomic_write
+from t3d.common.options import load
+from t3d.data.dataset import load_trajectories
+from t3d.evaluation.settings import AnalysisConfig
+from t3d.models.loading import load_model, load_tokenizer, special_ids
+from t3d.states.base import Batch, collate, generator_for
+from t3d.states.groups import group_mean
+from t3d.states.trajectory import TrajectoryNoise
+
+log = logging.getLogger(__name__)
+
+# (ids in the layout, places in the flattened ids (blocks, k)) -> log-probabilities (blocks, k, vocab)
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The estimators
+
+
+def step_correlation(predict: Predict, ids: Tensor, place: Tensor, u: Tensor) -> Tensor:
+    """One draw of what a step loses by unmasking ``place`` at once.
+
+    Args:
+        ids: the state x_t, masks at ``place``.
+        place: (blocks, n) where the step's tokens lie in the flattened ids, in the order of the chain.
+        u: (blocks, n) uniforms.
+
+    Returns:
+        (blocks,) nats, at least 0 up to rounding; the mean over draws is the correlation.
+    """
+    marginal, total, ids = predict(ids, place), 0, ids.clone()
+    for k in range(place.shape[1]):
+        conditional = predict(ids, place[:, k : k + 1])[:, 0] if k else marginal[:, 0]
+        total = total + kl(conditional, marginal[:, k])
+        ids.view(-1)[place[:, k]] = inverse_cdf(conditional.exp(), u[:, k])
+    return total
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) over the last dimension, of log-probabilities."""
+    return (p.exp() * torch.where(p == -torch.inf, 0.0, p - q)).sum(-1)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Over the last dimension, of log-probabilities."""
+    return torch.special.entr(p.exp()).sum(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Blocks of trajectories, and a model on them
+
+
+class Blocks(NamedTuple):
+    """The whole blocks of some answers in the training layout, all masked.
+
+    ids: (rows, length), every answer's noisy copy masked. place, x0: (blocks, B) where a block's tokens lie in the
+    flattened ids, and what they are, in decode order. sequence: (blocks,) whose they are, by ``names``. batch: the
+    layout.
+    """
+
+    ids: Tensor
+    place: Tensor
+    x0: Tensor
+    sequence: Tensor
+    names: list[str]
+    batch: Batch
+
+    def uniforms(self, n: int, seed: int, visible: int) -> Tensor:
+        """(blocks, n) for one draw of a step's tokens; an answer's are a function of (seed, visible, its id)."""
+        count = self.sequence.bincount(minlength=len(self.names)).tolist()
+        draws = zip(self.names, count, strict=True)
+        parts = [torch.rand(k, n, generator=generator_for(seed, visible, name)) for name, k in draws]
+        return torch.cat(parts).to(self.place.device)
+
+    def state(self, visible: int) -> Tensor:
+        """The ids with the first ``visible`` decoded tokens of every block shown."""
+        ids = self.ids.clone()
+        ids.view(-1)[self.place[:, :visible]] = self.x0[:, :visible]
+        return ids
+
+
+def whole_blocks(samples: list[dict], block_size: int, mask_id: int, pad_id: int, device="cpu") -> Blocks:
+    """Blocks that the prompt does not reach into and that end before the answer does."""
+    noise = TrajectoryNoise(
+        block_size, mask_id, torch.zeros(1, dtype=torch.long), mask_ratios=(1.0,), random_ratio=0.0, post_num=0
+    )
+    states = [noise(sample, torch.Generator()) for sample in samples]
+    batch = collate([[state] for state in states], pad_id, device=device)
+    _, block, size = torch.stack([batch.sequence, batch.block]).unique_consecutive(
+        dim=1, return_inverse=True, return_counts=True
+    )
+    kept = (size == block_size)[block].nonzero().squeeze(-1)
+    order = kept[torch.argsort(block[kept] * (block_size + 1) + batch.rank[kept])]
+    shape = (-1, block_size)
+    place, x0 = batch.loss_index[order].view(shape), batch.targets[order].view(shape)
+    names = [sample["id"] for sample in samples]
+    return Blocks(batch.input_ids, place, x0, batch.sequence[order].view(shape)[:, 0], names, batch)
+
+
+def predictor(model, batch: Batch, forbidden: Tensor) -> Predict:
+    """The model's log-probabilities in a batch's layout, in fp32, without the ids that cannot be drawn."""
+
+    def predict(ids: Tensor, place: Tensor) -> Tensor:
+        def head(hidden: Tensor, weight: Tensor) -> Tensor:
+            logits = (hidden.flatten(0, 1)[place] @ weight.T).float()
+            return logits.index_fill_(-1, forbidden, -torch.inf).log_softmax(-1)
+
+        return model(ids, batch.attention_mask, position_ids=batch.position_ids, use_cache=False, head=head)
+
+    return predict
+
+
+def _keep(found: dict[tuple, list[Tensor]], index: Tensor, key: tuple, value: Tensor) -> None:
+    """Add the means over sequences of (blocks,) values."""
+    found[key].append(group_mean(value, index, int(index[-1]) + 1).cpu())
+
+
+@torch.inference_mode()
+def measure(
+    model, forbidden: Tensor, groups: Iterable[Blocks], tokens_per_step: list[int], draws: int, seed: int
+) -> dict[str, Any]:
+    """The three quantities by how many of a block's tokens are visible, each a mean over sequences with its error (None
+    of a single sequence).
+
+    Returns ``steps``: a row per (tokens_per_step, visible) with ``correlation``; ``per_block``: a row per
+    tokens_per_step, the sum over a block's steps; ``states``: a row per ``visible`` with ``risk`` and ``entropy``;
+    ``sequences`` and ``blocks`` counted.
+    """
+    found: dict[tuple, list[Tensor]] = defaultdict(list)
+    blocks = sequences = 0
+    for group in groups:
+        size = group.place.shape[1]
+        of_sequence, index = group.sequence.unique_consecutive(return_inverse=True)
+        blocks, sequences = blocks + len(group.place), sequences + len(of_sequence)
+        predict = predictor(model, group.batch, forbidden)
+
+        keep = partial(_keep, found, index)
+        for visible in range(size):
+            p = predict(group.state(visible), group.place[:, visible:])
+            target = group.x0[:, visible:].unsqueeze(-1)
+            keep(("risk", visible), -p.gather(-1, target).squeeze(-1).mean(-1))
+            keep(("entropy", visible), entropy(p).mean(-1))
+        for n in tokens_per_step:
+            steps = []
+            for visible in range(0, size, n):
+                state, place = group.state(visible), group.place[:, visible : visible + n]
+                drawn = [
+                    step_correlation(predict, state, place, group.uniforms(place.shape[1], seed + draw, visible))
+                    for draw in range(draws)
+                ]
+                steps.append(torch.stack(drawn).mean(0))
+                keep(("step", n, visible), steps[-1])
+            keep(("block", n), torch.stack(steps).sum(0))
+
+    def row(key: tuple) -> tuple[float, float | None]:
+        values = torch.cat(found[key]).double()
+        return values.mean().item(), (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
+
+    def named(name: str, key: tuple) -> dict[str, float | None]:
+        return dict(zip((name, f"{name}_error"), row(key), strict=True))
+
+    visible = sorted(key[1] for key in found if key[0] == "risk")
+    return {
+        "sequences": sequences,
+        "blocks": blocks,
+        "per_block": [{"tokens_per_step": n, **named("correlation", ("block", n))} for n in tokens_per_step],
+        "steps": [
+            {"tokens_per_step": key[1], "visible": key[2], **named("correlation", key)}
+            for key in found
+            if key[0] == "step"
+        ],
+        "states": [{"visible": v, **named("risk", ("risk", v)), **named("entropy", ("entropy", v))} for v in visible],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def analyse(config: AnalysisConfig) -> Path:
+    """Measure one model or two, write the JSON file and its plot, print the table; the JSON's path."""
+    results: dict[str, Any] = {"config": vars(config)}
+    for name in ("teacher", "student"):
+        if checkpoint := getattr(config, name):
+            data = config.student_trajectories if name == "student" else None
+            results[name] = measure_checkpoint(config, name, checkpoint, data or config.trajectories)
+    output = paths.resolve(config.output)
+    with atomic_write(output) as file:
+        json.dump(results, file, indent=2)
+    plot(results, output.with_suffix(".svg"))
+    for name in ("teacher", "student"):
+        for row in results.get(name, {}).get("per_block", []):
+            error = row["correlation_error"]
+            numbers = f"{row['correlation']:.4f}" + ("" if error is None else f" +- {error:.4f}")
+            print(f"{name:8} correlation at {row['tokens_per_step']} tokens per step: {numbers} nats a block")
+        if name in results:
+            states = results[name]["states"]
+            risk, spread = (sum(row[key] for row in states) / len(states) for key in ("risk", "entropy"))
+            print(f"{name:8} risk {risk:.4f}, entropy {spread:.4f} nats a masked token")
+    print(f"{output}\n{output.with_suffix('.svg')}")
+    return output
+
+
+def measure_checkpoint(config: AnalysisConfig, key: str, checkpoint: str, trajectories: str) -> dict[str, Any]:
+    source = paths.model_source(checkpoint, key)
+    tokenizer = load_tokenizer(source, key=key)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(source, dtype=config.dtype, attn_implementation="sdpa", device=device, key=key).eval()
+    ids = special_ids(model.config, tokenizer, model.generation_config)
+    samples, report = load_trajectories(
+        paths.data_file(trajectories),
+        tokenizer=tokenizer,
+        mask_id=ids.mask_id,
+        max_prompt_len=model.config.max_position_embeddings,
+        max_gen_length=config.max_gen_length,
+        limit=config.limit,
+    )
+    block_size = report.block_size
+    if block_size != model.config.block_size:
+        log.warning(
+            "%s=%s decodes blocks of %d, and is measured on the trajectories' blocks of %d",
+            key,
+            checkpoint,
+            model.config.block_size,
+            block_size,
+        )
+    if too_many := [n for n in config.tokens_per_step if n > block_size]:
+        raise UserError(
+            f"tokens_per_step={too_many[0]}: the trajectories have blocks of {block_size}; take at most that"
+        )
+    groups = (
+        whole_blocks([samples[i] for i in range(start, min(start + config.batch_size, len(samples)))], *layout)
+        for layout in [(block_size, ids.mask_id, ids.pad_id, device)]
+        for start in tqdm(range(0, len(samples), config.batch_size), desc=key, unit="batch", dynamic_ncols=True)
+    )
+    forbidden = torch.tensor(sorted(ids.forbidden_ids), device=device)
+    used = (group for group in groups if len(group.place))
+    if (first := next(used, None)) is None:
+        raise UserError(f"trajectories={trajectories}: no answer holds a whole block; roll out longer answers")
+    found = measure(model, forbidden, chain([first], used), config.tokens_per_step, config.draws, config.seed)
+    return {"checkpoint": checkpoint, "trajectories": trajectories, "block_size": block_size, **found}
+
+
+def plot(results: dict[str, Any], output: Path) -> None:
+    """Teacher against student: correlation over tokens per step, risk and entropy over a block's visible tokens."""
+    from matplotlib.figure import Figure
+
+    from t3d.evaluation.plots import METHOD_COLOURS, loss_plot
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    colours = {"teacher": METHOD_COLOURS["original"], "student": METHOD_COLOURS["t3d"]}
+    models = {name: results[name] for name in colours if name in results}
+    loss_plot(
+        *figure.subplots(1, 3), models=models, styles={n: {"color": c, "marker": "o"} for n, c in colours.items()}
+    )
+    figure.savefig(output)
+
+
+def main() -> None:
+    analyse(load(AnalysisConfig))
+
+
+if __name__ == "__main__":
+    run_main(main)

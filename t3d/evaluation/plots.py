@@ -1,0 +1,178 @@
+"""The report's charts: matplotlib draws them, as SVG to stand inside a page and take its font and text colour."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from html import escape
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = Mapping[str, Any]
+Chart = tuple[str, str]  # title, SVG
+
+# Middle tones, which stand out on white and on black alike.
+METHOD_COLOURS = {"original": "#dd6b0d", "t3d": "#2b85ef"}
+OTHER_COLOURS = ("#9b6bea", "#2a9a4b", "#d3509b", "#9c8416", "#12a5b5", "#cc3d3d", "#8f5e3b", "#7d8792")
+METHOD_NAMES = {"original": "Original", "t3d": "T3D"}
+_INK = "#010203"  # stands for the page's text colour
+STYLE = {
+    "font.size": 12,
+    "font.sans-serif": ["DejaVu Sans"],  # measures the text; the page's own font then writes it
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.alpha": 0.15,
+    "legend.frameon": False,
+    "legend.labelcolor": "linecolor",
+    "lines.linewidth": 2.0,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "t3d",  # the same input gives the same file
+}
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color", "xtick.color", "ytick.color")
+
+
+def method_name(method: str) -> str:
+    return METHOD_NAMES.get(method, method)
+
+
+def method_colours(rows: Sequence[Row]) -> dict[str, str]:
+    """Fixed for the two methods that every report has, by order of appearance for others."""
+    others = [method for method in dict.fromkeys(row["method"] for row in rows) if method not in METHOD_COLOURS]
+    return METHOD_COLOURS | dict(zip(others, cycle(OTHER_COLOURS), strict=False))
+
+
+def step_colour(rank: int, block_size: int) -> tuple[str, str]:
+    """(background, text) of a token unmasked in step `rank` (from 1) of its block: the earlier, the darker."""
+    from matplotlib import colormaps, colors
+
+    rgb = colormaps["viridis"]((rank - 1) / max(block_size - 1, 1))[:3]
+    return colors.to_hex(rgb), "#fff" if np.dot(rgb, (0.2126, 0.7152, 0.0722)) < 0.55 else "#000"
+
+
+def accuracy_charts(rows: Sequence[Row]) -> list[Chart]:
+    """One chart per data set and block size: accuracy against tokens per step, one line per method and strategy.
+
+    Bars are the rows' intervals; for a mean over seeds, which has none, one standard error.
+    """
+    panels: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        panels.setdefault((row["dataset"], row["block_size"]), []).append(row)
+    draw = partial(partial, _draw_accuracy, colours=method_colours(rows))
+    return [_chart(f"{dataset}, block size {size}", draw(rows=here)) for (dataset, size), here in panels.items()]
+
+
+def _draw_accuracy(ax: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> None:
+    rows = sorted(rows, key=lambda row: row["tokens_per_step"])
+    lines = sorted({(row["method"], row["strategy"]) for row in rows})
+    one_strategy = len({strategy for _, strategy in lines}) == 1
+    for i, (method, strategy) in enumerate(lines):
+        points = [row for row in rows if (row["method"], row["strategy"]) == (method, strategy)]
+        colour = colours[method]
+        # Lines stand slightly apart, so that intervals at the same speed do not cover each other.
+        x = [row["tokens_per_step"] * 1.04 ** (i - (len(lines) - 1) / 2) for row in points]
+        y, low, high = 100 * np.array([_with_ends(row) for row in points]).T
+        name = method_name(method) + ("" if one_strategy else f", {strategy.removeprefix('low_confidence_')}")
+        line, mark = ("-", "o") if one_strategy or "static" in strategy else ("--", "D")
+        bars = (y - low, high - y)
+        ax.errorbar(x, y, bars, color=colour, label=name, ls=line, marker=mark, capsize=4, elinewidth=1.5)
+        if len(lines) == 2:  # numbers stay readable with two lines only, those of the first below, of the second above
+            place = {"xytext": (0, 4 if i else -4), "va": "bottom" if i else "top", "ha": "center"}
+            for at, value, end in zip(x, y, high if i else low, strict=True):
+                ax.annotate(f"{value:.0f}", (at, end), textcoords="offset points", color=colour, weight="bold", **place)
+    speeds = [math.log2(row["tokens_per_step"]) for row in rows]
+    powers = range(math.floor(min(speeds)), math.ceil(max(speeds)) + 1)
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="tokens per step (more is faster)", xlim=(2 ** (powers[0] - 0.2), 2 ** (powers[-1] + 0.2)))
+    ax.set_xticks([2.0**power for power in powers], [f"{2.0**power:g}" for power in powers])
+    ax.set(ylabel="right answers", ylim=(-8, 104), yticks=range(0, 101, 20))
+    ax.yaxis.set_major_formatter("{x:.0f} %")
+    ax.legend(loc="best")
+
+
+def _with_ends(row: Row) -> tuple[float, float, float]:
+    """Accuracy and where its bar begins and ends."""
+    mean, error = row["accuracy"], row.get("accuracy_sem") or 0.0
+    return mean, row.get("ci_low", mean - error), row.get("ci_high", mean + error)
+
+
+def training_charts(name: str, records: Sequence[Row]) -> list[Chart]:
+    """Loss and its terms, reward margin and DDO accuracy over optimizer steps; no chart of what was never logged."""
+    terms = {"loss": "total", "ddo_real": "DDO, real", "ddo_fake": "DDO, fake", "path": "path"}
+    panels = [
+        ("loss and its terms", terms, (0, None)),
+        ("reward margin", {"reward_margin": "real − fake"}, (None, None)),
+        ("DDO accuracy", {"ddo_accuracy": "share of real > fake"}, (0, 1)),
+    ]
+    charts = []
+    for title, labels, y_ends in panels:
+        curves = {label: curve for key, label in labels.items() if len(curve := _curve(records, key))}
+        if curves:
+            title = f"{name}: {title}" if name else title[0].upper() + title[1:]
+            charts.append(_chart(title, partial(_draw_curves, curves=curves, y_ends=y_ends)))
+    return charts
+
+
+def _curve(records: Sequence[Row], key: str, points: int = 150) -> np.ndarray:
+    """(step, value) pairs, at most `points`, each the mean of its neighbourhood: less noise and a smaller file."""
+    logged = [(record["step"], record[key]) for record in records if record.get(key) is not None]
+    finite = [pair for pair in logged if math.isfinite(pair[1])]
+    return np.array([np.mean(part, axis=0) for part in np.array_split(finite, points) if len(part)])
+
+
+def _draw_curves(ax: Axes, curves: Mapping[str, np.ndarray], y_ends: tuple[float | None, float | None]) -> None:
+    colours = (METHOD_COLOURS["t3d"], METHOD_COLOURS["original"], *OTHER_COLOURS)
+    for (label, curve), colour in zip(curves.items(), colours, strict=False):
+        ax.plot(*curve.T, color=colour, label=label)
+    ax.set(xlabel="optimizer step", ylim=y_ends)
+    ax.legend(ncols=2)
+
+
+def _chart(title: str, draw: Callable[[Axes], None]) -> Chart:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    file = io.StringIO()
+    with rc_context(STYLE | dict.fromkeys(_INKED, _INK)):
+        figure = Figure(figsize=(5, 3.3), layout="constrained")
+        draw(figure.add_subplot())
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    # One page holds many charts: every id becomes the chart's own.
+    own = "c" + hashlib.sha1((title + svg).encode()).hexdigest()[:8]
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}-", svg)
+    return title, svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+
+
+def loss_plot(*axes: Axes, models: Mapping[str, Mapping], styles: Mapping[str, dict]) -> None:
+    """The three panels of an analysis, several models in each; bars are standard errors over answers."""
+    panels = (
+        ("per_block", "tokens_per_step", "correlation", "tokens per step", "correlation lost, nats a block"),
+        ("states", "visible", "risk", "tokens of the block visible", "risk, nats a masked token"),
+        ("states", "visible", "entropy", "tokens of the block visible", "entropy, nats a masked token"),
+    )
+    for ax, (table, x, y, x_label, y_label) in zip(axes, panels, strict=True):
+        for name, model in models.items():
+            rows = sorted(model[table], key=lambda row: row[x])
+            if not rows:
+                continue
+            at, value, error = ([row[key] for row in rows] for key in (x, y, f"{y}_error"))
+            bars = None if None in error else error  # a single answer has none
+            ax.errorbar(at, value, bars, label=name, capsize=2.5, elinewidth=1.2, ms=5, **styles[name])
+            ax.set_xticks(at)
+        ax.set(xlabel=x_label, ylabel=y_label)
+        ax.set_ylim(bottom=0)
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)

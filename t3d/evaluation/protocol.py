@@ -1,0 +1,104 @@
+"""The paper's protocol: the decode settings that it compares, and the tables that it prints (arXiv 2602.12262)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from t3d.evaluation.plots import method_name
+from t3d.evaluation.results import AVERAGE, Row, average, fullest, method_order, over_seeds
+from t3d.evaluation.tables import Table, percent
+
+if TYPE_CHECKING:
+    from t3d.rollout.settings import RolloutConfig
+
+THRESHOLD = 0.9  # of dynamic decoding
+
+
+def settings(rollout: RolloutConfig, protocol: str, blocks: Sequence[int]) -> list[RolloutConfig]:
+    """The decode settings of ``few_step``, ``full_step``, ``dynamic`` or ``paper`` (all of them), in that order.
+
+    few_step: static, every block at 2 and at 4 tokens per step. full_step: static, every block at 1 token per step.
+    dynamic: the smallest block, as many steps as positions, all tokens above the threshold.
+    """
+
+    def at(block: int, steps: int, strategy: str = "low_confidence_static", **more) -> RolloutConfig:
+        given = {"block_size": block, "denoising_steps_per_block": steps, "remasking_strategy": strategy}
+        return replace(rollout, **given, **more)
+
+    parts = {
+        "few_step": [at(block, block // tokens) for block in blocks for tokens in (2, 4)],
+        "full_step": [at(block, block) for block in blocks],
+        "dynamic": [at(min(blocks), min(blocks), "low_confidence_dynamic", dynamic_threshold=THRESHOLD)],
+    }
+    return [setting for name, part in parts.items() if protocol in (name, "paper") for setting in part]
+
+
+def paper_tables(rows: Sequence[Row]) -> list[Table]:
+    """The three tables from whatever rows there are; a table without rows is left out.
+
+    rows: results as evaluation writes them, several seeds and methods together. Averages over data sets are made here.
+    """
+    rows = fullest(rows)
+    static = [row for row in rows if row["strategy"].partition("+energy")[0] == "low_confidence_static"]
+    few = [row for row in static if row["tokens_per_step"] > 1]
+    full = [row for row in static if row["tokens_per_step"] == 1]
+    dynamic = [row for row in rows if row["strategy"].startswith("low_confidence_dynamic")]
+    tables = [
+        _accuracy_table("Table 1: few-step decoding, accuracy in %", few),
+        _accuracy_table("Table 2: full-step decoding, accuracy in %", full),
+        _speed_table("Table 3: dynamic decoding", dynamic),
+    ]
+    return [table for table in tables if table.cells]
+
+
+def _accuracy_table(title: str, rows: Sequence[Row]) -> Table:
+    """One line per block size, tokens per step and method; one column per data set, the average and what it gains over
+    the original at the same setting.
+    """
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    shown = [*datasets, AVERAGE] if len(datasets) > 1 else datasets
+    lines: dict[tuple, dict[str, Row]] = {}
+    for row in over_seeds([*rows, *average(rows)]):
+        rest = (row.get("temperature"), json.dumps(row.get("decode"), sort_keys=True))  # lines of their own
+        lines.setdefault((row["block_size"], row["tokens_per_step"], rest, row["method"]), {})[row["dataset"]] = row
+    cells = []
+    for (block, tokens, rest, method), found in sorted(
+        lines.items(), key=lambda line: (*line[0][:3], method_order(line[0][3]))
+    ):
+        original = lines.get((block, tokens, rest, "original"), {}).get(shown[-1])
+        gain = ""
+        same = original and shown[-1] in found and original.get("datasets") == found[shown[-1]].get("datasets")
+        if method != "original" and same:
+            gain = f"{100 * (found[shown[-1]]['accuracy'] - original['accuracy']):+.1f}"
+        scores = [percent(found[name]) if name in found else "" for name in shown]
+        cells.append([str(block), f"{tokens:g}", method_name(method), *scores, gain])
+    heads = [*datasets, "Average"] if len(datasets) > 1 else datasets
+    columns = ["Block", "Tokens/step", "Method", *heads, "vs original"]
+    return Table(title, columns, cells, text=("Method",)).without_empty("vs original")
+
+
+def _speed_table(title: str, rows: Sequence[Row]) -> Table:
+    """One line per data set and method: tokens/s, seconds, steps and tokens per answer, accuracy."""
+    measures = {
+        "tokens_per_second": 0,
+        "latency_mean": 2,
+        "steps_per_answer": 1,
+        "mean_length": 1,
+        "tokens_per_step": 2,
+    }
+    merged = over_seeds(rows)
+    cells = [
+        [
+            row["dataset"],
+            method_name(row["method"]),
+            str(row["block_size"]),
+            *(f"{row[key]:.{digits}f}" if row.get(key) is not None else "" for key, digits in measures.items()),
+            percent(row),
+        ]
+        for row in sorted(merged, key=lambda row: (row["dataset"], method_order(row["method"])))
+    ]
+    columns = ["Data set", "Method", "Block", "Tokens/s", "Latency, s", "Steps", "Length", "Tokens/step", "Accuracy, %"]
+    return Table(title, columns, cells, text=("Data set", "Method"))

@@ -1,0 +1,236 @@
+"""Score a checkpoint: decode, grade, summarise. One unit is one data set under one decode setting with one seed."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from t3d.common import options, paths
+from t3d.common.errors import UserError
+from t3d.common.jsonfiles import atomic_write
+from t3d.common.processes import is_main_process
+from t3d.data.shards import read_shards
+from t3d.data.trajectory import Trajectory
+from t3d.evaluation.protocol import paper_tables, settings
+from t3d.evaluation.report import print_table, write_report
+from t3d.evaluation.results import average, find_results, for_people, tell_apart
+from t3d.evaluation.scoring import costs, counts, strategy, summarise
+from t3d.evaluation.settings import EvalConfig
+from t3d.grading import Verdict, math
+from t3d.rollout.run import Job, decode_all, node_share, throughput
+from t3d.tasks.problems import data_type_of, load_problems
+
+
+def evaluate(config: EvalConfig) -> Path:
+    """Evaluate every unit that the configuration asks for, with one model load; what is decoded already is kept.
+
+    A unit has ``<results>.json`` with one row and, in the folder of the same name, its trajectories and records.jsonl,
+    one line per answer. Several units also get a file with all rows and the averages over data sets, and beside it an
+    HTML page and the configuration (a unit's own is in its folder). Prints the table, with a protocol the paper's
+    tables too. Returns the path of the results file.
+    """
+    units = units_of(config)
+    isolation = check_sandbox(config, units)  # before hours of decoding, not after
+    rows = []
+    for job in decode_all([unit.job for unit in units]):
+        if is_main_process():
+            unit = units[len(rows)]
+            assert job is unit.job
+            rows.append(score(unit, isolation))
+            with atomic_write(unit.output) as file:
+                json.dump([rows[-1]], file, indent=2)
+            if len(units) > 1:
+                verdicts = counts(rows[-1]["verdicts"])
+                print(f"{unit.output.stem}: {100 * rows[-1]['accuracy']:.1f} % ({verdicts})", flush=True)
+    if len(units) > 1:
+        return publish(config, rows)
+    if is_main_process():
+        print_table(rows)
+        print(f"{costs(rows[0])}\n{units[0].output}")
+    return units[0].output
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is to be evaluated
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One data set, one decode setting, one seed: the configuration narrowed to them, and where the row goes."""
+
+    config: EvalConfig
+    job: Job
+    output: Path
+
+
+def units_of(config: EvalConfig) -> list[Unit]:
+    """One unit per decode setting, data set and seed. Raises UserError where a data set is not sound."""
+    data, rollout = config.evaluation, config.rollout
+    names = dataset_names(data.eval_dataset)
+    kinds = {name: data_type_of(name, data.data_type) for name in names}
+    problems = {name: load_problems(name, kinds[name], data.limit) for name in names}
+    variants = settings(rollout, data.protocol, data.protocol_blocks) if data.protocol else [rollout]
+    seeds = data.seeds or [rollout.seed]
+    several = len(names) * len(variants) * len(seeds) > 1
+    units = []
+    for variant, name, seed in product(variants, names, seeds):
+        here = replace(data, eval_dataset=name, data_type=kinds[name], protocol=None, seeds=None)
+        narrowed = replace(config, rollout=replace(variant, seed=seed), evaluation=here)
+        narrowed.check()  # a protocol has settings of its own
+        output = results_file(narrowed)
+        if several and data.output:  # the file of that name is for all of them
+            unnamed = replace(narrowed, evaluation=replace(here, output=None))
+            output = output.with_name(output.name.removesuffix(".json")) / results_file(unnamed).name
+        folder = output.with_name(output.name.removesuffix(".json"))
+        share = node_share(problems[name], data.num_node, data.node_index)
+        units.append(Unit(narrowed, Job(narrowed, share, folder), output))
+    return units
+
+
+def dataset_names(given: str) -> list[str]:
+    """The data sets of ``evaluation.eval_dataset``: names or paths, with commas between them."""
+    if paths.data_file(given).is_file():  # a path may have a comma of its own
+        return [given]
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    stems = [paths.data_name(name) for name in names]
+    if not names or len(set(stems)) < len(stems):
+        raise UserError(f"evaluation.eval_dataset={given}: give each data set once, for example MATH500,GSM8K")
+    return names
+
+
+def check_sandbox(config: EvalConfig, units: Sequence[Unit]) -> str | None:
+    """How programs will be isolated; None where none is to run. Raises UserError where that is not to be had."""
+    if all(unit.config.evaluation.data_type != "code" for unit in units):
+        return None
+    from t3d.grading import sandbox
+
+    return sandbox.isolation(config.execute.allow_unsandboxed)
+
+
+def results_file(config: EvalConfig) -> Path:
+    """Named after all that tells one unit's results apart; ``evaluation.output`` overrides."""
+    data, rollout = config.evaluation, config.rollout
+    if data.output:
+        output = paths.ROOT / Path(data.output).expanduser()
+        stem = output.name.removesuffix(".json")  # a name may have dots of its own
+        return output.with_name(f"{stem}{node_suffix(config)}.json")
+    threshold = {"low_confidence_dynamic": rollout.dynamic_threshold, "entropy_bounded": rollout.eb_threshold}
+    at = threshold.get(rollout.remasking_strategy, "")
+    model, dataset = paths.model_name(data.checkpoint_path), paths.data_name(data.eval_dataset)
+    return results_folder(config) / (
+        f"{data.method}-{model}-{dataset}-{strategy(rollout)}{at}"
+        f"-b{rollout.block_size}-s{rollout.denoising_steps_per_block}-t{rollout.temperature}-seed{rollout.seed}"
+        f"{node_suffix(config)}.json"
+    )
+
+
+def results_folder(config: EvalConfig) -> Path:
+    return paths.ROOT / Path(config.experiment.project).expanduser() / "results"
+
+
+def node_suffix(config: EvalConfig) -> str:
+    return f"-node{config.evaluation.node_index}" if config.evaluation.num_node > 1 else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One unit's row
+
+
+def score(unit: Unit, isolation: str | None = None) -> dict:
+    """Grade a unit's answers, write their records and return its row."""
+    config, folder = unit.config, unit.job.folder
+    samples = range(config.rollout.num_response_per_task)
+    wanted = {f"{problem.id}/{k}": problem for problem in unit.job.problems for k in samples}
+    # the folder may hold more: an earlier run may have asked for it
+    answers = [answer for answer in read_shards(folder, ordered=True) if answer.id in wanted]
+    for answer in answers:
+        if answer.question != wanted[answer.id].question:
+            name = config.evaluation.eval_dataset
+            raise UserError(f"{folder}: {answer.id} answers another question than {name} has; delete the folder")
+        answer.ground_truth = wanted[answer.id].ground_truth  # an answer key may have been mended since
+    if len(answers) < len(wanted):
+        raise UserError(f"{folder}: {len(wanted) - len(answers)} of {len(wanted)} answers are missing; start it again")
+    verdicts = grade(config, answers, [wanted[answer.id].raw for answer in answers])
+    write_records(folder / "records.jsonl", answers, verdicts)
+    row = summarise(config, answers, verdicts, *throughput(folder))
+    return row | {"isolation": isolation} if config.evaluation.data_type == "code" else row
+
+
+def grade(config: EvalConfig, answers: Sequence[Trajectory], rows: Sequence[dict]) -> list[Verdict]:
+    """The verdicts on the answers; `rows` are their problems as they were read."""
+    if config.evaluation.data_type != "code":
+        return math.grade_all([(answer.text, answer.ground_truth) for answer in answers])
+    from t3d.grading import code
+
+    return code.grade_all(
+        [code.CodeItem(answer.text, row) for answer, row in zip(answers, rows, strict=True)],
+        workers=min(config.execute.num_chunk, os.cpu_count() or 1),
+        time_limit=config.execute.time_limit,
+        allow_unsandboxed=config.execute.allow_unsandboxed,
+    )
+
+
+def write_records(path: Path, answers: list[Trajectory], verdicts: list[Verdict]) -> None:
+    """One JSON line per answer: what was asked, said, extracted and judged, and what it cost."""
+    keys = ("id", "question", "ground_truth", "text", "length", "steps", "forwards", "seconds", "finish_reason")
+    with atomic_write(path) as file:
+        for answer, verdict in zip(answers, verdicts, strict=True):
+            record = {key: getattr(answer, key) for key in keys} | asdict(verdict)
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several units
+
+
+def publish(config: EvalConfig, rows: list[dict]) -> Path:
+    """Write and print what the units of one command came to; returns the file with their rows.
+
+    With a protocol, other methods' results of the same settings in the same folder stand beside them.
+    """
+    data = config.evaluation
+    output = results_file(config) if data.output else results_folder(config) / f"{summary_name(config)}.json"
+    if not is_main_process():
+        return output
+    with atomic_write(output) as file:
+        json.dump([*rows, *average(rows)], file, indent=2)
+    options.save(config, output.with_suffix(".yaml"))
+    tables = []
+    if data.protocol:
+        rows = beside_others(rows, results_folder(config))
+        tables = paper_tables(rows)
+    shown = for_people(rows)
+    print()
+    print_table(shown)
+    for table in tables:
+        print(f"\n{table.plain()}")
+    if isolation := next(filter(None, (row.get("isolation") for row in rows)), None):
+        print(f"\nprograms isolated by {isolation}")
+    title = f"{paths.model_name(data.checkpoint_path)}, {'protocol ' + data.protocol if data.protocol else 'results'}"
+    page = write_report(output.with_suffix(".html"), title=title, results=shown, tables=tables)
+    print(f"\n{output}\n{page}")
+    return output
+
+
+def summary_name(config: EvalConfig) -> str:
+    """As `results_file`, for all units of one command."""
+    data, rollout = config.evaluation, config.rollout
+    setting = data.protocol or f"{strategy(rollout)}-b{rollout.block_size}-s{rollout.denoising_steps_per_block}"
+    datasets = "+".join(paths.data_name(name) for name in dataset_names(data.eval_dataset))
+    seeds = "+".join(map(str, data.seeds or [rollout.seed]))
+    model = paths.model_name(data.checkpoint_path)
+    return f"{data.method}-{model}-{datasets}-{setting}-t{rollout.temperature}-seed{seeds}{node_suffix(config)}"
+
+
+def beside_others(rows: list[dict], folder: Path) -> list[dict]:
+    """The rows, and those of other methods in `folder` on the same questions with the same settings and seeds."""
+    keys = ("dataset", "n", "seed", "node", "decode")
+    wanted = [{key: row.get(key) for key in keys} for row in rows]
+    others = [
+        row
+        for row in find_results(folder)
+        if row["method"] != rows[0]["method"] and {key: row.get(key) for key in keys} in wanted
+    ]
+    return tell_apart([*others, *rows])

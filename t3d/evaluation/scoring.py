@@ -1,0 +1,122 @@
+"""One row of results: what the answers to a data set under one decode setting came to."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from t3d.common import paths
+from t3d.data.trajectory import Trajectory
+from t3d.evaluation.results import fixed_steps
+from t3d.evaluation.settings import EvalConfig
+from t3d.evaluation.statistics import pass_at_k, share_interval, wilson_interval
+from t3d.grading import Verdict
+from t3d.rollout.settings import RolloutConfig
+
+
+def strategy(rollout: RolloutConfig) -> str:
+    """What tells the ways of decoding apart in tables, charts and file names."""
+    energy = f"+energy{rollout.energy_candidates}" if rollout.energy_candidates > 1 else ""
+    return rollout.remasking_strategy + ("+verify" if rollout.self_verify else "") + energy
+
+
+def summarise(
+    config: EvalConfig,
+    answers: list[Trajectory],
+    verdicts: list[Verdict],
+    tokens_per_second: float | None,
+    seconds: float,
+) -> dict:
+    """One row of results.
+
+    ``accuracy`` is the share of right answers, over ``n`` answers to ``questions`` questions. Its 95 % interval is
+    Wilson's for one answer per question; several answers to one question are not independent, so with them it is the
+    bootstrap's over questions, and ``pass_at_k`` has the chance that one of k answers is right, for k = 1, 2, 4, ...
+
+    ``tokens_per_step`` is the setting, block size / steps, where the strategy fixes it, and the measured mean
+    elsewhere; ``measured_tokens_per_step`` counts tokens to the answer's end over denoising steps,
+    ``tokens_per_forward`` over all forwards, prefill and commits included. With self-verification a step that left no
+    token in the answer is not counted, its forward is.
+    """
+    rollout, count = config.rollout, len(answers)
+    correct = sum(verdict.correct for verdict in verdicts)
+    right: dict[str, list[bool]] = {}
+    for answer, verdict in zip(answers, verdicts, strict=True):
+        right.setdefault(answer.id.rpartition("/")[0], []).append(verdict.correct)
+    samples = rollout.num_response_per_task
+    at_k = pass_at_ks(list(right.values()), samples) if samples > 1 else []
+    low, high = (at_k[0]["ci_low"], at_k[0]["ci_high"]) if at_k else wilson_interval(correct, count)
+    tokens, steps, forwards = (sum(getattr(a, name) for a in answers) for name in ("length", "steps", "forwards"))
+    fixed = fixed_steps(strategy(rollout))
+    latency = sorted(answer.seconds for answer in answers)
+    data = config.evaluation
+    row = {
+        "method": data.method,
+        "model": data.checkpoint_path,
+        "dataset": paths.data_name(data.eval_dataset),
+        "block_size": rollout.block_size,
+        "denoising_steps_per_block": rollout.denoising_steps_per_block,
+        "tokens_per_step": rollout.block_size / rollout.denoising_steps_per_block if fixed else tokens / steps,
+        "strategy": strategy(rollout),
+        "temperature": rollout.temperature,
+        "seed": rollout.seed,
+        "n": count,
+        "questions": len(right),
+        "accuracy": correct / count,
+        "ci_low": low,
+        "ci_high": high,
+        "measured_tokens_per_step": tokens / steps,
+        "tokens_per_forward": tokens / forwards,
+        "steps_per_answer": steps / count,
+        "forwards_per_answer": forwards / count,
+        "mean_length": tokens / count,
+        "tokens_per_second": tokens_per_second,
+        "latency_mean": sum(latency) / count,
+        "latency_median": latency[count // 2],
+        "seconds": seconds,
+        "finish_reasons": _tally(answer.finish_reason for answer in answers),
+        "verdicts": _tally(verdict.reason for verdict in verdicts),
+        "decode": asdict(rollout.decode_settings()),
+    }
+    row |= {"pass_at_k": at_k} if at_k else {}
+    return row | ({"node": f"{data.node_index}/{data.num_node}"} if data.num_node > 1 else {})
+
+
+def pass_at_ks(right: Sequence[Sequence[bool]], samples: int) -> list[dict]:
+    """pass@k for k = 1, 2, 4, ... and `samples`, each with its 95 % interval over questions.
+
+    right: per question, which of its `samples` answers are right.
+    """
+    ks = [2**i for i in range(samples.bit_length())]
+    rows = []
+    for k in ks if samples in ks else [*ks, samples]:
+        values = [pass_at_k(len(answers), sum(answers), k) for answers in right]
+        low, high = share_interval(values)
+        rows.append({"k": k, "estimate": sum(values) / len(values), "ci_low": low, "ci_high": high})
+    return rows
+
+
+def costs(row: dict) -> str:
+    """What the table leaves out, in one line."""
+    rate = row["tokens_per_second"]
+    return ", ".join(
+        [
+            f"{row['mean_length']:.1f} tokens, {row['steps_per_answer']:.1f} steps, "
+            f"{row['forwards_per_answer']:.1f} forwards per answer",
+            f"{rate:.0f} tokens/s" if rate else "no finished session to time",
+            f"latency {row['latency_mean']:.2f} s (median {row['latency_median']:.2f} s)",
+            f"finished by {counts(row['finish_reasons'])}",
+            f"graded {counts(row['verdicts'])}",
+            *(f"pass@{at['k']} {100 * at['estimate']:.1f} %" for at in row.get("pass_at_k", ())),
+            *([f"programs isolated by {row['isolation']}"] if row.get("isolation") else []),
+        ]
+    )
+
+
+def counts(tally: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in tally.items())
+
+
+def _tally(names: Iterable[str]) -> dict[str, int]:
+    tally: dict[str, int] = {}
+    for name in names:
+        tally[name] = tally.get(name, 0) + 1
+    return tally

@@ -1,0 +1,95 @@
+"""Small, honest statistics for results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from t3d.common.errors import UserError
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval for a share of successes (Wilson 1927, JASA 22); the default z gives 95 %.
+
+    Unlike the textbook interval it stays inside [0, 1] and keeps a width at 0 and at n successes. Without trials
+    nothing is known: (0, 1).
+    """
+    if n < 0 or not 0 <= successes <= n:
+        raise UserError(f"wilson_interval: {successes} successes of {n} is impossible; give 0 <= successes <= n")
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    scale = 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # At the ends the interval touches 0 or 1 exactly; rounding must not say otherwise.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return low, high
+
+
+def mean_and_sem(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard error of the mean (sample deviation, n - 1); one value has no standard error: None."""
+    if not values:
+        raise UserError("mean_and_sem: no values; give at least one")
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+
+
+# 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom (any table of the distribution)
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def paired_interval(differences: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of paired differences and the half-width of its 95 % interval by Student's t (1908); of one pair None.
+
+    Beyond ten pairs the quantile of ten is kept: a little wide.
+    """
+    mean, error = mean_and_sem(differences)
+    return mean, None if error is None else _T[min(len(differences) - 1, len(_T)) - 1] * error
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """The chance that at least one of `k` answers is right, estimated without bias from `n` answers, `correct` of them
+    right: 1 - C(n - correct, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
+    """
+    if not (0 <= correct <= n and 1 <= k <= n):
+        raise UserError(f"pass_at_k: {correct} of {n} right, k={k} is impossible; give 0 <= right <= n, 1 <= k <= n")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean over questions, by drawing questions with replacement (Efron 1979).
+
+    `values` holds one number per question: answers to one question are not independent, questions are. The draws
+    depend on `seed` alone. Only distinct values matter, so a resample is one multinomial draw over them.
+    """
+    import numpy as np
+
+    if not len(values):
+        raise UserError("bootstrap_interval: no values; give one per question")
+    distinct, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
+    low, high = np.quantile(draws @ distinct / len(values), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def share_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a mean of shares in [0, 1], one per question: the bootstrap's, or Wilson's where every question
+    has 0 or every one has 1, about which resampling would claim certainty.
+    """
+    if all(value == values[0] for value in values) and values[0] in (0, 1):
+        return wilson_interval(round(sum(values)), len(values))
+    return bootstrap_interval(values)
+
+
+def mcnemar_exact(first_only: int, second_only: int) -> float:
+    """Two-sided exact p-value of McNemar's test (1947): of the questions that exactly one of two models gets right, is
+    the split compatible with a fair coin? Without such questions 1.
+    """
+    n, least = first_only + second_only, min(first_only, second_only)
+    tail = sum(math.comb(n, i) for i in range(least + 1))
+    return min(1.0, 2 * tail / 2**n)  # whole numbers until the last division: exact for any n

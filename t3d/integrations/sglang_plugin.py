@@ -1,0 +1,311 @@
+"""T3D's decoding rules inside SGLang: a dLLM algorithm, and the hooks that let a request bring settings and take steps.
+
+SGLang (0.5.23) decodes SDAR greedily by a threshold and returns tokens without the step at which each was unmasked. Its
+plugin interface (entry points ``sglang.srt.plugins``, ``HookRegistry``) lets ``register`` add the algorithm "T3D":
+
+    sglang serve --model-path ... --dllm-algorithm T3D ...
+
+The rules are ``t3d.blocks.decoding``'s own, so is the random stream, which a request names by its key; SGLang owns the
+model, the cache and both of its schedules (first done, first out, and block by block together with ``--no-dllm-fdfo``).
+Nothing here imports SGLang before SGLang itself calls ``register``.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t3d.blocks.decoding import choose, draw, quota, stream_key, uniforms
+from t3d.blocks.settings import DecodeSettings
+from t3d.common.options import validate
+from t3d.decode.sglang import KEY, NAME
+
+# What a request may bring beside; SGLang's samplers, which a dLLM algorithm bypasses, own these. name -> no effect
+IGNORED_BY_ALGORITHMS = {
+    "min_p": 0.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "min_new_tokens": 0,
+    "logit_bias": None,
+    "json_schema": None,
+    "regex": None,
+    "ebnf": None,
+    "structural_tag": None,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One denoising step
+
+
+def denoise(
+    ids: Tensor,
+    logits: Tensor,
+    position: Tensor,
+    key: Tensor,
+    step: Tensor,
+    stage: Tensor,
+    settings: DecodeSettings,
+    *,
+    mask_id: int,
+    words: int,
+) -> tuple[Tensor, Tensor]:
+    """One denoising step of blocks that share their settings.
+
+    Args:
+        ids, position: (rows, block) int64, the blocks with their masks and where they stand in their sequences.
+        logits: (rows, block, vocab). key, step, stage: (rows,), the random stream, the number of this step counted from
+            1 over the whole answer, and the steps already done in the block.
+        words: ids from here on are not in the tokenizer and cannot be drawn.
+
+    Returns:
+        (ids with the step's tokens, bool of the positions it unmasked), both (rows, block).
+    """
+    masked = ids == mask_id
+    rows = logits[masked]  # a copy: the server's own logits stay as they are
+    rows[:, mask_id] = -torch.inf
+    rows[:, words:] = -torch.inf
+    u = uniforms(key.unsqueeze(-1), position, step.unsqueeze(-1))[masked]
+    bounded = settings.remasking_strategy == "entropy_bounded"
+    token, *scores = draw(rows, u, settings, need_entropy=bounded)
+    tokens = ids.masked_scatter(masked, token)
+    confidence, entropy = (
+        None if score is None else torch.zeros(ids.shape, device=ids.device).masked_scatter(masked, score)
+        for score in scores
+    )
+    share = quota(settings, ids.device)[stage.clamp(max=settings.denoising_steps_per_block - 1)]
+    order = uniforms(key.unsqueeze(-1), position, step.unsqueeze(-1), stream=1)
+    unmask = choose(masked, confidence, share, settings, entropy, order)
+    return torch.where(unmask, tokens, ids), unmask
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a request asks for, and what it takes home
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request's decode settings, the key of its random stream, and where the tokenizer's ids end."""
+
+    settings: DecodeSettings
+    key: int
+    words: int | None
+
+
+def asked(req: Any) -> Asked:
+    """Read a request of SGLang; ``ValueError`` for what this server cannot do.
+
+    Our client sends all settings in ``custom_params[KEY]``. Other clients send SGLang's usual temperature, top_p and
+    top_k; their other settings are those of the file given as ``--dllm-algorithm-config``, or the defaults.
+    """
+    sampling, served = req.sampling_params, req.dllm_config
+    for name, neutral in IGNORED_BY_ALGORITHMS.items():
+        if getattr(sampling, name) != neutral:
+            raise ValueError(f"{name}={getattr(sampling, name)}: {NAME} does not support it; leave it out")
+    if served.mask_id in req.origin_input_ids:
+        raise ValueError(f"the prompt contains the mask token {served.mask_id}; remove it")
+    names = {f.name for f in fields(DecodeSettings)}
+    custom = dict((sampling.custom_params or {}).get(KEY) or {})
+    key, words = custom.pop("key", None), custom.pop("words", None)
+    for name, here in (("block_size", served.block_size), ("mask_id", served.mask_id)):
+        if custom.pop(name, here) != here:
+            raise ValueError(f"{name} differs: this server has {here}; set it in the --dllm-algorithm-config file")
+    if unknown := sorted(custom.keys() - names):
+        raise ValueError(f"{KEY}.{unknown[0]}: unknown setting")
+    given: Mapping[str, Any] = {
+        "denoising_steps_per_block": served.block_size,
+        **{name: value for name, value in served.algorithm_config.items() if name in names},
+        # SGLang turns temperature 0 into top_k=1, and "all" into a top_k of 2^30
+        "temperature": 0.0 if sampling.top_k == 1 else sampling.temperature,
+        "top_k": 0 if sampling.top_k >= 2**30 else sampling.top_k,
+        "top_p": sampling.top_p,
+        **custom,
+        "block_size": served.block_size,
+    }
+    settings = DecodeSettings(**given)
+    validate(settings)
+    if settings.denoising_steps_per_block > settings.block_size:
+        raise ValueError(f"denoising_steps_per_block={settings.denoising_steps_per_block}: at most the block size")
+    if settings.self_verify:
+        raise ValueError(f"self_verify: {NAME} does not support it; leave it out")
+    if settings.energy_candidates > 1:
+        raise ValueError(f"energy_candidates: {NAME} does not support it; leave it out")
+    if settings.random_init_ratio:
+        raise ValueError(f"random_init_ratio: {NAME} does not support it; leave it out")
+    if key is None:
+        key = stream_key(sampling.sampling_seed or 0, str(req.rid), 0)
+    return Asked(settings, key, words)
+
+
+def record_of(req: Any) -> dict:
+    """The part of a request's reply that is ours; SGLang takes it along to ``meta_info[KEY]`` (a list of one)."""
+    if req.customized_info is None:
+        req.customized_info = {}
+    empty = {"response_ids": [], "unmask_step": [], "steps": 0, "forwards": 0}
+    return req.customized_info.setdefault(KEY, [empty])[0]
+
+
+@dataclass
+class Block:
+    """One block of one request while it is denoised.
+
+    Attributes:
+        open: the positions that were masked when it began; the others hold the prompt's end.
+        unmask_step: the step that unmasked each position, 0 where none has.
+        stage: denoising steps done in this block.
+        done: its final tokens are in the cache and its record is written.
+    """
+
+    asked: Asked
+    record: dict
+    open: list[bool]
+    unmask_step: list[int] = field(init=False)
+    stage: int = 0
+    done: bool = False
+
+    def __post_init__(self):
+        self.unmask_step = [0] * len(self.open)
+
+    @property
+    def next_step(self) -> int:
+        return self.record["steps"] + self.stage + 1
+
+    def finish(self, ids: list[int]) -> None:
+        answer = [i for i, was_open in enumerate(self.open) if was_open]
+        self.record["response_ids"] += [ids[i] for i in answer]
+        self.record["unmask_step"] += [self.unmask_step[i] for i in answer]
+        self.record["steps"] += self.stage
+        self.done = True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The algorithm
+
+
+class Rules:
+    """What SGLang's ``DllmAlgorithm`` leaves to an algorithm; its loops call these in both schedules.
+
+    ``reqs`` are the requests of the coming forward, one a row, set by the hook on the worker. A state is a ``Block``.
+    """
+
+    reqs: list[Any] | None = None
+
+    @classmethod
+    def validate_request(cls, req: Any) -> str | None:
+        try:
+            asked(req)
+        except (ValueError, TypeError) as error:
+            return str(error)
+        return None
+
+    def init_step_state(self, forward_batch: Any) -> list[Block]:
+        masked = forward_batch.input_ids.view(-1, self.block_size) == self.mask_id
+        if self.reqs is None or len(self.reqs) != len(masked):
+            raise RuntimeError(f"{NAME}: the batch came without its requests; is this the pinned SGLang?")
+        pairs = zip(self.reqs, masked.tolist(), strict=True)
+        return [Block(asked(req), record_of(req), open) for req, open in pairs]
+
+    def prepare_inputs(self, model_runner: Any, forward_batch: Any, states: list[Block]) -> None:
+        """Called before every forward: the place to count them."""
+        for block in states:
+            block.record["forwards"] += not block.done
+
+    def step(self, forward_batch: Any, full_logits: Tensor, states: list[Block]) -> list[bool]:
+        """Advance every block that has masks. A block without any has just been through a forward: it is done."""
+        ids = forward_batch.input_ids.view(-1, self.block_size).long()
+        position = forward_batch.positions.view(ids.shape).long()
+        logits = full_logits.view(*ids.shape, -1)
+        alike = defaultdict(list)  # rows that share their settings are drawn together
+        for row, open in enumerate((ids == self.mask_id).any(-1).tolist()):
+            block = states[row]
+            if open:
+                alike[astuple(block.asked.settings), block.asked.words].append(row)
+            elif not block.done:
+                block.finish(ids[row].tolist())
+        for rows in alike.values():
+            blocks = [states[row] for row in rows]
+            at = torch.tensor(rows, device=ids.device)
+            key, step, stage = torch.tensor(
+                [[b.asked.key for b in blocks], [b.next_step for b in blocks], [b.stage for b in blocks]],
+                device=ids.device,
+            )
+            first = blocks[0].asked
+            words = logits.shape[-1] if first.words is None else first.words
+            ids[at], unmasked = denoise(
+                ids[at], logits[at], position[at], key, step, stage, first.settings, mask_id=self.mask_id, words=words
+            )
+            for block, now in zip(blocks, unmasked.tolist(), strict=True):
+                block.stage += 1
+                number = block.record["steps"] + block.stage
+                block.unmask_step = [number if new else old for new, old in zip(now, block.unmask_step, strict=True)]
+        forward_batch.input_ids.copy_(ids.view(-1))  # in place: a CUDA graph reads this very tensor
+        return [block.done for block in states]
+
+
+@functools.cache
+def algorithm() -> type:
+    """The class that SGLang instantiates."""
+    from sglang.srt.dllm.algorithm.base import DllmAlgorithm
+
+    return type(NAME, (Rules, DllmAlgorithm), {"__doc__": Rules.__doc__})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hooks
+
+
+def _choose_algorithm(original, name: str) -> type:
+    return algorithm() if name == NAME else original(name)
+
+
+def _hand_over_requests(worker: Any, forward_batch: Any, batch: Any = None) -> None:
+    if isinstance(worker.dllm_algorithm, Rules):
+        worker.dllm_algorithm.reqs = None if batch is None else batch.reqs
+
+
+def _whole_record(result: bool, streamer: Any, key: str) -> bool:
+    """Our record goes out once and whole: it is longer than the tokens sent, as it runs to the last block's end."""
+    return result or key == KEY
+
+
+def _own_mask(config: Any, *args: Any, **kwargs: Any) -> None:
+    """SGLang knows the mask id by the architecture's name; ``mask_id`` in the algorithm's file says another."""
+    if config is not None and config.algorithm == NAME:
+        config.mask_id = config.algorithm_config.get("mask_id", config.mask_id)
+
+
+def _keep_rope_theta(model: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+    """SGLang's SDAR reads config.rope_theta, else takes 10000; under transformers 5 it can lie in rope_parameters."""
+    if not hasattr(config, "rope_theta"):
+        config.rope_theta = config.rope_parameters["rope_theta"]
+
+
+# (target, hook, kind); tests/integrations/test_sglang_interface.py checks the targets' signatures
+HOOKS = (
+    ("sglang.srt.dllm.algorithm.get_algorithm_cls", _choose_algorithm, "AROUND"),
+    ("sglang.srt.dllm.config.DllmConfig.from_server_args", _own_mask, "AFTER"),
+    ("sglang.srt.managers.tp_worker.TpModelWorker._forward_batch_generation_dllm", _hand_over_requests, "BEFORE"),
+    (
+        "sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer"
+        ".is_request_level_customized_info_key",
+        _whole_record,
+        "AFTER",
+    ),
+    ("sglang.srt.models.sdar.SDARForCausalLM.__init__", _keep_rope_theta, "BEFORE"),
+    ("sglang.srt.models.sdar_moe.SDARMoeForCausalLM.__init__", _keep_rope_theta, "BEFORE"),
+)
+
+
+def register() -> None:
+    """The entry point: SGLang calls it in each of its processes, then applies the hooks."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    import t3d.models  # noqa: F401  model_type sdar without remote code
+
+    for target, hook, kind in HOOKS:
+        HookRegistry.register(target, hook, HookType[kind])

@@ -1,0 +1,342 @@
+"""Stage 1: record a model's own decoding trajectories over a set of questions. Evaluation decodes by the same code.
+
+Every process takes its share of the requests and appends finished trajectories to a shard of its own, so a killed run
+loses at most the answers in flight and goes on with what is missing, on however many processes.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from t3d.blocks.settings import DecodeSettings
+from t3d.common import options, paths
+from t3d.common.errors import UserError
+from t3d.common.processes import is_main_process
+from t3d.data.prompts import render
+from t3d.data.release import write_release_json
+from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
+from t3d.decode.local import LocalEngine
+from t3d.decode.protocol import Engine, Request
+from t3d.grading.code import extract_program
+from t3d.grading.math import extract_answer
+from t3d.models.fingerprint import weights_fingerprint
+from t3d.models.loading import load_config, load_generation_config, load_model, load_tokenizer, special_ids
+from t3d.rollout.settings import SampleConfig
+from t3d.tasks.problems import Problem, load_problems
+
+log = logging.getLogger(__name__)
+
+
+def roll_out(config: SampleConfig) -> Path:
+    """Decode the data set and write the release's JSON beside the shards; returns the JSON's path."""
+    data = config.evaluation
+    everything = load_problems(data.eval_dataset, data.data_type, data.limit)
+    problems = node_share(everything, data.num_node, data.node_index)
+    stem = paths.rollout_stem(
+        config.experiment.project, data.checkpoint_path, data.eval_dataset, data.num_node, data.node_index
+    )
+    decode(config, problems, stem)
+    output = paths.json_file(stem)
+    if is_main_process():
+        samples = range(config.rollout.num_response_per_task)
+        wanted = {f"{problem.id}/{k}" for problem in problems for k in samples}
+        # an earlier run of the same project may have asked for more; a folder is streamed, a selection sorted in memory
+        exactly = finished_ids(stem) == wanted
+        tokenizer = load_tokenizer(data.checkpoint_path, key="evaluation.checkpoint_path")
+        count = write_release_json(
+            output,
+            stem if exactly else (t for t in read_shards(stem) if t.id in wanted),
+            rows=[problem.raw for problem in everything],
+            extract=lambda text, row: extract(text, row, data.data_type),
+            prompt_text=tokenizer.decode,
+            step_map=data.output_unmasking_history,
+        )
+        print(f"{output}: {count} questions")
+    return output
+
+
+def extract(text: str, row: dict, data_type: str) -> str:
+    """What the answer comes to, for the release's `extracted_output`: the program, or what is in the box."""
+    if data_type == "code":
+        return extract_program(text, row.get("prefix") if row.get("test_method") == "function" else None) or ""
+    return extract_answer(text) or ""
+
+
+def node_share(problems: list[Problem], num_node: int, node_index: int) -> list[Problem]:
+    """This machine's contiguous share of the data set."""
+    start, end = (len(problems) * k // num_node for k in (node_index, node_index + 1))
+    if start == end:
+        raise UserError(f"evaluation.num_node={num_node}: no question is left for node {node_index}; use fewer nodes")
+    return problems[start:end]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Decoding over processes
+
+
+@dataclass(frozen=True)
+class Job:
+    """Questions to answer under one configuration, and the folder where the trajectories go."""
+
+    config: SampleConfig
+    problems: list[Problem]
+    folder: Path
+
+
+def decode(config: SampleConfig, problems: list[Problem], folder: Path) -> None:
+    """Fill ``folder`` with one trajectory per problem and sample, by all processes; returns when all are there.
+
+    Processes are those of ``accelerate launch``, or one per visible GPU (``rollout.num_processes``) started here.
+
+    Raises:
+        UserError: the folder holds trajectories of other weights or settings.
+    """
+    for _ in decode_all([Job(config, problems, folder)]):
+        pass
+
+
+def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
+    """``decode`` for several jobs of one model, which every process loads at most once. Yields a job when its
+    trajectories are there: one after the other, or all at the end where processes are started here.
+    """
+    config = jobs[0].config
+    source = paths.model_source(config.evaluation.checkpoint_path, "evaluation.checkpoint_path")
+    if is_main_process():
+        for job in jobs:
+            if not finished_ids(job.folder):  # a run that failed before its first answer binds no other
+                (job.folder / "settings.json").unlink(missing_ok=True)
+            # what older folders did not note yet had its default
+            defaults = asdict(DecodeSettings()) | {"engine": "local", "dtype": "auto"}
+            claim_folder(job.folder, claimed_settings(job.config, source), defaults)
+            options.save(job.config, job.folder / "config.yaml")
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    processes = config.rollout.num_processes or max(1, torch.cuda.device_count())
+    if config.rollout.engine == "sglang":
+        processes = 1
+        if world > 1:
+            raise UserError("rollout.engine=sglang: one process asks all servers; start it without accelerate launch")
+        blocks = sorted({job.config.rollout.block_size for job in jobs})
+        if len(blocks) > 1:
+            raise UserError(
+                f"rollout.engine=sglang: a server decodes at one block size, this run asks for {blocks}; choose one by "
+                "evaluation.protocol_blocks"
+            )
+    if world > 1:
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+        loaded = Loaded(config, source, state.process_index)
+        for job in jobs:
+            state.wait_for_everyone()
+            decode_share(job, loaded, state.process_index, world)
+            state.wait_for_everyone()
+            yield job
+    elif processes == 1:
+        loaded = Loaded(config, source, 0)
+        for job in jobs:
+            decode_share(job, loaded, 0, 1)
+            yield job
+    else:
+        try:
+            torch.multiprocessing.spawn(_spawned, args=(processes, os.getpid(), jobs, source), nprocs=processes)
+        except torch.multiprocessing.ProcessRaisedException as error:  # its text is the process's traceback
+            kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+            if kind != f"{UserError.__module__}.{UserError.__qualname__}":
+                raise
+            raise UserError(message) from None
+        yield from jobs
+
+
+def _spawned(rank: int, processes: int, parent: int, jobs: Sequence[Job], source: str) -> None:
+    # torch ends us by SIGINT when our parent dies, which a process that a shell put in the background ignores
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.getppid() != parent:  # it died before we listened
+        return
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    loaded = Loaded(jobs[0].config, source, rank)
+    for job in jobs:
+        decode_share(job, loaded, rank, processes)
+
+
+@dataclass
+class Loaded:
+    """One process's tokenizer and engine, loaded when a first answer is missing and kept for the jobs that follow."""
+
+    config: SampleConfig
+    source: str
+    rank: int
+
+    @cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.source, key="evaluation.checkpoint_path")
+
+    @cached_property
+    def engine(self) -> Engine:
+        return make_engine(self.config, self.source, self.tokenizer, self.rank)
+
+
+def claimed_settings(config: SampleConfig, source: str) -> dict:
+    """What must not change while a folder fills: everything the tokens depend on."""
+    data, rollout = config.evaluation, config.rollout
+    return {
+        **asdict(rollout.decode_settings()),
+        "seed": rollout.seed,
+        "start_with_think": rollout.start_with_think,
+        "engine": rollout.engine,
+        "dtype": rollout.dtype,
+        "data_type": data.data_type,
+        "eval_dataset": paths.data_name(data.eval_dataset),
+        "model": paths.model_name(data.checkpoint_path),
+        "weights": weights_fingerprint(source),
+    }
+
+
+def decode_share(job: Job, loaded: Loaded, rank: int, world: int) -> None:
+    """One process's part of a job: every world-th request that no shard holds yet."""
+    config, problems, folder = job.config, job.problems, job.folder
+    rollout = config.rollout
+    samples = rollout.num_response_per_task
+    wanted = [(problem, sample) for problem in problems for sample in range(samples)][rank::world]
+    done = finished_ids(folder)
+    missing = [(problem, sample) for problem, sample in wanted if f"{problem.id}/{sample}" not in done]
+    if not missing:
+        return
+    tokenizer = loaded.tokenizer
+    requests, problem_of = [], {}
+    for problem, sample in missing:
+        ids = render(
+            problem.question,
+            config.evaluation.data_type,
+            tokenizer=tokenizer,
+            start_with_think=rollout.start_with_think,
+            prefix=problem.prefix,
+            test_method=problem.raw.get("test_method"),
+        )
+        requests.append(Request(problem.id, sample, tuple(ids)))
+        problem_of[requests[-1].id] = problem
+    engine = loaded.engine
+
+    label = f"decode {rank + 1}/{world}" if world > 1 else "decode"
+    bar = tqdm(
+        total=len(wanted),
+        initial=len(wanted) - len(missing),
+        desc=label,
+        unit="answer",
+        dynamic_ncols=True,
+        disable=rank != 0,
+    )
+    tokens, steps, began = 0, 0, time.perf_counter()
+    with ShardWriter(folder, rank) as writer:
+        for trajectory in engine.generate(requests, rollout.decode_settings(), rollout.seed):
+            problem = problem_of[trajectory.id]
+            trajectory.model = config.evaluation.checkpoint_path
+            trajectory.question, trajectory.ground_truth = problem.question, problem.ground_truth
+            trajectory.text = tokenizer.decode(trajectory.response_ids[: trajectory.length], skip_special_tokens=True)
+            writer.write(trajectory)
+            tokens, steps = tokens + trajectory.length, steps + trajectory.steps
+            rate = tokens / (time.perf_counter() - began)
+            bar.set_postfix_str(f"{rate:.0f} tokens/s, {tokens / steps:.2f} tokens/step", refresh=False)
+            bar.update()
+    bar.close()
+    session = Session(rank, len(missing), tokens, time.perf_counter() - began)
+    with (folder / "sessions.jsonl").open("a") as file:
+        file.write(json.dumps({**asdict(session), "host": socket.gethostname()}) + "\n")
+
+
+@dataclass
+class Session:
+    """What one process decoded in one go: answers, tokens, wall-clock seconds (without loading)."""
+
+    rank: int
+    answers: int
+    tokens: int
+    seconds: float
+
+
+def throughput(folder: Path) -> tuple[float | None, float]:
+    """(tokens/s of all processes together, wall-clock seconds) of the sessions that ended; (None, 0) without one."""
+    tokens: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for session in _sessions(folder):
+        tokens[session["rank"]] = tokens.get(session["rank"], 0) + session["tokens"]
+        seconds[session["rank"]] = seconds.get(session["rank"], 0.0) + session["seconds"]
+    if not seconds:
+        return None, 0.0
+    return sum(tokens[rank] / seconds[rank] for rank in tokens), max(seconds.values())
+
+
+def _sessions(folder: Path) -> Iterator[dict]:
+    path = folder / "sessions.jsonl"
+    if path.exists():
+        yield from (json.loads(line) for line in path.read_text().splitlines() if line.endswith("}"))
+
+
+def make_engine(config: SampleConfig, source: str, tokenizer, rank: int) -> Engine:
+    """The engine of ``rollout.engine`` on this process's device, or on its servers."""
+    rollout = config.rollout
+    if rollout.engine == "sglang":
+        return make_sglang_engine(config, source, tokenizer)
+    gpus = torch.cuda.device_count()
+    device = torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
+    model = load_model(
+        source,
+        dtype=rollout.dtype,
+        attn_implementation=rollout.attn_implementation,
+        device=device,
+        key="evaluation.checkpoint_path",
+    ).eval()
+    ids = special_ids(model.config, tokenizer, model.generation_config)
+    return LocalEngine(
+        model,
+        mask_id=ids.mask_id,
+        stop_ids=ids.stop_ids,
+        forbidden_ids=ids.forbidden_ids,
+        max_active=min(rollout.max_active, rollout.batch_size or rollout.max_active),
+        fused_commit=rollout.fused_commit,
+        ordinary_ids=ids.ordinary_ids,
+        compile=rollout.compile,
+    )
+
+
+def make_sglang_engine(config: SampleConfig, source: str, tokenizer) -> Engine:
+    """SGLang on ``rollout.engine_urls``, or in this process. The model itself is not loaded here."""
+    from t3d.decode.sglang import HttpServer, OfflineServer, SGLangEngine, Weights, offline_engine
+
+    rollout = config.rollout
+    config_of_model = load_config(source, key="evaluation.checkpoint_path")
+    ids = special_ids(config_of_model, tokenizer, load_generation_config(source, "evaluation.checkpoint_path"))
+    max_active = min(rollout.max_active, rollout.batch_size or rollout.max_active)
+    if rollout.engine_urls:
+        loop = None
+        servers = [partial(HttpServer, url, rollout.engine_timeout) for url in rollout.engine_urls]
+    else:
+        engine = offline_engine(
+            source,
+            block_size=rollout.block_size,
+            mask_id=ids.mask_id,
+            max_active=max_active,
+            tensor_parallel_size=rollout.tensor_parallel_size,
+            gpus=torch.cuda.device_count(),
+            dtype=rollout.dtype,
+        )
+        loop = engine.loop
+        servers = [partial(OfflineServer, engine)]
+    return SGLangEngine(
+        lambda: [make() for make in servers],
+        Weights(source, weights_fingerprint(source), rollout.engine_push),
+        mask_id=ids.mask_id,
+        stop_ids=ids.stop_ids,
+        words=len(tokenizer),
+        max_active=max_active,
+        loop=loop,
+    )

@@ -1,0 +1,128 @@
+"""Every key of a rollout, with its default, its help and its limits."""
+
+from dataclasses import dataclass, field, fields
+
+from t3d.blocks.attention import ATTENTION, ATTENTION_HELP
+from t3d.blocks.settings import DecodeSettings, conflict
+from t3d.common.options import fault, option
+from t3d.data.prompts import DATA_TYPES
+
+
+@dataclass
+class RolloutConfig(DecodeSettings):
+    engine: str = option(
+        "local", "what decodes: our own decoder, or SGLang (docs/ENGINES.md)", choices=("local", "sglang")
+    )
+    engine_urls: list[str] = option(
+        [], "sglang: running servers, [http://host:30000, ...]; empty = SGLang in this process, on all visible GPUs"
+    )
+    engine_push: bool = option(False, "sglang: load evaluation.checkpoint_path into the servers first (self-play)")
+    engine_timeout: float = option(1800.0, "sglang: seconds to wait for a server's answer, its queue included", gt=0)
+    tensor_parallel_size: int = option(1, "sglang in this process: GPUs that share one model", ge=1)
+    max_active: int = option(
+        256, "answers decoded at once per process (or server); lower it when memory runs out", ge=1
+    )
+    num_task_per_step: int = option(
+        1, "the release's; not used", fixed="a rollout always runs over the whole set; leave it at 1"
+    )
+    num_response_per_task: int = option(1, "answers drawn per question", ge=1)
+    start_with_think: bool = option(False, "open every answer with <think>")
+    batch_size: int | None = option(
+        None, "most answers in flight per process (with max_active, the smaller one counts); null or 0 = no limit", ge=0
+    )
+    fused_commit: bool = option(True, "write a finished block's cache in the next block's first forward (same result)")
+    compile: bool = option(
+        False, "torch.compile the blocks' forwards: minutes at the start, fewer kernels from then on"
+    )
+    seed: int = option(
+        10086, "random seed; each answer's stream depends on it and the question only", ge=0, le=2**32 - 1
+    )
+    num_processes: int | None = option(None, "decoding processes; null = one per visible GPU, else 1", ge=1)
+    dtype: str = option("auto", "weights; auto = as stored", choices=("auto", "float32", "bfloat16", "float16"))
+    attn_implementation: str | None = option(None, ATTENTION_HELP, choices=ATTENTION)
+
+    def decode_settings(self) -> DecodeSettings:
+        """The decoder's own part, as the plain record that a trajectory keeps."""
+        return DecodeSettings(**{f.name: getattr(self, f.name) for f in fields(DecodeSettings)})
+
+
+def check_engine(rollout: RolloutConfig) -> None:
+    """Refuse what the chosen engine does not support, where it is not at its default."""
+    if rollout.engine == "local":
+        unsupported = {
+            "engine_urls": "only with rollout.engine=sglang",
+            "engine_push": "only with rollout.engine=sglang",
+            "engine_timeout": "only with rollout.engine=sglang",
+            "tensor_parallel_size": "the local engine keeps a whole model per process; leave it at 1",
+        }
+    else:
+        unsupported = {
+            "self_verify": "not with rollout.engine=sglang; leave it off",
+            "energy_candidates": "not with rollout.engine=sglang; leave it at 1",
+            "random_init_ratio": "SGLang's blocks begin as masks; leave it at 0",
+            "compile": "SGLang compiles by itself; leave it off",
+            "fused_commit": "SGLang writes a block's cache in a forward of its own; leave it at true",
+            "attn_implementation": "SGLang chooses its own kernels; leave it at null",
+            "num_processes": "with rollout.engine=sglang one process asks all servers; leave it at null",
+        }
+        if rollout.engine_urls:
+            unsupported |= {
+                "tensor_parallel_size": "the servers have theirs (--tp-size); leave it at 1",
+                "dtype": "the servers have theirs (--dtype); leave it at auto",
+            }
+        else:
+            unsupported |= {
+                "engine_push": "nothing to push to; it loads evaluation.checkpoint_path itself, leave it off",
+                "engine_timeout": "only with rollout.engine_urls; leave it at its default",
+            }
+    defaults = RolloutConfig()
+    for name, remedy in unsupported.items():
+        if (value := getattr(rollout, name)) != getattr(defaults, name):
+            raise fault(f"rollout.{name}", value, remedy)
+    for url in rollout.engine_urls:
+        if not url.startswith(("http://", "https://")):
+            raise fault("rollout.engine_urls", rollout.engine_urls, "write each as http://host:port")
+
+
+@dataclass
+class SampleExperiment:
+    project: str = option("your_project", "output folder; rollouts go to <project>/temp_data/")
+
+
+@dataclass
+class SampleEvaluation:
+    checkpoint_path: str = option("JetLM/SDAR-4B-Chat", "model: a folder or a hub id")
+    eval_dataset: str = option("MATH_train", "data/<name>.json, or the path of a file")
+    data_type: str = option("math", "kind of task: decides prompt and scoring", choices=DATA_TYPES)
+    num_node: int = option(1, "machines that share the data set", ge=1)
+    node_index: int = option(0, "this machine's share, 0..num_node-1", ge=0)
+    output_unmasking_history: bool = option(True, "write the unmask steps (step_map) into the JSON file")
+    limit: int | None = option(None, "the first N rows only; null = all", ge=1)
+
+
+@dataclass
+class SampleConfig:
+    """Stage 1: record a model's decoding trajectories over a data set."""
+
+    experiment: SampleExperiment = field(default_factory=SampleExperiment)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    evaluation: SampleEvaluation = field(default_factory=SampleEvaluation)
+
+    def check(self) -> None:
+        rollout, data = self.rollout, self.evaluation
+        if rollout.denoising_steps_per_block > rollout.block_size:
+            raise fault(
+                "rollout.denoising_steps_per_block",
+                rollout.denoising_steps_per_block,
+                f"more steps than the block has positions; at most rollout.block_size={rollout.block_size}",
+            )
+        check_engine(rollout)
+        if found := conflict(rollout):
+            name, remedy = found
+            raise fault(f"rollout.{name}", getattr(rollout, name), remedy)
+        if data.node_index >= data.num_node:
+            raise fault(
+                "evaluation.node_index",
+                data.node_index,
+                f"nodes count from 0; must be below evaluation.num_node={data.num_node}",
+            )

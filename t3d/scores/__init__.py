@@ -1,1 +1,0 @@
-"""From answers to tables: grading them, one row per setting, statistics over rows, tables and plots."""

@@ -1,0 +1,260 @@
+"""Training states: a clean sequence becomes (x_0, x_t), and several of them a batch in the training layout.
+
+The grid is absolute: block b covers positions [bB, (b+1)B) of prompt + response, in training and decoding alike.
+The layout is [clean | noisy]: the noisy copy holds the blocks with response tokens; of the clean copy the last block is
+left out, as no one sees it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from t3d.blocks.attention import FLEX_TILE, Labels, dense_mask, flex_mask
+
+
+def generator_for(seed: int, epoch: int, sample_id: str) -> torch.Generator:
+    """The random numbers of one sample in one epoch: a pure function of (seed, epoch, id)."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{sample_id}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass
+class Grid:
+    """Where the blocks of one sequence lie.
+
+    Attributes:
+        block: (whole blocks,) block index of every position, to the end of the last block.
+        rows: (blocks, width) positions of the blocks that hold response tokens, -1 where the block has none there.
+        start: first position of the noisy copy.
+    """
+
+    block: Tensor
+    rows: Tensor
+    start: int
+
+
+def absolute_grid(prompt_length: int, length: int, block_size: int) -> Grid:
+    """Block = position // B, counted over the unpadded sequence, prompt included (DESIGN: the block grid)."""
+    return _grid(prompt_length, length, block_size, shift=0)
+
+
+def response_grid(prompt_length: int, length: int, block_size: int) -> Grid:
+    """The release's training grid: blocks counted from the prompt's end, forwards and backwards.
+
+    What does not fill a block lies at the sequence's start: the prompt is as block-causal as the response.
+    """
+    return _grid(prompt_length, length, block_size, shift=-prompt_length % block_size)
+
+
+def _grid(prompt_length: int, length: int, block_size: int, shift: int) -> Grid:
+    """Block = (position + shift) // B, to the end of the last block."""
+    block = (torch.arange(length + -(length + shift) % block_size) + shift) // block_size
+    first = int(block[prompt_length])
+    position = torch.arange(prompt_length, length)
+    starts = torch.searchsorted(block, torch.arange(first, int(block[-1]) + 1))
+    rows = torch.full((len(starts), block_size), -1)
+    rows[block[position] - first, position - starts[block[position] - first]] = position
+    return Grid(block, rows, int(starts[0]))
+
+
+def clean_sequence(sample: dict, block_size: int, mask_id: int, from_response: bool = False) -> tuple[Tensor, Grid]:
+    """x_0 of a trajectory and its grid. A training block may reach beyond the response; what lies there is the mask."""
+    prompt = len(sample["prompt_ids"])
+    ids = torch.tensor(list(sample["prompt_ids"]) + list(sample["response_ids"]))
+    grid = (response_grid if from_response else absolute_grid)(prompt, len(ids), block_size)
+    return torch.nn.functional.pad(ids, (0, len(grid.block) - len(ids)), value=mask_id), grid
+
+
+def target_sequence(sample: dict, ids: Tensor) -> Tensor:
+    """x_0 at each position of the clean sequence ``ids``: what is there, or the sample's ``target_ids``.
+
+    A sample with these is a student's answer of which a teacher has completed every block anew, given the earlier ones
+    as the student wrote them. The answer stays what later blocks see; a block's state and targets are the teacher's.
+    """
+    x0 = ids.clone()
+    if target := sample.get("target_ids"):
+        prompt = len(sample["prompt_ids"])
+        x0[prompt : prompt + len(target)] = torch.tensor(target)
+    return x0
+
+
+def learnt(sample: dict, grid: Grid, x0: Tensor, post_num: int, stop_ids: Sequence[int]) -> Tensor:
+    """(length,) bool: the positions that the loss may look at, to ``post_num`` behind the answer's end.
+
+    With ``target_ids`` no end but a block's own counts: the first stop id among its targets. What the student wrote in
+    that block is not learnt, its end no more than the rest; and there is no block behind the one in which it ended.
+    """
+    within = torch.zeros(len(grid.block), dtype=torch.bool)
+    if sample.get("target_ids"):
+        present = grid.rows >= 0
+        stop = torch.isin(x0[grid.rows.clamp(min=0)], torch.tensor(stop_ids, dtype=torch.long)) & present
+        behind = present & (stop.cumsum(-1) > stop.long())
+        within[grid.rows[present & (behind.cumsum(-1) <= post_num)]] = True
+    else:
+        prompt = len(sample["prompt_ids"])
+        within[prompt : prompt + min(len(sample["response_ids"]), sample["length"] + post_num)] = True
+    return within
+
+
+@dataclass
+class State:
+    """One training state of one sequence. Tensors are on the CPU.
+
+    Attributes:
+        ids: (length,) the clean copy, prompt included, filled to the end of the last block: what later blocks see.
+        block: (length,) block of each position.
+        start: first position of the noisy copy.
+        noisy: (length - start,) x_t over the noisy blocks.
+        position: (targets,) absolute positions the loss looks at, ascending.
+        targets: (targets,) x_0 there; the clean copy's own tokens but where a teacher has others (target_sequence).
+        masked: (targets,) bool, whether x_t hides the target.
+        weight: (targets,) the objective's weight of each target.
+        rank: (targets,) the target's rank in its block's decode order, 1-based; 0 where it has none.
+        u: (targets,) uniforms for what an objective draws there.
+        sample_id: the sample it is a state of; the trainer sets it, to name it when something is wrong.
+    """
+
+    ids: Tensor
+    block: Tensor
+    start: int
+    noisy: Tensor
+    position: Tensor
+    targets: Tensor
+    masked: Tensor
+    weight: Tensor
+    rank: Tensor
+    u: Tensor
+    sample_id: str = ""
+
+    def __len__(self) -> int:
+        """Tokens the forward pays for."""
+        return self.clean_length + len(self.noisy)
+
+    @property
+    def clean_length(self) -> int:
+        return int(torch.searchsorted(self.block, self.block[-1]))
+
+
+PER_TARGET = ("targets", "masked", "weight", "rank", "u")
+
+
+@dataclass
+class Batch:
+    """States in the training layout. N targets over S sequences.
+
+    Attributes:
+        input_ids, position_ids: (rows, length).
+        attention_mask: (rows, 1, length, length) bool or a BlockMask.
+        loss_index: (N,) places of the targets in the flattened (rows x length) hidden states.
+        targets, masked, weight, rank, u: (N,) from the states.
+        masked_index: (M,) where ``masked`` holds: an index made on the CPU, so that a GPU need not be waited for.
+        sequence: (N,) which sequence, 0..S-1; ascending.
+        block: (N,) the target's block on its sequence's grid.
+        sequences: S.
+        tokens: real tokens in the layout (no padding).
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: object
+    loss_index: Tensor
+    targets: Tensor
+    masked: Tensor
+    masked_index: Tensor
+    weight: Tensor
+    rank: Tensor
+    u: Tensor
+    sequence: Tensor
+    block: Tensor
+    sequences: int
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False, device="cpu") -> Batch:
+    """Lay states out in rows; states that share a row are packed, each a segment of its own.
+
+    Args:
+        rows: a micro-batch; each row is a list of states laid one after another.
+        flex: build a FlexAttention block mask in place of the dense one, over whole tiles of its kernel.
+    """
+    length = max(sum(len(state) for state in row) for row in rows)
+    if flex:
+        length = -(-length // FLEX_TILE) * FLEX_TILE
+    shape = (len(rows), length)
+    input_ids = torch.full(shape, pad_id)
+    position_ids = torch.zeros(shape, dtype=torch.long)
+    # Padding is noisy blocks of one token: each sees itself only, and whole tiles of it cost next to nothing.
+    noisy = torch.ones(shape, dtype=torch.bool)
+    labels = Labels(torch.full(shape, -1), torch.arange(length).repeat(len(rows), 1), noisy)
+    index, sequence, block, states = [], [], [], []
+    for r, row in enumerate(rows):
+        at = 0
+        for segment, state in enumerate(row):
+            clean, noisy = state.clean_length, len(state.noisy)
+            here = slice(at, at + clean + noisy)
+            position = torch.cat([torch.arange(clean), torch.arange(state.start, state.start + noisy)])
+            input_ids[r, here] = torch.cat([state.ids[:clean], state.noisy])
+            position_ids[r, here] = position
+            labels.segment[r, here] = segment
+            labels.block[r, here] = state.block[position]
+            labels.noisy[r, at : at + clean] = False
+            index.append(r * length + at + clean + state.position - state.start)
+            block.append(state.block[state.position])
+            sequence.append(torch.full_like(state.position, len(states)))
+            states.append(state)
+            at = here.stop
+    place = partial(_place, device=torch.device(device))
+    labels = Labels(*map(place, labels))
+    per_target = {name: torch.cat([vars(state)[name] for state in states]) for name in PER_TARGET}
+    return Batch(
+        input_ids=place(input_ids),
+        position_ids=place(position_ids),
+        attention_mask=flex_mask(labels) if flex else dense_mask(labels),
+        loss_index=place(torch.cat(index)),
+        masked_index=place(per_target["masked"].nonzero().squeeze(-1)),
+        **{name: place(value) for name, value in per_target.items()},
+        sequence=place(torch.cat(sequence)),
+        block=place(torch.cat(block)),
+        sequences=len(states),
+        tokens=sum(map(len, states)),
+    )
+
+
+def _place(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device, without waiting for what a GPU is doing."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def state_without_order(
+    ids: Tensor,
+    grid: Grid,
+    noisy: Tensor,
+    position: Tensor,
+    *,
+    targets: Tensor | None = None,
+    weight: Tensor | None = None,
+    masked: Tensor | None = None,
+) -> State:
+    """A state whose targets have no rank in a decode order. Unless said otherwise they are the clean copy's own
+    tokens, weigh 1 and are masked."""
+    return State(
+        ids=ids,
+        block=grid.block,
+        start=grid.start,
+        noisy=noisy,
+        position=position,
+        targets=ids[position] if targets is None else targets,
+        masked=torch.ones(len(position), dtype=torch.bool) if masked is None else masked,
+        weight=torch.ones(len(position)) if weight is None else weight,
+        rank=torch.zeros_like(position),
+        u=torch.zeros(len(position)),
+    )

@@ -1,0 +1,20 @@
+"""Means over the targets of a sequence or of a block."""
+
+import torch
+from torch import Tensor
+
+
+def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Mean of (N,) values by (N,) group index; (groups,), 0 for an empty group."""
+    total = torch.zeros(groups, dtype=values.dtype, device=values.device).index_add(0, group, values)
+    count = torch.zeros_like(total).index_add(0, group, torch.ones_like(values))
+    return total / count.clamp(min=1)
+
+
+def block_groups(sequence: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """((blocks,) the sequence of each block, (N,) which block each target is in) from (N,) sequence and block indices.
+
+    Targets lie in ascending order of sequence and position, so a block is a run of them.
+    """
+    (of_sequence, _), group = torch.stack([sequence, block]).unique_consecutive(dim=1, return_inverse=True)
+    return of_sequence, group

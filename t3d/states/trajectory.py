@@ -1,0 +1,127 @@
+"""The training states of a trajectory: x_0 with the tokens of later steps hidden (DESIGN: training states)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from t3d.states.base import State, clean_sequence, learnt, target_sequence
+
+
+def decode_order(unmask_step: Tensor, present: Tensor) -> Tensor:
+    """Rank of each token in its block's decode order: by unmask step, ties by position; 1-based.
+
+    Args:
+        unmask_step: (blocks, width); present: (blocks, width) bool, where the block holds a response token.
+
+    Returns:
+        (blocks, width) ranks 1..n, 0 where not present.
+    """
+    last = torch.iinfo(unmask_step.dtype).max
+    order = unmask_step.masked_fill(~present, last).argsort(dim=-1, stable=True)
+    return (order.argsort(-1) + 1) * present
+
+
+def masked_count(unmask_step: Tensor, present: Tensor, ratio: float) -> Tensor:
+    """How many tokens of each block a state of the given mask ratio hides.
+
+    A state of the trajectory lies on a boundary of the decode order: all tokens of a step appear together. Of the
+    boundaries with something masked, the one nearest to ratio x (response tokens of the block) is taken; a tie masks
+    more.
+
+    Returns:
+        (blocks,) counts, at least 1.
+    """
+    # later[i] = tokens decoded at token i's step or later = the number masked just before that step.
+    later = ((unmask_step.unsqueeze(-2) >= unmask_step.unsqueeze(-1)) & present.unsqueeze(-2)).sum(-1)
+    wanted = ratio * present.sum(-1, keepdim=True)
+    distance = (later - wanted.double()).abs() - 1e-6 * later  # the small term breaks ties towards more masks
+    best = distance.masked_fill(~present, torch.inf).argmin(-1, keepdim=True)
+    return later.gather(-1, best).squeeze(-1)
+
+
+@dataclass
+class TrajectoryNoise:
+    """How (x_0, x_t) is drawn from a trajectory (DESIGN: training states).
+
+    Attributes:
+        block_size: the student's block B.
+        mask_ratios: one is drawn per sequence with probability proportional to ratio ** exponent.
+        random_ratio: each masked position is shown as a uniform ordinary token, in place of the mask, with this
+            probability, and still counts.
+        post_num: positions after the answer's end that stay in the loss.
+        reversed_trace: hide what was decoded first (the release's quirk) instead of what was decoded last.
+        random_trace: mask positions at random instead of along the trajectory (``mask_strategy: random``).
+        from_response: count blocks from the prompt's end (the release's quirk).
+        every_target: the loss looks at every response token, masked or not (the release's path loss does).
+        stop_ids: where the targets of a sample with ``target_ids`` end.
+    """
+
+    block_size: int
+    mask_id: int
+    ordinary_ids: Tensor
+    mask_ratios: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    mask_ratio_exponent: float = 8.0
+    random_ratio: float = 0.1
+    post_num: int = 2
+    reversed_trace: bool = False
+    random_trace: bool = False
+    from_response: bool = False
+    every_target: bool = False
+    stop_ids: tuple[int, ...] = ()
+
+    def __call__(self, sample: dict, generator: torch.Generator) -> State:
+        """Draw a state of ``sample`` (prompt_ids, response_ids, unmask_step, length; target_ids and target_step of a
+        student's answer with a teacher's targets, whose tokens and decode order a state then has).
+
+        A training block larger than the rollout's may reach beyond the response; what lies there stays masked, as it is
+        when the student decodes that block, and is no target.
+        """
+        ids, grid = clean_sequence(sample, self.block_size, self.mask_id, self.from_response)
+        x0 = target_sequence(sample, ids)
+        present = grid.rows >= 0
+        step = torch.zeros_like(grid.rows)
+        unmask_step = torch.tensor(sample.get("target_step") or sample["unmask_step"])
+        step[present] = unmask_step[grid.rows[present] - len(sample["prompt_ids"])]
+        rank = decode_order(step, present)
+
+        hidden_first = step
+        if self.random_trace:
+            hidden_first = torch.rand(step.shape, generator=generator).argsort(-1)
+        elif self.reversed_trace:
+            hidden_first = -step
+        count = masked_count(hidden_first, present, self._ratio(generator))
+        revealed = present.sum(-1) - count
+        masked = present & (decode_order(hidden_first, present) > revealed.unsqueeze(-1))
+
+        hidden = grid.rows[masked].sort().values
+        noisy = x0[grid.start :].clone()
+        scrambled = torch.rand(len(hidden), generator=generator) < self.random_ratio
+        lottery = torch.randint(len(self.ordinary_ids), (len(hidden),), generator=generator)
+        noisy[hidden - grid.start] = torch.where(scrambled, self.ordinary_ids[lottery], self.mask_id)
+
+        rank_of = torch.zeros(len(ids), dtype=torch.long)
+        rank_of[grid.rows[present]] = rank[present]
+        if self.every_target:  # the release's path loss stops where the answer ends; DDO goes on to post_num
+            rank_of[~learnt(sample, grid, x0, 0, self.stop_ids)] = 0
+        is_masked = torch.zeros(len(ids), dtype=torch.bool)
+        is_masked[hidden] = True
+        looked_at = learnt(sample, grid, x0, self.post_num, self.stop_ids)
+        position = (looked_at if self.every_target else looked_at & is_masked).nonzero().squeeze(-1)
+        return State(
+            ids=ids,
+            block=grid.block,
+            start=grid.start,
+            noisy=noisy,
+            position=position,
+            targets=x0[position],
+            masked=is_masked[position],
+            weight=torch.ones(len(position)),
+            rank=rank_of[position],
+            u=torch.rand(len(position), generator=generator),
+        )
+
+    def _ratio(self, generator: torch.Generator) -> float:
+        ratios = torch.tensor(self.mask_ratios)
+        chance = (ratios / ratios.max()) ** self.mask_ratio_exponent
+        return float(ratios[torch.multinomial(chance, 1, generator=generator)])

@@ -1,0 +1,114 @@
+"""Training states that follow no decode order: random masks, the NELBO's, and rectified couplings."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from t3d.states.base import Grid, State, absolute_grid, clean_sequence, learnt, state_without_order, target_sequence
+
+
+@dataclass
+class RandomMaskNoise:
+    """Every token of the answer is masked with probability ``mask_ratio``, and all that comes after it.
+
+    The loss looks at every token of the answer, masked or not: an objective may make the complement of the masks its
+    second pass. At least one token is masked.
+
+    Attributes: as of TrajectoryNoise, whose targets of a teacher may be here as well.
+    """
+
+    block_size: int
+    mask_id: int
+    mask_ratio: float = 0.5
+    post_num: int = 2
+    stop_ids: tuple[int, ...] = ()
+
+    def __call__(self, sample: dict, generator: torch.Generator) -> State:
+        ids, grid = clean_sequence(sample, self.block_size, self.mask_id)
+        x0 = target_sequence(sample, ids)
+        looked_at = learnt(sample, grid, x0, self.post_num, self.stop_ids)
+        position = looked_at.nonzero().squeeze(-1)
+        masked = torch.rand(len(position), generator=generator) < self.mask_ratio
+        if not masked.any():
+            masked = ~masked
+        shown = torch.zeros_like(looked_at)
+        shown[: len(sample["prompt_ids"])] = True
+        shown[position[~masked]] = True
+        noisy = torch.where(shown, x0, self.mask_id)[grid.start :]
+        return state_without_order(ids, grid, noisy, position, targets=x0[position], masked=masked)
+
+
+@dataclass
+class BlockDiffusionNoise:
+    """q(z_t | x): every response token of a block is masked with probability t, t ~ U(t_min, t_max).
+
+    Source: MDLM (arXiv 2406.07524, eq. 10), BD3-LM (arXiv 2503.09573, eq. 7) with the log-linear schedule: mask
+    probability t, weight 1/t; clipped schedules (BD3-LM, section 5) narrow [t_min, t_max].
+
+    Attributes:
+        per_block: one t a block, else one a sequence.
+        pad_id: fills the last block after the answer; these positions are masked and learnt like any other, so nothing
+            leaks the end.
+    """
+
+    block_size: int
+    mask_id: int
+    pad_id: int
+    t_min: float = 0.05
+    t_max: float = 1.0
+    per_block: bool = True
+
+    def __call__(self, sample: dict, generator: torch.Generator) -> State:
+        """``sample`` has prompt_ids and response_ids. ``weight`` is 1/t over the response's length; a state may have no
+        target by chance."""
+        prompt = len(sample["prompt_ids"])
+        ids = list(sample["prompt_ids"]) + list(sample["response_ids"])
+        ids = torch.tensor(ids + [self.pad_id] * (-len(ids) % self.block_size))
+        grid = absolute_grid(prompt, len(ids), self.block_size)
+        position, t = draw_by_time(grid, self.t_min, self.t_max, self.per_block, generator)
+        noisy = ids[grid.start :].clone()
+        noisy[position - grid.start] = self.mask_id
+        return state_without_order(ids, grid, noisy, position, weight=1 / t / (len(ids) - prompt))
+
+
+def draw_by_time(
+    grid: Grid, t_min: float, t_max: float, per_block: bool, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Every response position with probability t of its block, t ~ U(t_min, t_max): (positions, their t)."""
+    t = torch.rand(len(grid.rows) if per_block else 1, generator=generator)
+    t = (t_min + (t_max - t_min) * t).expand(len(grid.rows)).unsqueeze(-1)
+    drawn = (grid.rows >= 0) & (torch.rand(grid.rows.shape, generator=generator) < t)
+    return grid.rows[drawn], t.expand(grid.rows.shape)[drawn]
+
+
+@dataclass
+class RectifiedNoise:
+    """Between the ends of a rectified coupling (x_T, x_0): every position shows x_T with probability t, else x_0.
+
+    x_T is what the decoder began with, per trajectory (``initial_ids``): masks, and random tokens in the share
+    ``rollout.random_init_ratio``. Without it x_T is all masks, and this is the noise of the NELBO on the model's text.
+
+    Attributes: as of BlockDiffusionNoise and TrajectoryNoise.
+    """
+
+    block_size: int
+    mask_id: int
+    t_min: float = 0.05
+    t_max: float = 1.0
+    per_block: bool = True
+    post_num: int = 2
+
+    def __call__(self, sample: dict, generator: torch.Generator) -> State:
+        prompt, response = len(sample["prompt_ids"]), len(sample["response_ids"])
+        ids, grid = clean_sequence(sample, self.block_size, self.mask_id)
+        start = torch.full_like(ids, self.mask_id)
+        if sample.get("initial_ids"):
+            start[prompt : prompt + response] = torch.tensor(sample["initial_ids"])
+        looked_at = learnt(sample, grid, ids, self.post_num, ())
+        position, t = draw_by_time(grid, self.t_min, self.t_max, self.per_block, generator)
+        noisy = ids[grid.start :].clone()
+        noisy[position - grid.start] = start[position]
+        kept = looked_at[position]
+        position, t = position[kept], t[kept]
+        return state_without_order(ids, grid, noisy, position, weight=1 / t / int(looked_at.sum()))

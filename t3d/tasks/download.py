@@ -1,0 +1,133 @@
+"""Question sets: fetched from the Hugging Face hub (Gen-Verse/<name>) or copied from a file, checked row by row."""
+
+import hashlib
+import logging
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from t3d.common.errors import UserError
+from t3d.common.jsonfiles import atomic_write, read_json_array
+from t3d.tasks.problems import check_row
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A set of the hub: its split, the kind of its questions, and the sha256 of the copy that this version was tested
+    with. The hub may hold a newer one.
+    """
+
+    split: str
+    data_type: str
+    sha256: str | None = None
+
+
+SETS = {
+    "PrimeIntellect": Known("train", "code"),
+    "MATH_train": Known("train", "math", "539028c708d30c18805c92329f0b7d4cedb29f99b25cfe7742772f57c6e8a961"),
+    "MATH500": Known("test", "math", "ca87d63fab75d106facbff0a4c3d5a79b1da0b5770dde12e2e54a8833898b29e"),
+    "MBPP": Known("test", "code", "b8d801362c4ad36d8de07d0416bee952a5fee96bfb57b6177e4d5b0f447b5b43"),
+    "HumanEval": Known("test", "code", "e29c164598c4438466770646984174b2f6c0eb651720a9eede6c62f91d93f3e0"),
+    "GSM8K": Known("test", "math", "ec0f51078da93e5a4d3628dd6e701ce975a181b538b680648d02a2c60f328b3e"),
+}
+ATTEMPTS = 4
+FIRST_WAIT = 1.0  # seconds before the second attempt; doubled before each further one
+
+
+@dataclass
+class QuestionSet:
+    """What `check_questions` found in a file."""
+
+    rows: int
+    fields: list[str]
+    sha256: str
+
+
+def check_questions(path: str | Path, data_type: str) -> QuestionSet:
+    """Check every row of a JSON file for what questions of its kind need; `UserError` names the first row that lacks
+    something.
+    """
+    path, count, names = Path(path), 0, {}
+    for row in read_json_array(path):
+        check_row(f"{path}: row {count}", row, data_type)
+        names |= dict.fromkeys(row)
+        count += 1
+    if not count:
+        raise UserError(f"{path} has no rows")
+    return QuestionSet(count, list(names), _digest(path, "sha256"))
+
+
+def fetch_questions(
+    dataset: str, output: str | Path, source: str | Path | None = None, sha256: str | None = None
+) -> QuestionSet:
+    """Bring a question set to `output`, from a local file of the same layout or from Gen-Verse/<dataset> on the hub.
+
+    The rows are checked before the file gets its name. `UserError`: the hub cannot be reached, the rows are wrong, or
+    the file's sum is not the `sha256` asked for.
+    """
+    source = source or download(dataset)
+    found = check_questions(source, SETS[dataset].data_type)
+    if sha256 and found.sha256 != sha256.lower():
+        raise UserError(f"{source}: sha256 is {found.sha256}, not {sha256}; get another copy, or leave out --sha256")
+    with atomic_write(output) as file, open(source, encoding="utf-8", newline="") as original:
+        shutil.copyfileobj(original, file)
+    return found
+
+
+def download(dataset: str) -> Path:
+    """The hub's file of a set, in the hub's own cache, with the hub's progress bar.
+
+    What may pass (no connection, an overloaded hub, a damaged copy) is tried again after waits that double.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    repo, name = f"Gen-Verse/{dataset}", f"{SETS[dataset].split}/{dataset}.json"
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            path = Path(hf_hub_download(repo_id=repo, repo_type="dataset", filename=name))
+            if is_intact(path):
+                return path
+            cause, final = "the file arrived damaged", False
+            path.resolve().unlink()
+        except (OSError, EntryNotFoundError) as error:  # the hub's network and offline errors are OSErrors
+            unreachable = isinstance(error, LocalEntryNotFoundError)
+            cause = "the hub cannot be reached" if unreachable else str(error).strip().split("\n")[0]
+            missing = isinstance(error, EntryNotFoundError | RepositoryNotFoundError) and not unreachable
+            final = HF_HUB_OFFLINE or missing
+        if final or attempt == ATTEMPTS:
+            break
+        wait = FIRST_WAIT * 2 ** (attempt - 1)
+        log.warning("%s of %s: %s; attempt %d of %d in %g s", name, repo, cause, attempt + 1, ATTEMPTS, wait)
+        time.sleep(wait)
+    raise UserError(
+        f"cannot download {name} of {repo}: {cause}; check the connection (HF_HUB_OFFLINE, HF_ENDPOINT), "
+        "or bring the file here and pass it with --from FILE"
+    )
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file of the hub's cache has the content that the hub announced.
+
+    The cache names content by the hub's checksum: the sha256 of large files, git's sha1 of small ones. Where it has
+    other names there is nothing to compare with.
+    """
+    name = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", name):
+        return _digest(path, "sha256") == name
+    if re.fullmatch("[0-9a-f]{40}", name):
+        return _digest(path, "sha1", f"blob {path.stat().st_size}\0".encode()) == name
+    return True
+
+
+def _digest(path: Path, algorithm: str, prefix: bytes = b"") -> str:
+    digest = hashlib.new(algorithm, prefix)
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()

@@ -1,1 +1,0 @@
-"""What the training loop (t3d.training) stands on: processes, batches, the reference, checkpoints, logs, estimates."""

@@ -1,0 +1,280 @@
+"""Checkpoints of a training run, on accelerate's save_state / load_state: written aside and renamed when complete.
+
+    root/checkpoint-00000256/   everything accelerate saves, trainer_state.json and complete.json
+
+``complete.json`` is written last and lists every file with its size and CRC-32, so a checkpoint can be told from its
+remains. The folder must be one that all processes see.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import load as safe_load
+from safetensors import SafetensorError
+
+from t3d.common.errors import UserError
+from t3d.training import regrouping
+from t3d.training.distribution import UNSHARDED, kind
+
+log = logging.getLogger(__name__)
+
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error", "unexpected pos")  # what torch.save says, no OSError
+STATE, MARKER = "trainer_state.json", "complete.json"
+TEMPORARY = ".tmp-"
+# `.replaced` is what a new save of the same step found in its place. It counts until the new one is there.
+FOLDER = re.compile(r"checkpoint-(\d+)(\.replaced)?")
+
+
+def save(accelerator: Any, root: Path, step: int, state: dict, limit: int | None) -> Path:
+    """Save everything that accelerate has prepared or registered, and the trainer's state. All processes call it.
+
+    Args:
+        step: optimizer steps done. state: JSON-serialisable; ``load`` returns it.
+        limit: how many checkpoints to keep, the one just written included; None = all.
+
+    Returns:
+        root/checkpoint-<step>, complete. A process killed at any moment leaves the earlier checkpoints as they were.
+
+    Raises:
+        UserError: it could not be written (a full disk, a quota); what there was of it is removed.
+    """
+    root = Path(root)
+    final = root / f"checkpoint-{step:08d}"
+    partial = root / f"{TEMPORARY}{final.name}"
+    with writing(f"the checkpoint {final}", partial):
+        if accelerator.is_main_process:
+            root.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(root)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            record = {"step": step, "num_processes": accelerator.num_processes, "kind": kind(accelerator)}
+            _seal(partial, record | {"state": state})
+            _put_in_place(partial, final)
+            _prune(root, final, limit)
+        accelerator.wait_for_everyone()
+    return final
+
+
+def _remove_leftovers(root: Path) -> None:
+    """What a killed process was writing or deleting."""
+    for leftover in root.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(leftover)
+
+
+@contextlib.contextmanager
+def writing(what: str, partial: Path | None = None) -> Iterator[None]:
+    """Turn the errors of a disk that takes no more into one line; the room that ``partial`` took is given back.
+
+    With several processes the others wait for this one until the launcher ends them all.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in TORCH_CANNOT_WRITE):
+            raise
+        if partial:
+            shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"{what} could not be written ({reason}); what was there before is as it was: make room, and go on with "
+            "experiment.resume=auto"
+        ) from error
+
+
+def latest(root: Path) -> Path | None:
+    """The newest checkpoint below ``root`` that is complete, read through to the last byte; None where there is none.
+
+    Newer ones that are damaged are told of and renamed to ``<name>.damaged``, so that nothing counts them again. One
+    process calls it.
+    """
+    for folder in _newest_first(Path(root)):
+        found = fault(folder)
+        if found is None:
+            return folder
+        log.warning("%s is damaged (%s): set aside, going on from the one before", folder, found)
+        folder.rename(_free_name(folder))
+    return None
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}.damaged{count or ''}") for count in range(len(os.listdir(path.parent)) + 1))
+    return next(name for name in names if not name.exists())
+
+
+def prepare(accelerator: Any, path: Path) -> None:
+    """Look at a checkpoint that ``load`` will be given, before accelerate prepares anything; all processes call it.
+
+    Raises:
+        UserError: the folder is not a complete checkpoint, or one whose files a launch with other sharding wrote.
+    """
+    if _split_otherwise(accelerator, _record(accelerator, Path(path))):
+        regrouping.read_universal(accelerator)
+
+
+def load(accelerator: Any, path: Path) -> dict:
+    """Load a checkpoint into what accelerate has prepared; all processes call it, after ``prepare``.
+
+    States that are split over another number of processes than this launch has are first regrouped in a folder beside
+    the checkpoint, which is of use to this start only: it goes when it is loaded, or after a kill with the next save.
+
+    Returns:
+        the trainer's state, as given to ``save``.
+
+    Raises:
+        UserError: as ``prepare``; or the disk has no room for the states that are to be regrouped.
+    """
+    path = Path(path)
+    record = _record(accelerator, path)
+    if _split_otherwise(accelerator, record):
+        regrouped = path.with_name(f"{TEMPORARY}regrouped-{path.name}")
+        if accelerator.is_main_process:
+            saved, loading = record["num_processes"], accelerator.num_processes
+            log.warning(
+                "%s: its states are split over %d processes; regrouping them for %d (some minutes for a large model, "
+                "and for that time twice their room on the disk)",
+                *(path, saved, loading),
+            )
+            _remove_leftovers(path.parent)
+            with writing(f"{path}, regrouped for {loading} processes,", regrouped):
+                regrouping.regroup(path, regrouped)
+        accelerator.wait_for_everyone()
+        regrouping.load(accelerator, regrouped)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(regrouped)
+    else:
+        accelerator.load_state(str(path))
+    _check_random_state(path, accelerator.process_index)
+    return record["state"]
+
+
+def _record(accelerator: Any, path: Path) -> dict:
+    """What was saved beside accelerate's files, if this launch can load them."""
+    if found := fault(path, contents=False):
+        raise UserError(f"{path}: not a complete checkpoint ({found}); resume from another, or with auto")
+    record = json.loads((path / STATE).read_text())
+    if record["kind"] != kind(accelerator):
+        raise UserError(
+            f"{path}: saved with {record['kind']}, loaded with {kind(accelerator)}; launch with the accelerate config "
+            "that it was saved with"
+        )
+    return record
+
+
+def _split_otherwise(accelerator: Any, record: dict) -> bool:
+    return record["kind"] != UNSHARDED and record["num_processes"] != accelerator.num_processes
+
+
+def fault(path: Path, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint's files; None where it is complete. Without ``contents`` only names and sizes."""
+    try:
+        files = json.loads((path / MARKER).read_text())
+    except (OSError, ValueError):
+        return f"no {MARKER}"
+    if not all(isinstance(entry, dict) for entry in files.values()):
+        return "written by an earlier version"
+    for name, entry in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes, not {entry['bytes']}"
+    if contents:
+        for name, checksum in _checksums([path / name for name in files]).items():
+            if checksum != files[name.relative_to(path).as_posix()]["crc32"]:
+                return f"{name.name} has changed since it was written"
+    return None
+
+
+def _checksums(files: list[Path]) -> dict[Path, int]:
+    """CRC-32 of each file, several at a time: checkpoints of large models are tens of GB."""
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(files, pool.map(_checksum, files), strict=True))
+
+
+def _checksum(path: Path) -> int:
+    value, buffer = 0, memoryview(bytearray(1 << 22))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            value = zlib.crc32(buffer[:count], value)
+    return value
+
+
+def _seal(folder: Path, record: dict) -> None:
+    """Add the trainer's state and the marker, and bring everything to the disk before the folder gets its name."""
+    (folder / STATE).write_text(json.dumps(record, indent=1))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        _sync(path)
+    entries = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32": checksum}
+        for path, checksum in _checksums(files).items()
+    }
+    (folder / MARKER).write_text(json.dumps(entries, indent=1))
+    for path in (folder / MARKER, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+        _sync(path)
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    replaced = final.with_name(f"{final.name}.replaced")
+    if final.exists():
+        if replaced.exists():
+            _remove(replaced)
+        os.rename(final, replaced)
+    os.rename(partial, final)
+    _sync(final.parent)
+
+
+def _prune(root: Path, written: Path, limit: int | None) -> None:
+    """Keep ``written`` and the newest others; everything that a new save has replaced goes."""
+    others = [folder for folder in _newest_first(root) if folder != written]
+    kept = [folder for folder in others if folder.suffix != ".replaced"][: None if limit is None else limit - 1]
+    for folder in others:
+        if folder not in kept:
+            _remove(folder)
+
+
+def _newest_first(root: Path) -> list[Path]:
+    """All checkpoint folders, complete or not, the highest step first and a replaced one behind its successor."""
+    if not root.is_dir():
+        return []
+    found = [(match, path) for path in root.iterdir() if path.is_dir() and (match := FOLDER.fullmatch(path.name))]
+    found.sort(key=lambda item: (-int(item[0][1]), item[0][2] is not None))
+    return [path for _, path in found]
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint so that a kill in between leaves no half of it under its own name."""
+    doomed = folder.with_name(f"{TEMPORARY}remove-{folder.name}")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_random_state(path: Path, process_index: int) -> None:
+    """accelerate only logs it when it fails to restore the random states; a resumed run must not differ in silence.
+
+    A process that the saving run did not have has no state to restore.
+    """
+    file = path / f"random_states_{process_index}.pkl"
+    if file.exists() and not torch.equal(safe_load(file)["torch_manual_seed"], torch.get_rng_state()):
+        raise RuntimeError(f"{file}: accelerate did not restore the random states")

@@ -1,0 +1,145 @@
+"""Processes: the accelerator, what DeepSpeed splits over them, and when they exchange gradients."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from importlib.metadata import version
+
+import torch
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import gather_object
+from packaging.version import Version
+from torch import nn
+from torch.nn import Parameter
+
+from t3d.common.errors import UserError
+from t3d.training.settings import TrainConfig
+
+# How long processes wait for one that saves, reads a checkpoint through or builds the data set: NCCL's 10 minutes are
+# too few for large ones.
+PATIENCE = timedelta(hours=12)
+# 0.18.6 to 0.18.10 leave a step's last micro-batch out of the exchange (its pull request 7985), and 0.19.0 keeps bf16
+# gradients beside the fp32 ones.
+DEEPSPEED = Version("0.19.8")
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The accelerator of this launch: one process, plain data parallelism, or DeepSpeed ZeRO-1, 2 or 3.
+
+    Raises:
+        UserError: a launch that training does not know, or an option that does not go with it.
+    """
+    training = config.training
+    on_cpus = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()  # launched processes without a GPU
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    accelerator = Accelerator(
+        # accelerate joins CPU processes only when told that they are meant; and a Mac's GPU has no float64
+        cpu=not torch.cuda.is_available() and not deepspeed,
+        mixed_precision=training.mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if on_cpus else None, timeout=PATIENCE)],
+    )
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = training.enable_tf32
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise UserError("distributed_type: FSDP is not supported; launch with accelerate_configs/deepspeed_zero3.yaml")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if Version(version("deepspeed")) < DEEPSPEED:
+            raise UserError(
+                f"deepspeed {version('deepspeed')}: before {DEEPSPEED} gradients are averaged wrongly or kept twice "
+                f"(ZeRO-1, bf16); pip install 'deepspeed>={DEEPSPEED}'"
+            )
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["gradient_clipping"] = config.clip_norm or 0.0
+        settings["train_micro_batch_size_per_gpu"] = training.batch_size_lm
+        if training.mixed_precision == "bf16":  # else it adds up micro-batches in bf16
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
+            if zero_stage(accelerator) == 1:
+                # Its gradients go to fp32 as they come and are exchanged so: else a bf16 copy of them all stays beside,
+                # and the exchange rounds the sums to bf16, in one more copy.
+                settings["bf16"]["immediate_grad_update"] = True
+                settings["communication_data_type"] = "fp32"
+        settings["gradient_accumulation_steps"] = 1  # the training loop says when a step is complete
+        if zero_stage(accelerator) == 3:
+            settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+            refuse_with_zero_3(config)
+    return accelerator
+
+
+def refuse_with_zero_3(config: TrainConfig) -> None:
+    training, remedy = config.training, "launch with ZeRO-2 or leave it off"
+    if training.reference_offload:
+        raise UserError(
+            "training.reference_offload=true: ZeRO-3 splits the reference over the processes already; leave it off"
+        )
+    if training.ema_decay is not None:
+        raise UserError(f"training.ema_decay={training.ema_decay}: not with ZeRO-3; {remedy}")
+    if training.lora.rank:
+        raise UserError(f"training.lora.rank={training.lora.rank}: not with ZeRO-3; {remedy}")
+    if training.compile:
+        raise UserError(f"training.compile=true: not with ZeRO-3; {remedy}")
+
+
+def zero_stage(accelerator: Accelerator) -> int:
+    """DeepSpeed's ZeRO stage; 0 without DeepSpeed."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return 0
+    return accelerator.state.deepspeed_plugin.zero_stage
+
+
+UNSHARDED = "whole states"
+
+
+def kind(accelerator: Accelerator) -> str:
+    """What decides the files of a checkpoint, for people: "DeepSpeed ZeRO-2", or "whole states"."""
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    return f"DeepSpeed ZeRO-{zero_stage(accelerator)}" if deepspeed else UNSHARDED
+
+
+def gathered(parameters: Iterable[Parameter], written: bool = False) -> AbstractContextManager:
+    """The whole parameters inside the block, where ZeRO-3 has split them; all processes enter it.
+
+    Args:
+        written: what the main process has written into them is kept, on every process.
+    """
+    split = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not split:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(split, modifier_rank=0 if written else None)
+
+
+def declare_head(model: nn.Module) -> None:
+    """Tell ZeRO-3 that the model itself uses its vocabulary head's weight (``head=``), besides the head's own forward.
+
+    DeepSpeed finds that out by itself only while the weight is split, and then contradicts the order it has recorded.
+    """
+    import deepspeed
+
+    deepspeed.zero.register_external_parameter(model, model.lm_head.weight)
+
+
+@torch.no_grad()
+def copy_parameters(source: Iterable[Parameter], target: Iterable[Parameter]) -> None:
+    """target <- source, one at a time."""
+    for theirs, mine in zip(source, target, strict=True):
+        with gathered([theirs]), gathered([mine], written=True):
+            mine.copy_(theirs)
+
+
+@contextlib.contextmanager
+def accumulation(accelerator: Accelerator, model, last: bool):
+    """Around forward and backward of one micro-batch: gradients are exchanged with a step's last one only."""
+    accelerator.gradient_state._set_sync_gradients(last)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        model.set_gradient_accumulation_boundary(last)  # before the forward pass
+        yield
+    else:
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            yield
+
+
+def all_names(names: list[str]) -> list[str]:
+    """The names of all processes, in one list on each."""
+    return gather_object(names)

@@ -1,0 +1,492 @@
+"""Stage 3: train a student on what a teacher decoded (or, with the SFT objective, a model on given answers).
+
+Reads downward: data and models are set up, then every optimizer step draws its sequences' states, accumulates their
+gradients in micro-batches, steps, logs, refreshes the reference and saves. An optimizer step is always batch_size_lm x
+gradient_accumulation_steps x processes sequences; which ones, and how they are noised, is a pure function of the seed
+and the step, so a resumed run repeats nothing and skips nothing.
+"""
+
+import logging
+import math
+import time
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from t3d.blocks.special_ids import SpecialIds
+from t3d.common import options, paths
+from t3d.common.errors import UserError
+from t3d.data.dataset import hub_rows, load_examples, load_trajectories
+from t3d.data.prompts import answer_ids, render
+from t3d.models.loading import export_model, load_model, load_tokenizer, special_ids, training_attention
+from t3d.states.base import State, collate, generator_for
+from t3d.states.packing import micro_batches
+from t3d.training import adapters, checkpoint, planning
+from t3d.training.averaging import WeightAverage
+from t3d.training.build import make_objective
+from t3d.training.distribution import accumulation, all_names, declare_head, make_accelerator, zero_stage
+from t3d.training.interruption import StopRequest
+from t3d.training.onpolicy import Rounds
+from t3d.training.order import SampleOrder
+from t3d.training.reference import FrozenAdapters, FrozenModel, compile_layers
+from t3d.training.runs import fingerprint, prune_exports, refuse_other_data, refuse_other_settings, run_folder
+from t3d.training.settings import TrainConfig
+from t3d.training.tally import Tally
+from t3d.training.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
+    """Run a training as configured; the run's folder, with the trained model in ``ckpt/<optimized_name>``.
+
+    ``dry_run``: print the plan and the time of three steps instead, and write nothing but the data cache.
+    """
+    source = paths.model_source(config.model.pretrained_model, "model.pretrained_model")
+    accelerator = make_accelerator(config)
+    with accelerator.main_process_first():
+        data_path = data_file(config)
+    if not data_path.exists():
+        raise UserError(f"dataset.optimization_data: {data_path} does not exist; run rollouts and data/rename_key.py")
+    torch.manual_seed(config.training.seed)
+    run, resumed = run_folder(config, accelerator, look=not dry_run)
+    if resumed:
+        checkpoint.prepare(accelerator, resumed)
+
+    tokenizer = load_tokenizer(source, key="model.pretrained_model")
+    student = load_student(config, source, accelerator)
+    ids = special_ids(student.config, tokenizer, student.generation_config)
+    with accelerator.main_process_first():
+        samples, rollout_block = load_samples(config, data_path, tokenizer, ids, student.config.block_size)
+    settle_block_size(config, rollout_block)
+    objective = make_objective(config, ids)
+    trainer = Trainer(config, accelerator, student, objective, samples, ids, source)
+    if dry_run:
+        planning.dry_run(trainer)
+        return accelerator.end_training()
+    if resumed:
+        refuse_other_settings(config, run / "config.yaml")
+        trainer.go_on_from(checkpoint.load(accelerator, resumed))
+    if accelerator.is_main_process:
+        with checkpoint.writing(str(run / "config.yaml")):
+            options.save(config, run / "config.yaml")
+    with checkpoint.writing(f"the log of {run}"):
+        tracker = Tracker(
+            run,
+            kind=config.experiment.tracker,
+            config=options.to_dict(config),
+            wandb_config=config.wandb,
+            name=config.experiment.project,
+            resume_step=trainer.step,
+            main=accelerator.is_main_process,
+        )
+    with StopRequest() as stop:
+        try:
+            finished = trainer.run(run, tracker, stop)
+        finally:
+            tracker.close()
+        if not finished:
+            accelerator.end_training()
+            done = f"after step {trainer.step} of {trainer.total_steps}, with a checkpoint"
+            raise stop.interrupted(f"{done}; to go on: experiment.resume={run}")
+    final = trainer.export(run / "ckpt" / config.model.optimized_name)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        print(f"trained model: {final}")
+    accelerator.end_training()
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Set-up
+
+
+def load_student(config: TrainConfig, source: str, accelerator: Accelerator):
+    model = load_model(
+        source,
+        dtype=config.model.dtype,
+        attn_implementation=training_attention(config.model.attn_implementation, source, accelerator.device),
+        device=accelerator.device,
+        key="model.pretrained_model",
+    )
+    training = config.training
+    if model.dtype == torch.bfloat16 and not zero_stage(accelerator) and not training.lora.rank:
+        log.warning(
+            "model.dtype=bfloat16: without DeepSpeed or training.lora.rank no fp32 copy of the weights is kept, and an "
+            "update below 1/512 of its weight is lost; at optimizer.params.learning_rate=%g that may be most",
+            config.optimizer.params.learning_rate,
+        )
+    if training.gradient_checkpointing_enable:
+        # newer versions of transformers have another name for it
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    if training.compile:
+        compile_layers(model)
+    return model.train()
+
+
+def data_file(config: TrainConfig) -> Path:
+    """Where the training data lie; for SFT a set of the hub is brought here first."""
+    data = config.dataset.optimization_data
+    if not data.startswith("hub:"):
+        return paths.data_file(data)
+    if config.training.objective != "sft":
+        raise UserError(f"dataset.optimization_data={data}: only training.objective=sft learns from the hub's sets")
+    return hub_rows(data.removeprefix("hub:"))
+
+
+def follows_student(config: TrainConfig) -> bool:
+    """With interval 1 the reference is the student of this very step, and nothing is held for it."""
+    return config.training.multi_round and config.training.round_interval == 1
+
+
+def settle_block_size(config: TrainConfig, rollout_block: int) -> None:
+    """``training.block_size`` defaults to the rollouts' block, and may only be a multiple of it.
+
+    The states of a part of a block are states that the teacher never visited.
+    """
+    training = config.training
+    training.block_size = training.block_size or rollout_block
+    if training.objective != "sft" and training.block_size % rollout_block:
+        raise UserError(
+            f"training.block_size={training.block_size}: must be a multiple of the rollouts' block, {rollout_block}"
+        )
+    config.check()  # what depends on the block
+
+
+def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds, model_block: int):
+    """The training set as memory-mapped columns: trajectories, or for SFT questions with their answers.
+
+    Returns it with the block that the data come from: the rollouts', or for SFT the model's own.
+    """
+    training, data_type = config.training, config.dataset.data_type
+    prompt_ids = partial(render, data_type=data_type, tokenizer=tokenizer, instruction=training.instruction)
+    limits = {
+        "max_prompt_len": training.max_prompt_len,
+        "max_gen_length": training.max_gen_length,
+        "limit": config.dataset.limit,
+    }
+    if training.objective == "sft":
+        encode = partial(answer_ids, tokenizer=tokenizer)
+        samples, _ = load_examples(
+            path,
+            prompt_ids=prompt_ids,
+            answer_ids=encode,
+            question_key=config.dataset.question_key,
+            answer_key=config.dataset.answer_key,
+            block_size=training.block_size or model_block,
+            **limits,
+        )
+        return samples, model_block
+    bare = None if training.instruction else prompt_ids
+    samples, report = load_trajectories(path, tokenizer=tokenizer, mask_id=ids.mask_id, prompt_ids=bare, **limits)
+    if training.objective == "redi" and not samples[0]["initial_ids"]:
+        log.warning(
+            "%s: every x_T is all masks, so that ReDi is SFT on the model's own text; roll out with "
+            "rollout.random_init_ratio above 0",
+            path,
+        )
+    return samples, report.block_size
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+class Trainer:
+    """The student, its reference, its optimizer, and the loop over optimizer steps.
+
+    Attributes:
+        step: optimizer steps done. total_steps: those of the whole run.
+        order: which sequences each step sees.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, student, objective, samples, ids, source):
+        self.config, self.accelerator, self.objective = config, accelerator, objective
+        self.ids, self.source = ids, source
+        training, params = config.training, config.optimizer.params
+        self.rounds = None
+        if training.refresh_rollouts:
+            positions = student.config.max_position_embeddings
+            self.rounds = Rounds(config, samples, ids, source, accelerator, positions)
+        self.samples = self.rounds.samples if self.rounds else samples
+        batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
+        self.step = 0
+        self.order = SampleOrder(len(samples), batch, training.seed)
+        self.total_steps = training.max_steps or self.order.steps(training.num_train_epochs)
+        self.warm = 0  # sequences drawn when the warm-up ended
+        self.flex = student.config._attn_implementation == "flex_attention"
+        frozen = objective.needs_reference and not follows_student(config)
+        if training.lora.rank:
+            adapters.add(student, training.lora, with_reference=frozen)
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in student.parameters() if parameter.requires_grad],
+            lr=params.learning_rate,
+            betas=(params.beta1, params.beta2),
+            weight_decay=params.weight_decay,
+            eps=params.epsilon,
+        )
+        self.reference = None
+        if frozen and training.lora.rank:
+            self.reference = FrozenAdapters(student, accelerator)
+        elif frozen:
+            self.reference = FrozenModel(config, source, accelerator)
+            accelerator.register_for_checkpointing(self.reference)
+        if zero_stage(accelerator) == 3:
+            declare_head(student)
+        self.student, self.optimizer = accelerator.prepare(student, optimizer)
+        self.average = None
+        if training.ema_decay is not None:
+            self.average = WeightAverage(student, training.ema_decay)
+            accelerator.register_for_checkpointing(self.average)
+
+    @cached_property
+    def data(self) -> dict:
+        """What tells the training set from another, for a run to go on with the same."""
+        return fingerprint(self.samples)
+
+    def go_on_from(self, state: dict) -> None:
+        """Stand where a checkpoint's trainer stood, whatever the size of its batches was.
+
+        Raises:
+            UserError: it was trained on other data.
+        """
+        refuse_other_data(self.config.dataset.optimization_data, state.get("data"), self.data)
+        self.step, self.warm = state["step"], state["warm"]
+        self.order = self.order.resumed(self.step, state["sequences"])
+        training = self.config.training
+        self.total_steps = max(self.step, training.max_steps or self.order.steps(training.num_train_epochs))
+
+    def run(self, run: Path, tracker: Tracker, stop: StopRequest) -> bool:
+        """Optimizer steps to the end, with a checkpoint every ``save_every_steps``; False if it was told to stop."""
+        config, accelerator = self.config, self.accelerator
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not accelerator.is_local_main_process,
+        )
+        first = self.step
+        if self.rounds:
+            self.rounds.restore(self.student, self.ahead(first), run / "rollouts", first)
+        for step in range(first + 1, self.total_steps + 1):
+            began = time.perf_counter()
+            if step <= config.lr_scheduler.params.warmup_steps:
+                self.warm = self.order.consumed(step)
+            rate = learning_rate(config, step, self.progress(step))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            metrics = self.optimizer_step(step, stop.received is not None)
+            self.step = step
+            stopping = metrics.pop("stopping") > 0 and step < self.total_steps
+            metrics["tokens_per_second"] = metrics["tokens"] / (time.perf_counter() - began)
+            with checkpoint.writing(f"the log of {run}"):
+                tracker.log({"epoch": self.order.indices(step - 1)[0][0], **metrics, "lr": rate}, step)
+            bar.update()
+            bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{rate:.1e}", refresh=False)
+            self.refresh_reference(step)
+            if stopping or step == self.total_steps:
+                self.save(run)
+            elif step % config.experiment.save_every_steps == 0:
+                self.save(run)
+                self.export_under_way(run)
+            if stopping:
+                break
+            self.refresh_rollouts(run, step)
+        bar.close()
+        return self.step == self.total_steps
+
+    def progress(self, step: int) -> float:
+        """How much of the schedule's course after the warm-up is over at ``step``, 0 to 1.
+
+        Where ``max_steps`` sets the end it is counted in steps, else in sequences: so a run that is resumed with
+        another global batch goes on at the rate it had.
+        """
+        warmup = self.config.lr_scheduler.params.warmup_steps
+        if step <= warmup:
+            return 0.0
+        if self.config.training.max_steps:
+            return (step - warmup) / (self.total_steps - warmup)
+        return (self.order.consumed(step) - self.warm) / (self.order.consumed(self.total_steps) - self.warm)
+
+    def optimizer_step(self, step: int, stop: bool = False) -> dict[str, float]:
+        """Accumulate this step's sequences and update the student; the metrics of the global batch.
+
+        The loss of a step is the mean over all its sequences, on all processes: every micro-batch contributes the sum
+        over its own, divided by the global count, so neither micro-batches nor processes change it. Between the count
+        before and the metrics after, nothing waits for the device.
+        """
+        accelerator, training = self.accelerator, self.config.training
+        states = self.draw_states(step)
+        learning = [state for state in states if state.masked.any()]
+        batches = micro_batches(
+            learning, size=training.batch_size_lm, budget=training.tokens_per_batch, packed=self.flex
+        )
+        sequences, drawn, rounds = self.exchange_counts(len(learning), len(states), len(batches))
+        tally = Tally(accelerator.device)
+        for number in range(rounds):
+            # All processes take part in every round, because ZeRO-2 and 3 communicate in each; one that has no batch
+            # left computes its shortest state and adds nothing.
+            counted = number < len(batches)
+            rows = batches[number] if counted else [[min(states, key=len)]]
+            batch = collate(rows, self.ids.pad_id, flex=self.flex, device=accelerator.device)
+            with accumulation(accelerator, self.student, last=number == rounds - 1):
+                loss, metrics = self.objective(self.student, self.reference, batch)
+                # DDP and DeepSpeed average gradients over processes; the loss is a sum over them
+                self.backward(loss.sum() * (counted * accelerator.num_processes / max(sequences, 1)))
+            if counted:
+                tally.add(loss, metrics, batch.tokens, [state.sample_id for row in rows for state in row])
+            else:
+                tally.add(loss[:0], {name: value[:0] for name, value in metrics.items()}, 0, [])
+        totals, norm = self.update(step, tally, stop)
+        tokens, stopping = totals.pop("tokens"), totals.pop("stopping")
+        means = {name: value / max(sequences, 1) for name, value in totals.items()}
+        means = {"loss": means.pop("loss", 0.0), **means, "grad_norm": norm, "tokens": tokens, "stopping": stopping}
+        if self.objective.needs_reference:
+            multi, interval = training.multi_round, training.round_interval
+            means["round"] = (step - 1) // interval + 1 if multi else 1
+        return {**means, "sequences": sequences, "skipped": drawn - sequences}
+
+    def draw_states(self, step: int) -> list[State]:
+        """This process's states of one optimizer step: fresh masks each epoch, seeded by (seed, epoch, sample id)."""
+        states = []
+        for epoch, index in self.local_indices(step):
+            sample = self.samples[index]
+            state = self.objective.noise(sample, generator_for(self.config.training.seed, epoch, sample["id"]))
+            state.sample_id = sample["id"]
+            states.append(state)
+        return states
+
+    def local_indices(self, step: int) -> list[tuple[int, int]]:
+        return self.order.share(step - 1, self.accelerator.process_index, self.accelerator.num_processes)
+
+    def exchange_counts(self, learning: int, drawn: int, batches: int) -> tuple[int, int, int]:
+        """(sequences with something to learn, sequences drawn, most micro-batches of a process) over all processes."""
+        mine = torch.tensor([[learning, drawn, batches]], device=self.accelerator.device)
+        counts = self.accelerator.gather(mine).cpu()
+        return int(counts[:, 0].sum()), int(counts[:, 1].sum()), max(1, int(counts[:, 2].max()))
+
+    def backward(self, loss: Tensor) -> None:
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self.student.backward(loss)  # accelerate's would step at once, before the loss has been looked at
+        else:
+            self.accelerator.backward(loss)
+
+    def update(self, step: int, tally: "Tally", stop: bool) -> tuple[dict[str, float], float]:
+        """Look at the losses, clip, step, clear. Returns the sums over all processes and the norm before clipping.
+
+        Raises:
+            UserError: a loss or a gradient that is not finite; nothing is written after that.
+        """
+        accelerator, clip_norm = self.accelerator, self.config.clip_norm
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        norm = None
+        if not deepspeed:
+            norm = accelerator.clip_grad_norm_(self.student.parameters(), clip_norm or math.inf)
+        totals, losses, norm = tally.read(accelerator, norm, stop)
+        if totals.pop("faults"):
+            guilty = all_names(
+                [name for name, loss in zip(tally.names, losses, strict=True) if not math.isfinite(loss)]
+            )
+            raise UserError(
+                f"loss is nan or infinite at step {step}, in sequences {', '.join(guilty)}; nothing was overwritten; "
+                "start anew with a lower optimizer.params.learning_rate, or leave the sequences out"
+            )
+        if deepspeed:  # clips as well
+            self.student.step()
+            norm = float(self.student.get_global_grad_norm())
+        if not math.isfinite(norm) and accelerator.mixed_precision != "fp16":  # fp16's scaler skips such steps
+            raise UserError(
+                f"gradient norm is {norm} at step {step}; nothing was overwritten; start anew with a lower "
+                "optimizer.params.learning_rate"
+            )
+        if not deepspeed:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        if self.average:
+            self.average.update()
+        return totals, norm
+
+    def refresh_reference(self, step: int) -> None:
+        """ref <- stopgrad(theta) every ``round_interval`` optimizer steps."""
+        training = self.config.training
+        if self.reference and training.multi_round and step % training.round_interval == 0:
+            self.reference.refresh(self.accelerator.unwrap_model(self.student))
+
+    def refresh_rollouts(self, run: Path, step: int) -> None:
+        """Every ``refresh_rollouts`` steps, decode anew what the steps up to the next time will see.
+
+        It comes after the step's checkpoint: a run that goes on from there begins by doing it, with the same weights.
+        """
+        interval = self.config.training.refresh_rollouts
+        if self.rounds and step % interval == 0 and step < self.total_steps:
+            self.rounds.refresh(self.student, self.ahead(step), run / "rollouts", step)
+
+    def ahead(self, step: int) -> list[int]:
+        """The samples that the steps after ``step`` will see, up to the next refresh or the end."""
+        interval = self.config.training.refresh_rollouts
+        end = min((step // interval + 1) * interval, self.total_steps)
+        return sorted({index for later in range(step, end) for _, index in self.order.indices(later)})
+
+    def save(self, run: Path) -> None:
+        """A checkpoint to resume from."""
+        state = {"step": self.step, "sequences": self.order.consumed(self.step), "warm": self.warm, "data": self.data}
+        limit = self.config.experiment.checkpoints_total_limit
+        checkpoint.save(self.accelerator, run / "checkpoints", self.step, state, limit)
+
+    def export_under_way(self, run: Path) -> None:
+        """A model folder to evaluate while training goes on."""
+        name, limit = self.config.model.optimized_name, self.config.experiment.checkpoints_total_limit
+        epoch = self.order.indices(self.step - 1)[0][0]
+        self.export(run / "ckpt" / name, f"-{epoch}-{self.step}")
+        if self.accelerator.is_main_process:
+            for kind in (name, name + AVERAGED):
+                prune_exports(run / "ckpt", kind, limit)
+
+    def export(self, folder: Path, suffix: str = "") -> Path:
+        """The student, and where there is one its moving average, as Hugging Face folders like their teacher's."""
+        student = self.accelerator.unwrap_model(self.student)
+        target = folder.with_name(folder.name + suffix)
+        self.export_weights(student, target)
+        if self.average:
+            with self.average.in_place():
+                self.export_weights(student, folder.with_name(folder.name + AVERAGED + suffix))
+        return target
+
+    def export_weights(self, student, folder: Path) -> None:
+        main = self.accelerator.is_main_process
+        # Under ZeRO-3 all take part; else every other process's copy would go unused.
+        if main or zero_stage(self.accelerator) == 3:
+            state_dict = self.accelerator.get_state_dict(self.student)
+        if main:
+            if self.config.training.lora.rank:
+                state_dict = adapters.merged(student, state_dict)
+            block_size = self.config.training.block_size
+            with checkpoint.writing(f"the model folder {folder}", folder.with_name(f".tmp-{folder.name}")):
+                export_model(student, self.source, folder, state_dict=state_dict, block_size=block_size)
+        self.accelerator.wait_for_everyone()
+
+
+AVERAGED = "-ema"  # what the folder of averaged weights has after its name
+
+
+def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
+    """The rate of optimizer step 1, 2, ...: linear warm-up, then cosine (or linear) down to the floor.
+
+    Args:
+        progress: how much of the course after the warm-up is over, 0 to 1.
+    """
+    peak, schedule = config.optimizer.params.learning_rate, config.lr_scheduler
+    warmup, floor = schedule.params.warmup_steps, schedule.params.min_lr_scale
+    if step <= warmup:
+        return peak * step / warmup
+    if schedule.scheduler == "constant":
+        return peak
+    fall = 1 - progress if schedule.scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (floor + (1 - floor) * fall)

@@ -1,0 +1,65 @@
+"""The order in which training visits the samples."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class SampleOrder:
+    """The endless order of training: the samples of epoch 0 shuffled, then those of epoch 1, ..., in global batches.
+
+    A pure function of (num_samples, seed), cut into batches: a resumed run goes on where it was, and the batch of a
+    step does not depend on how many processes share it. A batch may span epochs; every epoch has each sample once.
+
+    Attributes:
+        offset: sequences that were drawn before this run's batches, less those that as many batches of this size would
+            have drawn: 0 but for a run that was resumed with another global batch (`resumed`).
+    """
+
+    num_samples: int
+    global_batch: int
+    seed: int
+    offset: int = 0
+    _permutations: dict[int, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        if self.num_samples < 1 or self.global_batch < 1:
+            raise ValueError(f"num_samples {self.num_samples} and global_batch {self.global_batch} must be at least 1")
+
+    def indices(self, step: int) -> list[tuple[int, int]]:
+        """The (epoch, sample index) pairs of optimizer step `step` (from 0), exactly `global_batch` of them."""
+        first, batch = self.consumed(step), []
+        while len(batch) < self.global_batch:
+            epoch, start = divmod(first + len(batch), self.num_samples)
+            part = self._permutation(epoch)[start : start + self.global_batch - len(batch)]
+            batch += [(epoch, index) for index in part]
+        return batch
+
+    def consumed(self, steps: int) -> int:
+        """Sequences drawn in the first so many optimizer steps."""
+        return self.offset + steps * self.global_batch
+
+    def resumed(self, steps: int, consumed: int) -> "SampleOrder":
+        """The same order in batches of this size, from where a run stands that drew `consumed` in `steps` steps."""
+        return SampleOrder(self.num_samples, self.global_batch, self.seed, consumed - steps * self.global_batch)
+
+    def share(self, step: int, rank: int, world: int) -> list[tuple[int, int]]:
+        """The part of `indices(step)` of process `rank` of `world`: every world-th pair. `world` divides the batch."""
+        if world < 1 or self.global_batch % world or not 0 <= rank < world:
+            raise ValueError(f"process {rank} of {world} cannot share a global batch of {self.global_batch} evenly")
+        return self.indices(step)[rank::world]
+
+    def steps(self, epochs: float) -> int:
+        """Optimizer steps to the end of so many epochs: whole batches, at least one."""
+        return max(1, int((epochs * self.num_samples - self.offset) // self.global_batch))
+
+    def _permutation(self, epoch: int) -> list[int]:
+        if epoch not in self._permutations:
+            digest = hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            if len(self._permutations) > 1:  # steps go forward: two epochs are enough
+                del self._permutations[min(self._permutations)]
+            self._permutations[epoch] = torch.randperm(self.num_samples, generator=generator).tolist()
+        return self._permutations[epoch]

@@ -1,0 +1,144 @@
+"""The plan of a training, without its results: what it would do and need, and three real steps to time it."""
+
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+import torch
+from accelerate import DistributedType
+
+from t3d.training import cost
+
+STEPS = 3  # the first one warms up
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a training set, before any masking."""
+
+    sequences: int
+    prompt: int
+    answer: int
+    longest: int  # sequence in the training layout, clean and noisy copy
+
+    @property
+    def layout(self) -> int:
+        return self.prompt + 2 * self.answer
+
+    @classmethod
+    def of(cls, samples) -> "Lengths":
+        """From the memory-mapped columns of t3d.data.dataset, without reading the tokens."""
+        prompt, answer = (
+            pc.list_value_length(samples.data.column(name)).to_numpy() for name in ("prompt_ids", "response_ids")
+        )
+        return cls(len(prompt), int(prompt.sum()), int(answer.sum()), int((prompt + 2 * answer).max()))
+
+
+def dry_run(trainer) -> None:
+    """Print a trainer's plan, make three optimizer steps, print their time. Nothing is written but the data cache."""
+    accelerator, lengths = trainer.accelerator, Lengths.of(trainer.samples)
+    say = print if accelerator.is_main_process else lambda *parts: None
+    for line in plan_lines(trainer, lengths):
+        say(line)
+    say(f"\n{STEPS} optimizer steps, to see ...")
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    taken = []
+    for step in range(1, STEPS + 1):
+        began = time.perf_counter()
+        metrics = trainer.optimizer_step(step)  # ends by reading its metrics, so the device has finished
+        taken.append(time.perf_counter() - began)
+        say(f"step {step}: {taken[-1]:.2f} s, loss {metrics['loss']:.4f}")
+    usual = sum(taken[1:]) / len(taken[1:])
+    whole = clock(usual * trainer.total_steps)
+    say(f"time of a step: {usual:.2f} s; of the whole training, without checkpoints: {whole}")
+    say(f"most memory seen in this process: {measured_memory(accelerator.device.type) / 1e6:,.0f} MB")
+    say("dry run: nothing was written but the data cache")
+
+
+def plan_lines(trainer, lengths: Lengths) -> list[str]:
+    """The plan in words: data, steps, weights, and one process's memory by component."""
+    config, accelerator, order = trainer.config, trainer.accelerator, trainer.order
+    student = accelerator.unwrap_model(trainer.student)
+    epochs = trainer.total_steps * order.global_batch / lengths.sequences
+    weights, trainable = cost.parameters(student.config), trainable_weights(student)
+    training = config.training
+    lines = [
+        f"data: {lengths.sequences:,} sequences; {lengths.prompt:,} prompt tokens, {lengths.answer:,} answer tokens, "
+        f"{lengths.layout:,} in the training layout (longest sequence there: {lengths.longest:,})",
+        f"steps: {trainer.total_steps:,} of {order.global_batch:,} sequences (batch_size_lm {training.batch_size_lm} x "
+        f"accumulation {training.gradient_accumulation_steps} x {accelerator.num_processes} processes), {epochs:.1f} "
+        "epochs",
+        f"weights: {weights:,}, {trainable:,} of them trained",
+        f"memory of a process, computed (t3d/training/cost.py; sharding: {sharding(accelerator)}), in MB:",
+    ]
+    need = estimate(trainer, lengths.longest)
+    lines += [f"  {name:12} {value / 1e6:10,.1f}" for name, value in vars(need).items()]
+    lines.append(f"  {'total':12} {need.total / 1e6:10,.1f} and some for the libraries")
+    if trainer.rounds and trainer.rounds.teacher:
+        held = sum(p.numel() * p.element_size() for p in trainer.rounds.teacher.model.parameters())
+        lines.append(
+            f"teacher of the on-policy rounds: {held / 1e6:,.1f} MB more, in CPU memory; on a GPU during a round alone"
+        )
+    return lines
+
+
+def estimate(trainer, longest: int) -> cost.Memory:
+    """One process's memory for this trainer's settings, with the longest sequences in one micro-batch."""
+    accelerator, training = trainer.accelerator, trainer.config.training
+    student = accelerator.unwrap_model(trainer.student)
+    trainable = trainable_weights(student)
+    # a token budget, where there is one, holds for all but a sequence that is longer alone
+    budget = getattr(training, "tokens_per_batch", None)
+    return cost.memory(
+        student.config,
+        tokens=max(budget, longest) if budget else training.batch_size_lm * longest,
+        longest=longest,
+        processes=accelerator.num_processes,
+        sharding=sharding(accelerator),
+        half=accelerator.mixed_precision != "no",
+        weight_bytes=2 if trainer.config.model.dtype == "bfloat16" else 4,
+        trainable=None if trainable == cost.parameters(student.config) else trainable,
+        second_model=holds_reference(trainer.reference),
+        checkpointing=training.gradient_checkpointing_enable,
+        chunk=training.head_chunk,
+        dense_mask=not trainer.flex,
+        forwards=getattr(trainer.objective, "forwards", 1),
+        head_tables=getattr(trainer.objective, "head_tables", 1),
+    )
+
+
+def holds_reference(reference) -> bool:
+    """Is there a second model on the device? Adapters share the student's base, and an offloaded one is elsewhere."""
+    return hasattr(reference, "model") and not getattr(reference, "offloaded", False)
+
+
+def sharding(accelerator) -> str:
+    """DeepSpeed's stage by the names of t3d.training.cost."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return "none"
+    return cost.SHARDINGS[accelerator.state.deepspeed_plugin.zero_stage]
+
+
+def trainable_weights(model) -> int:
+    """Weights with a gradient; under ZeRO-3 a parameter is empty and DeepSpeed knows its size."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+
+
+def measured_memory(device: str) -> float:
+    """Bytes: the allocator's peak on a GPU, else the process's."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def clock(seconds: float) -> str:
+    """12 s, 3 min 20 s, 5 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = math.floor(seconds / 60)
+    return f"{minutes} min {seconds % 60:.0f} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"

@@ -1,0 +1,147 @@
+"""Frozen models beside the student: DDO's reference, refreshed from it every ``round_interval`` steps, and a teacher.
+
+A full student has a second model beside it. A LoRA student shares its base with the reference, which is then a second
+set of adapters: no second model. Where the reference is refreshed at every step there is neither (see training.py).
+"""
+
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import Tensor, nn
+
+from t3d.models.loading import load_model, training_attention
+from t3d.training import adapters
+from t3d.training.distribution import copy_parameters, declare_head, gathered, zero_stage
+from t3d.training.settings import TrainConfig
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class FrozenModel:
+    """A second model with the student's first weights or those of some later step, without gradients and optimizer.
+
+    Equal weights must give equal log-probabilities, so it computes exactly as the student does. DeepSpeed's bf16
+    student has bf16 weights throughout: so has the reference. Under autocast the student's weights are fp32, and every
+    product rounds its matrix to bf16: here the matrices are stored rounded, which is half the memory and the same
+    result to the bit; embeddings and norms, which autocast leaves in fp32, stay in fp32.
+
+    Args:
+        offload: keep it in CPU memory between its passes, as ``training.reference_offload`` does.
+    """
+
+    def __init__(self, config: TrainConfig, source: str, accelerator: Accelerator, offload: bool = False):
+        self.accelerator = accelerator
+        half = HALF.get(accelerator.mixed_precision)
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.offloaded = (offload or config.training.reference_offload) and accelerator.device.type == "cuda"
+        rounded = half is not None and not deepspeed
+        self.model = load_model(
+            source,
+            dtype=half if deepspeed and half else config.model.dtype,
+            attn_implementation=training_attention(config.model.attn_implementation, source, accelerator.device),
+            device="cpu" if self.offloaded or rounded else accelerator.device,  # what comes to a GPU is small already
+            key="model.pretrained_model",
+        )
+        self.model.requires_grad_(False).eval()
+        if rounded:
+            store_matrices_as(self.model, half)
+        if not self.offloaded:
+            self.model.to(accelerator.device)
+        else:
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.pin_memory()
+            for buffer in self.model.buffers():
+                buffer.data = buffer.data.to(accelerator.device)
+        if config.training.compile:
+            compile_layers(self.model)
+        if zero_stage(accelerator) == 3:
+            split_over_processes(self.model, accelerator)
+
+    def __call__(self, *args, **kwargs):
+        with self.accelerator.autocast(), self.on_device():  # it is not wrapped by accelerate: autocast by hand
+            return self.model(*args, **kwargs)
+
+    @contextmanager
+    def on_device(self):
+        """An offloaded model is on the GPU for one forward pass, and gone before the student's begins; or for all the
+        passes in this context."""
+        parameters = list(self.model.parameters()) if self.offloaded else []
+        held = [parameter.data for parameter in parameters]
+        for parameter in parameters:
+            parameter.data = parameter.data.to(self.accelerator.device, non_blocking=True)
+        try:
+            yield
+        finally:
+            for parameter, data in zip(parameters, held, strict=True):
+                parameter.data = data
+
+    def refresh(self, student: nn.Module) -> None:
+        """ref <- stopgrad(theta)."""
+        copy_parameters(student.parameters(), self.model.parameters())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole weights, on the main process, which writes them; all processes call it."""
+        weights = {}
+        for name, parameter in self.model.named_parameters():
+            with gathered([parameter]):
+                if self.accelerator.is_main_process:
+                    weights[name] = parameter.detach().to("cpu", copy=True)
+        return weights
+
+    @torch.no_grad()
+    def load_state_dict(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            with gathered([parameter], written=True):
+                parameter.copy_(weights[name])
+
+
+class FrozenAdapters:
+    """The student's own base with a frozen set of adapters, which are saved with the student."""
+
+    def __init__(self, student: nn.Module, accelerator: Accelerator):
+        self.student, self.accelerator = student, accelerator
+
+    def __call__(self, *args, **kwargs):
+        adapters.activate(self.student, adapters.REFERENCE)
+        try:
+            with self.accelerator.autocast():
+                return self.student(*args, **kwargs)
+        finally:
+            adapters.activate(self.student, adapters.STUDENT)
+
+    def refresh(self, student: nn.Module) -> None:
+        """ref <- stopgrad(theta)."""
+        named = adapters.parameters(student, adapters.STUDENT), adapters.parameters(student, adapters.REFERENCE)
+        copy_parameters(*named)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """torch.compile each layer: one small graph serves them all. Student and reference alike, to round alike."""
+    for layer in model.model.layers:
+        layer.compile(dynamic=True)
+
+
+def store_matrices_as(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round the matrices of linear layers to ``dtype``, but for one that is the embedding as well."""
+    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and id(module.weight) not in shared:
+            module.to(dtype)
+
+
+def split_over_processes(model: nn.Module, accelerator: Accelerator) -> None:
+    """ZeRO-3 for a model without an optimizer: DeepSpeed's hooks gather each layer for its forward pass."""
+    import deepspeed
+
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config
+    zero = {name: value for name, value in settings["zero_optimization"].items() if name != "offload_optimizer"}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": zero,
+        "bf16": {"enabled": accelerator.mixed_precision == "bf16"},
+        "fp16": {"enabled": accelerator.mixed_precision == "fp16"},
+        "steps_per_print": 10**9,
+    }
+    declare_head(model)
+    deepspeed.initialize(model=model, config=config)

@@ -1,0 +1,117 @@
+"""A training run's folder: a new one or one to go on in, what a resumed run may change, and its exports."""
+
+import hashlib
+import json
+import re
+import shutil
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from t3d.common import options, paths
+from t3d.common.errors import UserError
+from t3d.training import checkpoint
+from t3d.training.settings import TrainConfig
+
+
+def run_folder(config: TrainConfig, accelerator: Accelerator, look: bool = True) -> tuple[Path, Path | None]:
+    """This run's folder, the same on every process, and the checkpoint to go on from (None: from the start).
+
+    Args:
+        look: for a checkpoint at all, which sets damaged ones aside.
+    """
+    experiment = config.experiment
+    root = paths.run_root(
+        experiment.output_root, config.model.pretrained_model, config.dataset.data_type, experiment.project
+    )
+    run = root / (experiment.run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    if experiment.resume == "auto" and not experiment.run_name:
+        runs = [path.parent for path in root.glob("*/config.yaml")]
+        run = max(runs, key=lambda path: path.stat().st_mtime, default=run)
+    elif experiment.resume not in (None, "auto"):
+        run = paths.resolve(experiment.resume)
+        if not run.is_dir():
+            raise UserError(f"experiment.resume={experiment.resume}: no such run folder; give one, auto, or null")
+    elif experiment.resume is None and (run / "config.yaml").exists():
+        raise UserError(
+            f"experiment.run_name={experiment.run_name}: {run} exists; choose another name or experiment.resume=auto"
+        )
+    reads = look and experiment.resume and accelerator.is_main_process  # one process reads the checkpoints through
+    found = checkpoint.latest(run / "checkpoints") if reads else None
+    shared = [str(run), str(found) if found else None]
+    broadcast_object_list(shared)
+    run, found = Path(shared[0]), Path(shared[1]) if shared[1] else None
+    if look and found is None and experiment.resume not in (None, "auto"):
+        raise UserError(
+            f"experiment.resume={experiment.resume}: it holds no complete checkpoint; give another run or null"
+        )
+    return run, found
+
+
+# What a resumed run may change: the size of its batch and how it is cut up, how long it runs, what it costs.
+FREE_ON_RESUME = {
+    *("batch_size_lm", "gradient_accumulation_steps", "tokens_per_batch", "max_steps", "num_train_epochs"),
+    *("gradient_checkpointing_enable", "head_chunk", "reference_offload", "compile", "enable_tf32"),
+    *("attn_implementation", "optimized_name", "refresh_max_active"),
+}
+SAME_ON_RESUME = ("model", "dataset", "training", "optimizer", "lr_scheduler")
+
+
+def refuse_other_settings(config: TrainConfig, saved: Path) -> None:
+    """A resumed run must be the same run: UserError names the first setting that its config.yaml has otherwise."""
+    before, now = saved_settings(saved), options.to_dict(config)
+    defaults = options.to_dict(TrainConfig())  # of what the saved run did not know yet
+    checked = {section: now[section].keys() - FREE_ON_RESUME for section in SAME_ON_RESUME}
+    for section, names in {**checked, "experiment": ("gradient_clipping", "max_grad_norm")}.items():
+        if not isinstance(before.get(section), dict):
+            raise UserError(f"{saved}: damaged, it has no {section}; put it in order, or choose another run_name")
+        for name in sorted(names):
+            old, new = before[section].get(name, defaults[section][name]), now[section][name]
+            if old != new:
+                raise UserError(
+                    f"{section}.{name}={new}: the run to resume has {old} ({saved}); keep it, or choose another "
+                    "experiment.run_name"
+                )
+
+
+def saved_settings(path: Path) -> dict[str, Any]:
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not readable ({reason}); put it in order, or choose another run_name") from None
+
+
+def fingerprint(samples: Any) -> dict[str, Any]:
+    """What tells a training set from another: its number of sequences, a digest of their ids and answers' lengths."""
+    digest = hashlib.sha256()
+    columns = (samples.data.column(name) for name in ("id", "length"))
+    for pair in zip(*(chain.from_iterable(chunk.to_pylist() for chunk in c.chunks) for c in columns), strict=True):
+        digest.update(json.dumps(pair).encode())
+    return {"sequences": len(samples), "digest": digest.hexdigest()}
+
+
+def refuse_other_data(name: str, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    """A resumed run must see the data that it began with. Checkpoints of earlier versions do not know theirs."""
+    if before not in (None, now):
+        raise UserError(
+            f"dataset.optimization_data={name}: not the data that the run to resume was trained on "
+            f"({before['sequences']} sequences then, {now['sequences']} now); restore it, or choose another "
+            "experiment.run_name"
+        )
+
+
+def prune_exports(folder: Path, name: str, limit: int | None) -> None:
+    """Keep the newest ``limit`` of the exports <name>-<epoch>-<step> of a run under way."""
+    pattern = re.compile(re.escape(name) + r"-\d+-(\d+)")
+    found = [(match, path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    exports = [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
+    for path in exports[: -limit if limit else 0]:
+        shutil.rmtree(path)

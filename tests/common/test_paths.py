@@ -1,0 +1,103 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from t3d.common import paths
+from t3d.common.errors import UserError, run_main
+from t3d.common.paths import ROOT
+
+
+def test_root_is_the_repository():
+    assert (ROOT / "t3d" / "common" / "paths.py").is_file()
+
+
+def test_resolve_from_root_and_from_a_subfolder(monkeypatch):
+    expected = ROOT / "configs" / "eval.yaml"
+    monkeypatch.chdir(ROOT)
+    assert paths.resolve("configs/eval.yaml") == expected
+    monkeypatch.chdir(ROOT / "configs" / "demo")
+    assert paths.resolve("configs/eval.yaml") == expected
+    assert paths.resolve("../eval.yaml") == expected
+    assert paths.resolve(expected) == expected
+
+
+def test_resolve_prefers_the_current_folder(monkeypatch, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "eval.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert paths.resolve("configs/eval.yaml") == tmp_path / "configs" / "eval.yaml"
+
+
+def test_data_file(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert paths.data_file("MATH_train") == ROOT / "data" / "MATH_train.json"
+    assert paths.data_file("SDAR-1.7B-Chat-GSM8K_renamed") == ROOT / "data" / "SDAR-1.7B-Chat-GSM8K_renamed.json"
+    assert paths.data_file("mine.jsonl") == ROOT / "mine.jsonl"
+    (tmp_path / "shards").mkdir()
+    assert paths.data_file("./shards") == tmp_path / "shards"
+    assert paths.data_file(tmp_path / "x.json") == tmp_path / "x.json"
+
+
+def test_rollout_files_keep_dots_in_names():
+    stem = paths.rollout_stem("demo", "JetLM/SDAR-1.7B-Chat", "MATH_train")
+    assert stem == ROOT / "demo" / "temp_data" / "outputs-eval-SDAR-1.7B-Chat-MATH_train"
+    assert paths.json_file(stem).name == "outputs-eval-SDAR-1.7B-Chat-MATH_train.json"
+    stem = paths.rollout_stem("/elsewhere", "/models/SDAR-4B-Chat/", "data/MATH_train.json", num_node=2, node_index=1)
+    assert stem == Path("/elsewhere/temp_data/outputs-1-eval-SDAR-4B-Chat-MATH_train")
+
+
+def test_names_of_data_sets_keep_their_dots():
+    for given in ("Story.v1", "sets/Story.v1", "sets/Story.v1.json", "Story.v1.jsonl", "/x/Story.v1.parquet"):
+        assert paths.data_name(given) == "Story.v1"
+
+
+def test_run_root():
+    assert paths.run_root("experiments", "JetLM/SDAR-4B-Chat", "math", "p") == ROOT / "experiments/SDAR-4B-Chat/math/p"
+
+
+def test_model_source(tmp_path):
+    assert paths.model_source(str(tmp_path)) == str(tmp_path)
+    assert paths.model_source("JetLM/SDAR-4B-Chat") == "JetLM/SDAR-4B-Chat"
+    for wrong in ("nothing-here", "/no/such/folder", "configs/no-model", "a/b/c", "./x"):
+        with pytest.raises(UserError, match=f"^model.pretrained_model={wrong}: no such folder; give"):
+            paths.model_source(wrong, "model.pretrained_model")
+
+
+def test_setup_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("T3D_CACHE_ROOT", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/kept")
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert paths.setup_cache() == tmp_path
+    assert os.environ["TRITON_CACHE_DIR"] == "/kept"
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+    assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path / "torch_extensions")
+    monkeypatch.delenv("T3D_CACHE_ROOT")
+    assert paths.setup_cache() == Path.home() / ".cache" / "t3d"
+
+
+def _raise(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "stderr"),
+    [
+        (lambda: None, None, ""),
+        (lambda: 3, 3, ""),
+        (lambda: _raise(UserError("a=1:\nwrong")), 2, "error: a=1: wrong\n"),
+        (lambda: _raise(KeyboardInterrupt), 130, "interrupted\n"),
+    ],
+)
+def test_run_main(main, code, stderr, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run_main(main)
+    assert exit.value.code == code
+    assert capsys.readouterr().err == stderr
+
+
+def test_run_main_keeps_other_tracebacks():
+    with pytest.raises(ZeroDivisionError):
+        run_main(lambda: 1 // 0)

@@ -1,0 +1,131 @@
+"""The tables: every run's command lines as the schemas take them, and what is run (the page: tests/scores/study)."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from studies.storymath import tables
+from t3d.common.errors import UserError
+from t3d.common.options import load
+from t3d.evaluation.settings import EvalConfig
+from t3d.training.settings import TrainConfig
+from tests.studies.figures import run
+
+
+@pytest.mark.parametrize("block", [4, 8])
+@pytest.mark.parametrize("name", [*tables.METHODS, *tables.ABLATIONS])
+def test_every_run_is_a_valid_command(name, block, tmp_path):
+    args = argparse.Namespace(rollouts=100, steps=7, problems=9, output=tmp_path, processes=2)
+    if tables.METHODS.get(name, (True,))[0]:
+        line = tables.train_line(name, Path("x.json"), "models/embedded-teacher", block, 5, args, tmp_path)
+        config = load(TrainConfig, line)
+        assert (config.training.block_size, config.training.max_steps, config.training.seed) == (block, 7, 5)
+        assert config.dataset.limit == 100 and config.optimizer.params.learning_rate == 5e-4
+        assert config.training.batch_size_lm * config.training.gradient_accumulation_steps == 16
+    settings = [load(EvalConfig, line) for line in tables.evaluation_lines(name, "x", tmp_path, block, 5, args)]
+    static = [config.rollout.denoising_steps_per_block for config in settings[:-1]]
+    assert static == [4, 2, 1] * 2 if block == 4 else static == [8, 4, 2, 1] * 2
+    assert settings[-1].rollout.remasking_strategy == "low_confidence_dynamic"
+    assert {config.rollout.block_size for config in settings} == {block}
+
+
+def test_every_run_has_a_file_of_its_own():
+    names = [*tables.METHODS, *tables.ABLATIONS]
+    files = {tables.figures_file(name, block, seed) for name in names for block in (4, 8) for seed in (1, 2)}
+    assert len(files) == 4 * len(names)
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    """tables.main with arguments, its runs and commands noted in place of done: () -> what was run since."""
+    monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(tables, "ANALYSES", tmp_path / "analysis")
+    monkeypatch.setattr(tables, "PAGE", tmp_path / "RESULTS.md")
+    (tmp_path / "figures").mkdir()
+    done: list[tuple] = []
+    monkeypatch.setattr(tables, "command", lambda *line: done.append(line))
+
+    def run_one(name, block, seed, args):
+        done.append((name, block, seed))
+        leave_figures(name, block, seed, args)
+
+    monkeypatch.setattr(tables, "run_one", run_one)
+
+    def main(*line: str) -> list[tuple]:
+        done.clear()
+        monkeypatch.setattr("sys.argv", ["tables.py", *line, "--output", str(tmp_path)])
+        tables.main()
+        return [one for one in done if "studies.storymath" not in one]
+
+    return main
+
+
+def leave_figures(name, block, seed, args):
+    speeds = [0.5] * block.bit_length()
+    figures = run(name, seed, speeds, block=block) | tables.made_with(name, args)
+    tables.figures_file(name, block, seed).write_text(json.dumps(figures))
+
+
+def test_finished_runs_are_not_run_again(in_folder):
+    """And what is new is run, then the page written from both."""
+    line = ["--methods", "original;t3d", "--seeds"]
+    assert in_folder(*line, "1") == [("original", 4, 1), ("t3d", 4, 1)]
+    assert in_folder(*line, "1,2") == [("original", 4, 2), ("t3d", 4, 2)]
+    assert in_folder(*line, "1,2") == []
+    assert "| t3d | 50.0 ± 0.0 |" in tables.PAGE.read_text()
+
+
+def test_figures_of_another_budget_are_told(in_folder, monkeypatch):
+    """What nothing was trained for has no steps. An override that was changed since is another run too."""
+    line = ["--methods", "original;t3d", "--seeds", "1"]
+    in_folder(*line)
+    for key, more in {"steps": "300", "rollouts": "80", "problems": "7"}.items():
+        told = {"rollouts": "questions"}.get(key, key)
+        with pytest.raises(UserError, match=f"{told}: .*json was made with .*, this asks for {more}; ask for that"):
+            in_folder(*line, f"--{key}", more)
+    assert in_folder("--methods", "original", "--seeds", "1", "--steps", "300") == []
+    monkeypatch.setitem(tables.METHODS, "t3d", tables.Method(tables.T3D, ("training.alpha=9",)))
+    with pytest.raises(UserError, match="training: .*t3d-block4-seed1.json was made with"):
+        in_folder(*line)
+
+
+def test_what_another_process_has_in_hand_is_left_to_it(in_folder, tmp_path, capsys):
+    args = argparse.Namespace(output=tmp_path, steps=600, rollouts=4000)
+    in_folder("--methods", "original", "--seeds", "1")
+    with tables.claimed(tables.model_folder("t3d", 4, 1, args)) as ours:
+        assert ours
+        assert in_folder("--methods", "t3d", "--seeds", "1") == []
+        assert "another process is at it" in capsys.readouterr().out
+    assert in_folder("--methods", "t3d", "--seeds", "1") == [("t3d", 4, 1)]
+
+
+def test_an_analysis_without_its_student_is_told_and_nothing_is_trained_for_it(in_folder, capsys):
+    in_folder("--methods", "original", "--seeds", "1")
+    assert in_folder("--analysis", "--blocks", "8", "--seeds", "1") == []
+    assert "best, block 8, seed 1: no student below" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        (["--seeds", "abc"], "abc: a whole number from 1 on"),
+        (["--seeds", "1,,2"], ": a whole number"),
+        (["--seeds", "1,1"], "1,1: give each once"),
+        (["--blocks", "3"], "3: blocks of 2, 4, 8"),
+        (["--blocks", "1"], "1: blocks of 2, 4, 8"),
+        (["--steps", "0"], "0: a whole number from 1 on"),
+        (["--problems", "-3"], "-3: a whole number from 1 on"),
+    ],
+)
+def test_a_number_that_cannot_be_is_told(in_folder, capsys, line, told):
+    with pytest.raises(SystemExit) as stopped:
+        in_folder(*line)
+    assert stopped.value.code == 2 and told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("also", [[], ["--page"], ["--analysis"]])
+def test_a_method_that_is_none_is_told(in_folder, also):
+    with pytest.raises(UserError, match="--methods t4d: not known"):
+        in_folder("--methods", "t3d;t4d", *also)

@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from t3d.common.errors import UserError
+from t3d.tasks.problems import Problem, data_type_of, load_problems
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def write(tmp_path, rows, name="Sums.json"):
+    path = tmp_path / name
+    path.write_text(rows if isinstance(rows, str) else json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def test_rows_become_problems(tmp_path):
+    rows = [
+        {"question": "1+1?", "ground_truth_answer": "2", "level": 1},
+        {"question": "2+2?", "ground_truth_answer": ""},
+        {"question": "3+3?", "ground_truth_answer": "6", "solution": "3+3=6"},
+    ]
+    path = write(tmp_path, rows)
+    problems = load_problems(path, "math")
+    assert problems[0] == Problem("Sums/0", "1+1?", "2", None, rows[0])
+    assert [p.id for p in problems] == ["Sums/0", "Sums/1", "Sums/2"]
+    assert problems[2].solution == "3+3=6"
+    assert load_problems(str(path), "math", limit=1) == problems[:1]
+
+
+def test_code_rows_need_tests_and_no_answer(tmp_path):
+    row = {"question": "Add.", "prefix": "def f", "test_list": ["assert f"], "test_method": "function"}
+    script = {"question": "Add.", "test_method": "stdio", "test_input": ["1"], "test_output": ["2"], "prefix": "x"}
+    function, stdio = load_problems(write(tmp_path, [row, script]), "code")
+    assert function.ground_truth == "" and function.prefix == "def f"
+    assert stdio.prefix is None and stdio.raw == script
+
+
+def test_the_kind_of_a_data_set_can_be_told_by_its_first_row(tmp_path):
+    sums = write(tmp_path, [{"question": "q", "ground_truth_answer": "1"}])
+    code = write(tmp_path, [{"question": "q", "test_method": "stdio"}], "Code.json")
+    assert [data_type_of(path, "auto") for path in (sums, code)] == ["math", "code"]
+    assert data_type_of(sums, "option") == "option"
+
+
+@pytest.mark.parametrize(
+    ("rows", "data_type", "message"),
+    [
+        ([{"question": "q"}], "math", r"Sums.json: row 0: field 'ground_truth_answer' is missing"),
+        ([{"question": "q", "ground_truth_answer": "1"}, 5], "math", r"row 1: expected an object, found int"),
+        ([{"question": " ", "ground_truth_answer": "1"}], "math", r"row 0: field 'question' is empty"),
+        (
+            [{"question": "\ud83d", "ground_truth_answer": "1"}],
+            "math",
+            r"row 0: '\\ud83d' is half of a character; mend",
+        ),
+        ([{"question": "q", "ground_truth_answer": 18}], "math", r"field 'ground_truth_answer' must be text, found 18"),
+        ([{"question": "q", "test_list": ["x"]}], "code", r"field 'test_method' is missing"),
+        ([{"question": "q", "test_method": "function", "test_list": "x"}], "code", r"row 0: field 'test_list' must be"),
+        ([{"question": "q", "test_method": "function", "test_list": []}], "code", r"row 0: field 'test_list' must be"),
+        ([{"question": "q", "test_method": "stdio", "test_input": ["1"]}], "code", r"row 0: field 'test_output' must"),
+        ([{"question": "q", "test_method": "judge", "test_list": ["x"]}], "code", r"row 0: field 'test_method' is 'ju"),
+        ([{"question": "q", "ground_truth_answer": "1"}], "poem", r"evaluation.data_type: 'poem' is not known"),
+        ([], "math", r"at least one row"),
+        ("{", "math", r"not readable as JSON"),
+    ],
+)
+def test_errors_name_file_row_field_and_remedy(tmp_path, rows, data_type, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_problems(write(tmp_path, rows), data_type)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("MATH500", "python data/download_data.py --dataset MATH500"),
+        ("StoryMath_hard", "python -m studies.storymath"),
+        ("NoSuchSet", "give a file, or the name of a set: PrimeIntellect, MATH_train"),
+    ],
+)
+def test_a_missing_set_says_how_to_get_it(tmp_path, name, remedy):
+    with pytest.raises(UserError, match=f"{name}.json: no such file; .*{remedy}"):
+        load_problems(tmp_path / f"{name}.json", "math")
+
+
+@pytest.mark.parametrize(
+    ("name", "data_type", "n"),
+    [("MATH500", "math", 500), ("GSM8K", "math", 1319), ("MATH_train", "math", 8523), ("HumanEval", "code", 164),
+     ("MBPP", "code", 498)],
+)  # fmt: skip
+def test_the_real_sets_load(name, data_type, n):
+    path = DATA / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"needs the real benchmark data at {DATA}")
+    assert len(load_problems(path, data_type)) == n
