@@ -6,7 +6,15 @@ from typing import NoReturn
 
 
 class UserError(ValueError):
-    """A mistake in a command, a configuration or a data file. The message is one line: what, its value, the remedy."""
+    """A mistake in a command, a configuration or a data file. The message is one line: field, value, remedy.
+
+    Attributes:
+        key: the setting or field at fault, as the user writes it; None where no single one is.
+    """
+
+    def __init__(self, message: str, key: str | None = None):
+        super().__init__(message)
+        self.key = key
 
 
 class Interrupted(Exception):

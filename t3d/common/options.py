@@ -272,7 +272,8 @@ def _type_fault(key: str, value: Any, item: _Item) -> UserError:
 
 
 def fault(key: str, value: Any, remedy: str) -> UserError:
-    return UserError(f"{key}={_show(value)}: {remedy}")
+    """The error of a setting: its key, its value and the remedy."""
+    return UserError(f"{key}={_show(value)}: {remedy}", key)
 
 
 def _violation(value: Any, limits: Any, default: Any) -> str | None:
