@@ -1,22 +1,34 @@
-# make demo   the whole pipeline on the embedded teacher, on a CPU, in minutes; shows the result
-# make test   style and tests
-# make tables every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
-# Both create the environment (.venv) first.
+# make demo         the whole pipeline on the embedded teacher, on a CPU, in minutes; shows the result
+# make test         style and tests (ARGS='-p randomly': in random order)
+# make tables       every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
+# make test-newest  the tests with the newest released versions, in an environment of their own (.venv-newest)
+# make test-oldest  the tests with the oldest supported versions, constraints-oldest.txt (.venv-oldest)
+# make lock         write constraints.txt, the versions that the other targets install: the newest, or older ones where
+#                   PINS says so (PINS="torch==2.13.0")
+# All create the environment that they need (.venv) first.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+ALL := -r requirements.txt -e ".[dev]"
 
-.PHONY: demo tables test test-slow test-gpu teacher clean
+.PHONY: demo tables test test-newest test-oldest test-slow test-gpu lock teacher clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# //p' Makefile
 
-$(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
+%/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PYTHON) -m venv $*
+
+$(VENV)/ready: requirements.txt pyproject.toml constraints.txt | $(PY)
+	$(PY) $(PIP_INSTALL) -c constraints.txt $(ALL)
+	touch $@
+
+.venv-oldest/ready: requirements.txt pyproject.toml constraints-oldest.txt | .venv-oldest/bin/python
+	.venv-oldest/bin/python $(PIP_INSTALL) -c constraints-oldest.txt $(ALL)
 	touch $@
 
 demo: $(VENV)/ready
@@ -31,7 +43,23 @@ tables: $(VENV)/ready
 test: $(VENV)/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest
+	$(PY) -m pytest $(ARGS)
+
+test-newest: | .venv-newest/bin/python
+	.venv-newest/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager $(ALL)
+	.venv-newest/bin/python -m pytest $(ARGS)
+
+test-oldest: .venv-oldest/ready
+	.venv-oldest/bin/python -m pytest $(ARGS)
+
+# constraints.txt leaves out the libraries of one platform and the build of torch (+cpu): it holds on every platform.
+lock:
+	rm -rf .venv-lock
+	$(MAKE) .venv-lock/bin/python
+	.venv-lock/bin/python $(PIP_INSTALL) $(ALL) $(PINS)
+	{ echo '# What make demo and make test install. Written by: make lock PINS="$(PINS)"'; \
+	  .venv-lock/bin/python -m pip freeze --exclude-editable | grep -Ev '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > constraints.txt
+	rm -rf .venv-lock
 
 test-slow: $(VENV)/ready
 	$(PY) -m pytest -m slow
@@ -47,4 +75,4 @@ teacher: $(VENV)/ready
 	cp -r experiments/embedded-init/math/teacher/teacher/ckpt/optimized models/embedded-teacher
 
 clean:
-	rm -rf experiments/demo $(VENV)
+	rm -rf experiments/demo $(VENV) .venv-newest .venv-oldest .venv-lock

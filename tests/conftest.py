@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from transformers import GenerationConfig
 
 from studies.storymath.problems import generate
@@ -42,6 +43,18 @@ def tiny_model(seed: int = 0, block_size: int = 4, vocab: int = VOCAB) -> SDARFo
         pad_token_id=PAD,
     )
     return SDARForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+
+
+def reset_accelerator() -> None:
+    """Empty accelerate's global state: the next Accelerator of this process may have other settings."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> None:
+    """No test sees the accelerate state of the test before it."""
+    reset_accelerator()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
@@ -20,6 +19,7 @@ from t3d.rollout.run import roll_out
 from t3d.rollout.settings import SampleConfig
 from t3d.training.loop import train
 from t3d.training.settings import TrainConfig
+from tests.conftest import reset_accelerator
 
 SMALL = {
     **{"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4},
@@ -74,8 +74,7 @@ def test_from_math_prompts_to_a_score_on_math500(tmp_path, shared, teacher):
         ended = bool({END_OF_TEXT, END_OF_TURN} & set(record.response_ids[: record.length]))
         assert record.finish_reason == ("stop" if ended else "length")
 
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    reset_accelerator()
     run = train(
         load(
             TrainConfig,

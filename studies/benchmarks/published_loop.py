@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from t3d.blocks.decoding import quota
 from t3d.blocks.settings import DecodeSettings
+from t3d.decode.cache import CACHE_NAME
 
 
 @torch.no_grad()
@@ -31,8 +32,8 @@ def generate(model, prompt_ids: list[int], settings: DecodeSettings, mask_id: in
             x[:, start:end],
             visible[:, :, start:end, :end],
             position_ids=position[:, start:end],
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE_NAME: cache},
         ).logits
         if not store:
             cache.crop(start - end)

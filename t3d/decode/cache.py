@@ -1,8 +1,23 @@
 """The KV cache of the local engine: preallocated, one slot per absolute position, written where a forward says."""
 
+import inspect
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from transformers import Qwen3Model
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+CACHE_NAMES = ("cache", "past_key_values")  # transformers from 5.24 on, and before; the old name goes in 5.40
+
+
+def cache_name(forward: Callable) -> str:
+    """The name under which a model's ``forward`` takes its cache: one of ``CACHE_NAMES``."""
+    parameters = inspect.signature(forward).parameters
+    return next(name for name in CACHE_NAMES if name in parameters)
+
+
+CACHE_NAME = cache_name(Qwen3Model.forward)
 
 
 class SlotLayer(CacheLayerMixin):

@@ -10,7 +10,7 @@ from t3d.blocks.attention import cache_mask
 from t3d.blocks.decoding import initial_tokens
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import UserError
-from t3d.decode.cache import Slots
+from t3d.decode.cache import CACHE_NAME, Slots
 
 TOKENS_PREFILLED = 2**15  # at once: what a forward needs beside the cache is bounded, whatever the number of lanes
 
@@ -130,9 +130,9 @@ class ModelRunner:
                 ids,
                 mask,
                 position_ids=position,
-                past_key_values=self.cache,
                 use_cache=True,
                 head=head or (lambda hidden, weight: None),
+                **{CACHE_NAME: self.cache},
             )
 
     def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from t3d.blocks.attention import Labels, dense_mask, flex_mask, for_implementation
+from t3d.decode.cache import CACHE_NAMES
 from t3d.models.generation import BlockDiffusionMixin
 
 
@@ -58,7 +59,7 @@ class SDARModel(Qwen3Model):
                 "use 'sdpa' or, on a GPU, 'flex_attention'"
             )
         if attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
-            if kwargs.get("past_key_values") is not None:
+            if any(kwargs.get(name) is not None for name in CACHE_NAMES):
                 raise ValueError(
                     "SDAR with a cache needs an explicit 4D attention_mask (t3d.blocks.attention.cache_mask)"
                 )

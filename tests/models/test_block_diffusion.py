@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 from torch.nn.functional import silu
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
+from t3d.blocks.attention import Labels, dense_mask
+from t3d.decode.cache import CACHE_NAME, CACHE_NAMES, cache_name
 from t3d.models import SDARConfig, SDARForCausalLM
 from tests.conftest import PAD, tiny_model
 
@@ -119,11 +121,30 @@ def test_flash_attention_is_refused(model):
         model(random_ids(1, 4))
 
 
-def test_a_cache_needs_a_mask(model):
-    from transformers import DynamicCache
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_cache_needs_a_mask_under_both_of_its_names(model, name):
+    for called in (model, model.model):
+        with pytest.raises(ValueError, match="cache_mask"):
+            called(random_ids(1, 4), **{name: DynamicCache()})
 
-    with pytest.raises(ValueError, match="cache_mask"):
-        model(random_ids(1, 4), past_key_values=DynamicCache())
+
+def test_the_name_of_the_cache_is_the_one_that_forward_has():
+    assert cache_name(lambda input_ids, past_key_values=None, **kwargs: None) == "past_key_values"
+    assert cache_name(lambda input_ids, cache=None, **kwargs: None) == "cache"
+
+
+@pytest.mark.filterwarnings("error")  # transformers warns of a name that it will drop
+@torch.no_grad()
+def test_the_model_fills_a_cache_given_under_that_name(model):
+    ids, cache = random_ids(1, 8), DynamicCache()
+    position = torch.arange(8)[None]
+    mask = dense_mask(Labels(position * 0, position // 4, position < 0))
+    for start in (0, 4):
+        block = slice(start, start + 4)
+        seen = mask[:, :, block, : start + 4]
+        logits = model(ids[:, block], seen, position_ids=position[:, block], **{CACHE_NAME: cache}).logits
+    assert cache.get_seq_length() == 8
+    torch.testing.assert_close(logits, model(ids).logits[:, 4:], **CLOSE)
 
 
 def test_head_sees_hidden_states_and_its_result_is_returned(model):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from studies.benchmarks import train_step
 from studies.benchmarks.train_step import LADDER, NO_REFERENCE, Bench, Shape
+from tests.conftest import reset_accelerator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -15,11 +15,16 @@ SHAPE = Shape(layers=2, width=64, vocab=2_000, sequences=3)
 CHUNK = 16
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fresh_accelerator():
+    """Once for all tests here, which share a trainer."""
+    reset_accelerator()
+
+
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
+def bench(tmp_path_factory, fresh_accelerator):
     folder = tmp_path_factory.mktemp("bench")
     train_step.write_models(SHAPE, folder)
-    AcceleratorState._reset_state(reset_partial_state=True)
     bench = Bench(SHAPE, folder)
     bench.trainer.objective.chunk = CHUNK
     return bench

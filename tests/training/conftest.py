@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from t3d.common.options import load
 from t3d.training.loop import train
 from t3d.training.settings import TrainConfig
 from t3d.training.tracking import Tracker
-from tests.conftest import ROOT, launch_line
+from tests.conftest import ROOT, launch_line, reset_accelerator
 
 VOLATILE = {"tokens_per_second"}
 
@@ -49,15 +48,10 @@ def run(overrides):
     """Train in this process; the run's folder."""
 
     def call(name: str, *more: str) -> Path:
-        fresh_accelerator()
+        reset_accelerator()
         return train(load(TrainConfig, overrides(name, *more)))
 
     return call
-
-
-def fresh_accelerator() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def log_of(run: Path) -> list[dict]:

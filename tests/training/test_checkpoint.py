@@ -14,19 +14,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from t3d.common.errors import UserError
 from t3d.common.paths import ROOT
 from t3d.training import checkpoint
-from tests.conftest import tiny_model
+from tests.conftest import reset_accelerator, tiny_model
 
 
 class Run:
     """A small training run whose every step uses all random generators, and the optimizer's and schedule's state."""
 
     def __init__(self, seed: int):
-        AcceleratorState._reset_state(reset_partial_state=True)
+        reset_accelerator()
         self.accelerator = Accelerator(cpu=True)
         random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
         model = tiny_model(seed).train()

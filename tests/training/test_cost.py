@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
 from studies.benchmarks import train_step
@@ -11,6 +10,7 @@ from t3d.common.paths import ROOT
 from t3d.models import SDARConfig, SDARForCausalLM
 from t3d.models.loading import load_model
 from t3d.training import cost
+from tests.conftest import reset_accelerator
 
 SMALL = dict(
     vocab_size=500,
@@ -124,7 +124,7 @@ def test_computed_memory_is_near_the_measured(variant, tmp_path):
     shape = train_step.Shape(layers=4, width=256, vocab=30_000, sequences=4)
     train_step.write_models(shape, tmp_path)
     measured = train_step.peak_megabytes(shape, tmp_path, variant)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    reset_accelerator()
     computed = train_step.computed_peak(train_step.Bench(shape, tmp_path), variant)
     assert computed / 1.5 < measured < computed * 1.5, f"measured {measured:.0f} MB, computed {computed:.0f}"
 

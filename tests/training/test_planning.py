@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 
 from t3d.common.errors import UserError
@@ -15,7 +14,7 @@ from t3d.models.loading import load_model
 from t3d.training import cost, planning
 from t3d.training import loop as training
 from t3d.training.settings import TrainConfig
-from tests.conftest import ROOT
+from tests.conftest import ROOT, reset_accelerator
 
 pytestmark = pytest.mark.usefixtures("one_thread", "cache_aside")
 
@@ -32,12 +31,6 @@ def overrides(tmp_path, story_teacher, story_trajectories):
         "training.mixed_precision=no",
         "training.num_train_epochs=5",
     ]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def test_the_plan_three_steps_and_nothing_written(overrides, tmp_path, story_teacher, capsys, monkeypatch):
@@ -113,7 +106,7 @@ def test_lengths_are_those_of_the_columns():
 def test_the_estimate_follows_the_settings(overrides):
     def estimate(*more):
         fresh = load(TrainConfig, [*overrides, *more])
-        AcceleratorState._reset_state(reset_partial_state=True)
+        reset_accelerator()
         seen = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(planning, "dry_run", lambda trainer: seen.append(planning.estimate(trainer, 100)))

@@ -1,7 +1,7 @@
 """lm-evaluation-harness's own command line with the model ``t3d_sdar`` in its registry.
 
-``python -m t3d.integrations.lm_eval ...`` and, after ``pip install -e .``, ``lm_eval ...``. Releases of the harness
-that look for models in installed packages (the entry-point group "lm_eval.models") find it without this module.
+``python -m t3d.integrations.lm_eval ...`` takes the arguments of ``lm_eval`` and works with every release. Releases that
+look for models in installed packages (entry-point group "lm_eval.models") find the model without this module.
 """
 
 from t3d.common.errors import UserError, run_main
@@ -15,7 +15,7 @@ def command_line() -> None:
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import model_registry
     except ModuleNotFoundError as error:
-        raise UserError(f"lm_eval: {error}; pip install -e . in the repository's root") from error
+        raise UserError(f"lm_eval: {error}; pip install -e '.[lm-eval]' in the repository's root") from error
     if NAME not in model_registry:
         model_registry.register(NAME, target=TARGET)
     cli_evaluate()
