@@ -62,8 +62,9 @@ def test_a_training_needs_no_extra(tmp_path, story_teacher, story_trajectories):
 import sys
 # None: as if the package were not installed
 sys.modules |= dict.fromkeys(("deepspeed", "flash_attn", "lm_eval", "sglang", "tensorboard", "wandb"))
-from t3d.config import TrainConfig, load
-from t3d.training import train
+from t3d.common.options import load
+from t3d.training.loop import train
+from t3d.training.settings import TrainConfig
 overrides = [
     "experiment.output_root={tmp_path}", "model.pretrained_model={story_teacher}", "training.max_steps=1",
     "dataset.optimization_data={story_trajectories}", "training.batch_size_lm=2",

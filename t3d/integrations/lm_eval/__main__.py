@@ -1,7 +1,7 @@
 """lm-evaluation-harness's own command line with the model ``t3d_sdar`` in its registry.
 
-``python -m t3d.integrations.lm_eval ...`` takes the arguments of ``lm_eval`` and works with every release. Releases that
-look for models in installed packages (entry-point group "lm_eval.models") find the model without this module.
+``python -m t3d.integrations.lm_eval ...`` takes the arguments of ``lm_eval`` and works with every release. Releases
+that look for models in installed packages (entry-point group "lm_eval.models") find the model without this module.
 """
 
 from t3d.common.errors import UserError, run_main
