@@ -92,32 +92,30 @@ def main() -> None:
 
 
 def evaluate_all(args, data: Path, student: Path) -> tuple[list[dict], dict[tuple[str, int], Path]]:
-    """Score teacher and student at 1, 2 and 4 tokens per step, on the test split and on the harder one.
+    """Score teacher and student on the test split at 1, 2 and 4 tokens per step.
 
-    Returns the rows, and for the test split the folder of each (method, steps per block).
+    Returns the rows, and the folder of each (method, steps per block).
     """
     from t3d.common.options import load
     from t3d.evaluation.run import evaluate
     from t3d.evaluation.settings import EvalConfig
 
     results, folders = [], {}
-    for split, settings in (("StoryMath_test", STEPS_PER_BLOCK), ("StoryMath_hard", STEPS_PER_BLOCK)):
-        for method, checkpoint in (("original", TEACHER), ("t3d", str(student))):
-            for steps in settings:
-                overrides = [
-                    "config=configs/demo/eval.yaml",
-                    f"experiment.project={args.output}",
-                    f"evaluation.checkpoint_path={checkpoint}",
-                    f"evaluation.eval_dataset={data / split}.json",
-                    f"evaluation.method={method}",
-                    f"rollout.denoising_steps_per_block={steps}",
-                    f"rollout.seed={args.seed}",
-                ]
-                print(f"\n$ python eval.py {shlex.join(overrides)}", flush=True)
-                output = evaluate(load(EvalConfig, overrides))
-                results += json.loads(output.read_text())
-                if split == "StoryMath_test":
-                    folders[method, steps] = output.with_suffix("")
+    for method, checkpoint in (("original", TEACHER), ("t3d", str(student))):
+        for steps in STEPS_PER_BLOCK:
+            overrides = [
+                "config=configs/demo/eval.yaml",
+                f"experiment.project={args.output}",
+                f"evaluation.checkpoint_path={checkpoint}",
+                f"evaluation.eval_dataset={data / 'StoryMath_test'}.json",
+                f"evaluation.method={method}",
+                f"rollout.denoising_steps_per_block={steps}",
+                f"rollout.seed={args.seed}",
+            ]
+            print(f"\n$ python eval.py {shlex.join(overrides)}", flush=True)
+            output = evaluate(load(EvalConfig, overrides))
+            results += json.loads(output.read_text())
+            folders[method, steps] = output.with_suffix("")
     return results, folders
 
 
