@@ -54,6 +54,8 @@ class SlotLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.keys.shape[2]
 
+    get_max_cache_shape = get_max_length  # its name up to transformers 5.12, where it is abstract
+
 
 class Slots(Cache):
     """The cache, and where the coming forward writes and reads.

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict, snapshot_download, try_to_load_from_cache
-from packaging.version import Version
+from huggingface_hub import is_offline_mode, save_torch_state_dict, snapshot_download, try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -78,11 +77,10 @@ def load_model(
 def training_attention(asked: str | None, source: str, device: torch.device) -> str:
     """The attention to train with: the one asked for, else FlexAttention on a CUDA GPU and sdpa elsewhere.
 
-    FlexAttention passes over what packed sequences do not see of each other. It has a backward pass on GPUs only, and
-    kernels for heads of 16 and more. With PyTorch 2.6 transformers compiles it anew for every length, and past eight
-    of them it runs uncompiled, with all scores written out.
+    FlexAttention skips the pairs of packed sequences that do not see each other. It has a backward pass on GPUs only,
+    and kernels for heads of 16 and more.
     """
-    flex = device.type == "cuda" and Version(torch.__version__) >= Version("2.7") and load_config(source).head_dim >= 16
+    flex = device.type == "cuda" and load_config(source).head_dim >= 16
     return asked or ("flex_attention" if flex else "sdpa")
 
 
@@ -219,7 +217,8 @@ def _source_folder(source: str) -> Path:
     # Offline, what the cache has must do.
     cached = try_to_load_from_cache(path, "config.json")
     revision = Path(cached).parent.name if isinstance(cached, str) else None
-    return Path(snapshot_download(path, revision=revision, ignore_patterns=list(WEIGHT_FILES)))
+    only = is_offline_mode()  # huggingface_hub 1.33 would ask the hub for the files of a known revision, and fail
+    return Path(snapshot_download(path, revision=revision, ignore_patterns=list(WEIGHT_FILES), local_files_only=only))
 
 
 def _weight_names(folder: Path) -> list[str] | None:
