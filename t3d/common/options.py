@@ -4,8 +4,12 @@
 
 Order, the later one wins: defaults <- preset <- YAML file (``config=FILE``) <- command line (``a.b=c``). A file with
 ``base: OTHER`` builds on another one and wins over it. Whatever is wrong with them is a one-line ``UserError`` before
-any model loads. A schema may have two things of its own: ``PRESETS`` (key of the preset's name -> name -> values of the
-keys beside it) and ``check()``, for how values go together.
+any model loads. A schema may have four things of its own:
+- ``PRESETS``: key of the preset's name -> name -> values of the keys beside it;
+- ``check()``, for how values go together;
+- ``composed(given)``, a class method: the schema to use for the values given (dotted key -> value), which may have more
+  keys;
+- ``RELEASED``: key -> ``Released``, for keys of the paper's release that change nothing here.
 """
 
 import dataclasses
@@ -13,7 +17,7 @@ import difflib
 import math
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -39,22 +43,33 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
-    fixed: str | None = None,
     several: bool = False,
 ) -> Any:
     """A dataclass field with its help and its limits; for a list the limits hold for every item.
 
     ``several`` marks a text that may name several things: a list given for it is joined by commas.
-
-    ``fixed`` marks a key that is accepted but has no effect: any value but the default is an error, and the text of
-    ``fixed`` tells what to do instead.
     """
-    limits = {"choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt, "fixed": fixed}
+    limits = {"choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt}
     limits["several"] = several or None
     metadata = {"help": help} | {name: limit for name, limit in limits.items() if limit is not None}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Released:
+    """A key of the release that changes nothing here. It is no key of the schema, so ``--help`` only names it.
+
+    Attributes:
+        values: accepted, because they ask for nothing else than what happens anyway.
+        remedy: the error's text for any other value.
+        accepts: (value, configuration) -> whether that value is accepted as well.
+    """
+
+    values: tuple[Any, ...]
+    remedy: str
+    accepts: Callable[[Any, Any], bool] | None = None
 
 
 def load(schema: type[Config], argv: Sequence[str] | None = None, default: str | None = None) -> Config:
@@ -70,20 +85,19 @@ def load(schema: type[Config], argv: Sequence[str] | None = None, default: str |
     """
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
-        print(help_text(schema, default))
+        print(help_text(_composed(schema, _layers([token for token in argv if "=" in token], default)), default))
         raise SystemExit(0)
 
-    known = _items(schema())
+    layers = _layers(argv, default)
+    schema = _composed(schema, layers)
+    known, released = _items(schema()), getattr(schema, "RELEASED", {})
     given: dict[str, Any] = {}
-    file, overrides = _split(argv)
-    file = file or default
-    layers = _yaml_layers(file) if file else []
-    layers += [({key: value}, "") for key, value in overrides]
     for values, place in layers:
         for key, value in _flatten(values, known):
             given[key] = value
-            if key not in known:
+            if key not in known and key not in released:
                 raise fault(key, value, _unknown(key, known) + place)
+    without_effect = {key: given.pop(key) for key in released if key in given}
 
     preset: dict[str, Any] = {}
     for chooser, choices in getattr(schema, "PRESETS", {}).items():
@@ -102,15 +116,16 @@ def load(schema: type[Config], argv: Sequence[str] | None = None, default: str |
         reason = str(error).splitlines()[0]
         raise fault(key, given.get(key), f"{reason}; write the value itself, or ${{section.key}} of another") from None
     validate(config)
+    for key, value in without_effect.items():
+        _check_released(key, value, released[key], config)
     return config
 
 
 def validate(config: Any) -> None:
     """Check every value's limits and how the values go together. Raises UserError at the first that does not hold."""
-    defaults = _items(type(config)())
     for key, item in _items(config).items():
         for value in item.value if isinstance(item.value, list) else [item.value]:
-            if value is not None and (remedy := _violation(value, item.limits, defaults[key].value)):
+            if value is not None and (remedy := _violation(value, item.limits)):
                 raise fault(key, value, remedy)
     if hasattr(config, "check"):
         config.check()
@@ -119,6 +134,14 @@ def validate(config: Any) -> None:
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain nested dictionaries."""
     return dataclasses.asdict(config)
+
+
+def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries -> {"section.key": value}."""
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        leaves |= dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves
 
 
 def save(config: Any, path: str | Path) -> None:
@@ -153,6 +176,9 @@ def help_text(schema: type, default: str | None = None) -> str:
             f"  {name}: " + (", ".join(f"{k}={_show(v)}" for k, v in values.items()) or "the defaults")
             for name, values in choices.items()
         ]
+    if released := getattr(schema, "RELEASED", {}):
+        text = f"also accepted, without effect (the release's): {', '.join(released)}"
+        lines += ["", *textwrap.wrap(text, 116, subsequent_indent="  ")]
     return "\n".join(lines)
 
 
@@ -164,7 +190,7 @@ def help_text(schema: type, default: str | None = None) -> str:
 class _Item:
     value: Any
     hint: Any
-    limits: Any  # the field's metadata: help, choices, ge, gt, le, lt, fixed, several
+    limits: Any  # the field's metadata: help, choices, ge, gt, le, lt, several
 
 
 def _items(config: Any, prefix: str = "") -> dict[str, _Item]:
@@ -177,6 +203,30 @@ def _items(config: Any, prefix: str = "") -> dict[str, _Item]:
         else:
             items[key] = _Item(value, hints[f.name], f.metadata)
     return items
+
+
+def _layers(argv: Sequence[str], default: str | None) -> list[tuple[dict[Any, Any], str]]:
+    """Values that are given, the later ones win, each with where it stands: those of the YAML files, the overrides."""
+    file, overrides = _split(argv)
+    file = file or default
+    return (_yaml_layers(file) if file else []) + [({key: value}, "") for key, value in overrides]
+
+
+def _composed(schema: type[Config], layers: list[tuple[dict[Any, Any], str]]) -> type[Config]:
+    """The schema for these values: its own ``composed``, where it has one."""
+    if not hasattr(schema, "composed"):
+        return schema
+    known = _items(schema())
+    return schema.composed({key: value for values, _ in layers for key, value in _flatten(values, known)})
+
+
+def _check_released(key: str, value: Any, released: Released, config: Any) -> None:
+    """``value`` may be ${another.key}. Raises UserError where the key asks for something that does not happen."""
+    if isinstance(value, str) and value.startswith("${"):
+        other = _items(config).get(value[2:-1])
+        value = other.value if other else value
+    if value not in released.values and not (released.accepts and released.accepts(value, config)):
+        raise fault(key, value, released.remedy)
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, Any]]]:
@@ -276,10 +326,8 @@ def fault(key: str, value: Any, remedy: str) -> UserError:
     return UserError(f"{key}={_show(value)}: {remedy}", key)
 
 
-def _violation(value: Any, limits: Any, default: Any) -> str | None:
+def _violation(value: Any, limits: Any) -> str | None:
     """Why a value is not allowed and what is, or None."""
-    if limits.get("fixed") is not None and value != default:
-        return limits["fixed"]
     choices = limits.get("choices")
     if choices is not None and value not in choices:
         close = difflib.get_close_matches(str(value), choices, n=1)

@@ -1,8 +1,9 @@
 """Every key of an evaluation and of an analysis, with its default, its help and its limits."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from t3d.common.options import fault, option
+from t3d.common.options import Released, fault, option
 from t3d.data.prompts import DATA_TYPES
 from t3d.rollout.settings import RolloutConfig, SampleConfig, SampleEvaluation, SampleExperiment
 
@@ -47,13 +48,14 @@ class EvalExecute:
 class EvalConfig(SampleConfig):
     """Score a checkpoint on a data set under given decode settings."""
 
+    RELEASED: ClassVar = SampleConfig.RELEASED | {"model_base": Released(("sdar",), "SDAR is the only model family")}
+
     experiment: SampleExperiment = field(default_factory=lambda: SampleExperiment(project="eval"))
     rollout: RolloutConfig = field(
         default_factory=lambda: RolloutConfig(temperature=1.0, max_active=128, denoising_steps_per_block=1)
     )
     evaluation: EvalEvaluation = field(default_factory=EvalEvaluation)
     execute: EvalExecute = field(default_factory=EvalExecute)
-    model_base: str = option("sdar", "model family", choices=("sdar",))
 
     def check(self) -> None:
         super().check()

@@ -1,11 +1,24 @@
-"""The interface of an objective, and the one forward they all make."""
+"""The interface of an objective, the registry of objectives, and the one forward that all of them make.
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+An objective is one file: its formula, its settings, its noise and its loss. A new file in this folder is enough for
+``training.objective=<name>``; ``training.objective=my_package.my_module:MyObjective`` takes a class from elsewhere.
+"""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from t3d.blocks.special_ids import SpecialIds
+from t3d.common.options import fault, option
 from t3d.objectives.likelihood import Draw, draw_and_score, token_log_probs
 from t3d.states.base import Batch, State
 
@@ -18,21 +31,154 @@ class Terms(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-class Objective(Protocol):
-    """What to noise and what to minimise.
+@dataclass(frozen=True)
+class Context:
+    """What an objective is built with besides its own settings.
 
-    ``needs_reference``: a frozen reference model takes part. ``noise`` draws a training state of a sample; one without
-    targets has nothing to learn, and the trainer skips and counts it. Calling the objective gives the loss of a batch;
-    ``reference`` is None where the reference is stopgrad(student) of this very step.
-
-    For the cost model one says, where it is not 1, how many ``forwards`` of the student go before a backward pass, and
-    how many ``head_tables`` (a chunk's rows x vocabulary, fp32) its head holds in the backward pass.
+    Attributes:
+        block_size: the block B of training.
+        ids: the ids of mask, pad, stop and ordinary tokens.
+        head_chunk: rows of the vocabulary projection at once.
+        random_ratio: share of the masked positions that show a random token.
     """
 
-    needs_reference: bool
-    noise: Callable[[dict, torch.Generator], State]
+    block_size: int
+    ids: SpecialIds
+    head_chunk: int = 1024
+    random_ratio: float = 0.1
 
-    def __call__(self, student: Callable, reference: Callable | None, batch: Batch) -> Terms: ...
+
+@dataclass
+class ObjectiveSettings:
+    """Keys of the training section that an objective reads; its fields are made with ``t3d.common.options.option``."""
+
+    def check(self, training: Any) -> None:
+        """Raise ``t3d.common.options.fault`` where values do not go together; ``training`` is the whole section."""
+
+
+@dataclass
+class ReferenceSettings(ObjectiveSettings):
+    """How the frozen reference of an objective is kept."""
+
+    multi_round: bool = option(True, "refresh the reference from the student")
+    round_interval: int = option(10, "optimizer steps between refreshes; 1 needs no second model", ge=1)
+    reference_offload: bool = option(False, "keep the reference in CPU memory between its passes: less GPU memory")
+
+    @property
+    def is_student(self) -> bool:
+        """With interval 1 the reference is the student of this very step, and no second model is held."""
+        return self.multi_round and self.round_interval == 1
+
+    def round_at(self, step: int) -> int:
+        """The number of the reference in force at optimizer ``step``, from 1."""
+        return (step - 1) // self.round_interval + 1 if self.multi_round else 1
+
+    def ends_round(self, step: int) -> bool:
+        """Is the reference refreshed after optimizer ``step``?"""
+        return self.multi_round and step % self.round_interval == 0
+
+
+class Objective(ABC):
+    """One objective. A subclass gives ``Settings``, ``build``, ``noise`` and ``__call__``; the rest has defaults.
+
+    Attributes:
+        Settings: the dataclass whose fields are its keys of the training section.
+        PRESETS: choices that it adds to ``training.preset``: name -> values of keys of the training section.
+        data: "trajectories" of a teacher, or "examples": questions with given answers.
+        noise: draws a training state of a sample. A state without targets teaches nothing: the trainer skips it and
+            counts it.
+        forwards: forward passes of the student before one backward pass (for the cost model).
+        head_tables: tables of (a chunk's rows x vocabulary, fp32) that its head holds in the backward pass (likewise).
+    """
+
+    name: ClassVar[str] = ""
+    about: ClassVar[str] = ""
+    Settings: ClassVar[type[ObjectiveSettings]] = ObjectiveSettings
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    data: ClassVar[str] = "trajectories"
+    noise: Callable[[dict, torch.Generator], State]
+    forwards: int = 1
+    head_tables: int = 1
+
+    @classmethod
+    @abstractmethod
+    def build(cls, settings: Any, context: Context) -> "Objective":
+        """The objective with the values of its ``Settings``."""
+
+    @abstractmethod
+    def __call__(self, student: Callable, reference: Callable | None, batch: Batch) -> Terms:
+        """The loss of a batch. ``reference`` is None where none takes part, or where it is stopgrad(student)."""
+
+    @property
+    def reference(self) -> ReferenceSettings | None:
+        """How its frozen reference is kept; None where no reference takes part."""
+        return None
+
+    def warning(self, sample: dict) -> str | None:
+        """What a user should know about training data whose first sample this is."""
+        return None
+
+    def check_refresh(self, sample: dict, training: Any) -> None:  # noqa: B027
+        """Raise UserError where refreshed rollouts could not take the place of data whose first sample this is."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The registry
+
+Class = TypeVar("Class", bound=type[Objective])
+_found: dict[str, type[Objective]] = {}
+
+
+def register(name: str, about: str) -> Callable[[Class], Class]:
+    """Class decorator: the name in ``training.objective``, and what ``--help`` says about it."""
+
+    def keep(objective: Class) -> Class:
+        objective.name, objective.about = name, about
+        _found[name] = objective
+        return objective
+
+    return keep
+
+
+@cache
+def registered() -> dict[str, type[Objective]]:
+    """Name -> objective, for every file of this folder; in the order of their names."""
+    for module in iter_modules([str(Path(__file__).parent)]):
+        import_module(f"{__package__}.{module.name}")
+    return dict(sorted(_found.items()))
+
+
+def find(name: str) -> type[Objective]:
+    """The objective of ``training.objective``: a registered name, or a user's ``package.module:Class``.
+
+    Raises:
+        UserError: the module or the class is missing, or the class is no objective.
+    """
+    return registered()[name] if name in registered() else _imported(name)
+
+
+@cache
+def _imported(name: str) -> type[Objective]:
+    module, _, attribute = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # a file of the working folder; it hides nothing that is installed
+    try:
+        objective = getattr(import_module(module), attribute)
+    except (ImportError, SyntaxError, ValueError) as error:
+        raise fault("training.objective", name, f"cannot be imported: {error}; write module:Class") from error
+    except AttributeError:
+        raise fault("training.objective", name, f"{module} has no {attribute}; write module:Class") from None
+    if not (isinstance(objective, type) and issubclass(objective, Objective)):
+        raise fault("training.objective", name, "is no objective; derive it from t3d.objectives.base.Objective")
+    if not (is_dataclass(objective.Settings) and issubclass(objective.Settings, ObjectiveSettings)):
+        raise fault("training.objective", name, "its Settings must be a dataclass derived from ObjectiveSettings")
+    if bare := [f.name for f in fields(objective.Settings) if f.default is f.default_factory is MISSING]:
+        raise fault("training.objective", name, f"its key {bare[0]} has no default; make it with option(default, help)")
+    return objective
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The forward
 
 
 def score(

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from t3d.objectives.base import Terms, score
+from t3d.common.options import option
+from t3d.objectives.base import Context, Objective, Terms, register, score
 from t3d.objectives.naive_td import trajectory_loss
+from t3d.objectives.states import TrajectoryStates
 from t3d.states.base import Batch
 from t3d.states.groups import block_groups, group_mean
 from t3d.states.trajectory import TrajectoryNoise
@@ -29,13 +31,25 @@ def block_likelihood_loss(log_prob: Tensor, sequence: Tensor, block: Tensor, k: 
 
 
 @dataclass
-class BlockLikelihood:
+class BlockLikelihoodSettings(TrajectoryStates):
+    likelihood_k: float = option(
+        1.0, "block_likelihood: k of (1 - exp(k s))/k; more seeks modes more, 0 = cross-entropy", ge=0
+    )
+
+
+@register("block_likelihood", "AlphaDLM's likelihood of whole blocks")
+@dataclass
+class BlockLikelihood(Objective):
     """The loss above, a mean per sequence. k = 0 is its limit, the mean over blocks of their mean cross-entropy."""
 
     noise: TrajectoryNoise
     k: float = 1.0
     chunk: int = 1024
-    needs_reference = False
+    Settings = BlockLikelihoodSettings
+
+    @classmethod
+    def build(cls, settings: BlockLikelihoodSettings, context: Context) -> "BlockLikelihood":
+        return cls(settings.noise(context), settings.likelihood_k, context.head_chunk)
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         log_prob = score(student, batch, chunk=self.chunk)[0][:, 0]

@@ -17,15 +17,27 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from t3d.objectives.base import Terms, loss_rows
+from t3d.common.options import option
+from t3d.objectives.base import Context, Objective, Terms, loss_rows, register
 from t3d.objectives.likelihood import token_certainty
+from t3d.objectives.states import AnswerEnd, TeacherTargets
 from t3d.states.base import Batch
 from t3d.states.groups import group_mean
 from t3d.states.unordered import RandomMaskNoise
 
 
 @dataclass
-class DParallel:
+class DParallelSettings(AnswerEnd, TeacherTargets):
+    certainty_weight: float = option(2.0, "dparallel: weight of the entropy of tokens guessed right", ge=0)
+    certainty_temperature: float = option(0.5, "dparallel: temperature of that entropy", gt=0)
+    region_mask_ratio: float = option(
+        0.5, "dparallel: chance of a token to be masked in the first pass; the second masks the others", gt=0, lt=1
+    )
+
+
+@register("dparallel", "certainty forcing")
+@dataclass
+class DParallel(Objective):
     """The loss above, means per sequence, in two forwards of the student.
 
     Attributes:
@@ -36,9 +48,20 @@ class DParallel:
     certainty_weight: float = 2.0
     temperature: float = 0.5
     chunk: int = 1024
-    needs_reference = False
+    Settings = DParallelSettings
     forwards = 2
     head_tables = 6  # logits, their sharpened log-softmax and its exponential (token_certainty), each with its gradient
+
+    @classmethod
+    def build(cls, settings: DParallelSettings, context: Context) -> "DParallel":
+        noise = RandomMaskNoise(
+            context.block_size,
+            context.ids.mask_id,
+            mask_ratio=settings.region_mask_ratio,
+            post_num=settings.pads_learnt(context),
+            stop_ids=context.ids.stop_ids,
+        )
+        return cls(noise, settings.certainty_weight, settings.certainty_temperature, context.head_chunk)
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         first, second = (self._pass(student, part) for part in (batch, complement(batch, self.noise.mask_id)))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from t3d.objectives.base import Terms, score
+from t3d.objectives.base import Context, Objective, Terms, register, score
+from t3d.objectives.states import TrajectoryStates
 from t3d.states.base import Batch
 from t3d.states.groups import group_mean
 from t3d.states.trajectory import TrajectoryNoise
@@ -21,13 +22,18 @@ def trajectory_loss(log_prob: Tensor, sequence: Tensor, sequences: int) -> Tenso
     return group_mean(-log_prob, sequence, sequences)
 
 
+@register("naive_td", "cross-entropy on trajectories")
 @dataclass
-class NaiveTD:
+class NaiveTD(Objective):
     """L_traj, a mean per sequence; the mean over sequences is the trainer's."""
 
     noise: TrajectoryNoise
     chunk: int = 1024
-    needs_reference = False
+    Settings = TrajectoryStates
+
+    @classmethod
+    def build(cls, settings: TrajectoryStates, context: Context) -> "NaiveTD":
+        return cls(settings.noise(context), context.head_chunk)
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         log_probs, _ = score(student, batch, chunk=self.chunk)

@@ -14,19 +14,50 @@ where every answer begins alike, the loss is SFT's on the model's own text (a te
 
 from dataclasses import dataclass
 
-from t3d.objectives.base import Terms
+from t3d.common.options import fault
+from t3d.objectives.base import Context, Objective, Terms, register
 from t3d.objectives.sft import weighted_cross_entropy
+from t3d.objectives.states import AnswerEnd, MaskTimes
 from t3d.states.base import Batch
 from t3d.states.unordered import RectifiedNoise
 
 
 @dataclass
-class ReDi:
+class ReDiSettings(AnswerEnd, MaskTimes):
+    pass
+
+
+@register("redi", "rectified couplings")
+@dataclass
+class ReDi(Objective):
     """The loss above per token of the answer in nats, one (t, x_t) a sequence."""
 
     noise: RectifiedNoise
     chunk: int = 1024
-    needs_reference = False
+    Settings = ReDiSettings
+
+    @classmethod
+    def build(cls, settings: ReDiSettings, context: Context) -> "ReDi":
+        pads = settings.pads_learnt(context)
+        noise = RectifiedNoise(context.block_size, context.ids.mask_id, **settings.times(), post_num=pads)
+        return cls(noise, context.head_chunk)
+
+    def warning(self, sample: dict) -> str | None:
+        if sample["initial_ids"]:
+            return None
+        return (
+            "every x_T is all masks, so that ReDi is SFT on the model's own text; roll out with "
+            "rollout.random_init_ratio above 0"
+        )
+
+    def check_refresh(self, sample: dict, training) -> None:
+        if sample["initial_ids"] and not training.refresh_random_init_ratio:
+            raise fault(
+                "training.refresh_random_init_ratio",
+                training.refresh_random_init_ratio,
+                "the data's x_T hold random tokens, those of a refresh would not; set it to the rollouts' "
+                "rollout.random_init_ratio",
+            )
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         loss = weighted_cross_entropy(student, batch, self.chunk)

@@ -9,18 +9,27 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from t3d.objectives.base import Terms, score
+from t3d.objectives.base import Context, Objective, Terms, register, score
+from t3d.objectives.states import MaskTimes
 from t3d.states.base import Batch
 from t3d.states.unordered import BlockDiffusionNoise
 
 
+@register("sft", "block NELBO on given answers")
 @dataclass
-class SFT:
+class SFT(Objective):
     """NELBO per response token in nats, one (t, x_t) a sequence; the mean over sequences is the trainer's."""
 
     noise: BlockDiffusionNoise
     chunk: int = 1024
-    needs_reference = False
+    Settings = MaskTimes
+    data = "examples"
+
+    @classmethod
+    def build(cls, settings: MaskTimes, context: Context) -> "SFT":
+        ids = context.ids
+        noise = BlockDiffusionNoise(context.block_size, ids.mask_id, ids.pad_id, **settings.times())
+        return cls(noise, context.head_chunk)
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         loss = weighted_cross_entropy(student, batch, self.chunk)

@@ -9,72 +9,102 @@ For the paper's ablation each part can be left out or exchanged: L = w L_DDO + v
 1, 0. Without DDO no reference takes part.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from t3d.objectives.base import Terms, score
+from t3d.common.options import fault, option
+from t3d.objectives.base import Context, Objective, ReferenceSettings, Terms, register, score
 from t3d.objectives.ddo import ddo_terms
 from t3d.objectives.likelihood import Draw
 from t3d.objectives.naive_td import trajectory_loss
 from t3d.objectives.path import level_path_loss, path_loss
+from t3d.objectives.states import TrajectoryStates
 from t3d.states.base import Batch
 from t3d.states.groups import block_groups, group_mean
 from t3d.states.trajectory import TrajectoryNoise
 
 
 @dataclass
-class T3D:
-    """The T3D loss on states of teacher trajectories.
+class T3DSettings(ReferenceSettings, TrajectoryStates):
+    reference_temp: float = option(0.0, "temperature at which the reference draws y; 0 = argmax", ge=0)
+    alpha: float = option(0.5, "weight of DDO's term on the reference's draw", ge=0)
+    beta: float = option(0.1, "DDO: scale of the log-probability ratio", gt=0)
+    ddo_weight: float = option(1.0, "t3d: weight of DDO; 0 = off, and no reference model is held", ge=0)
+    ddo_level: str = option(
+        "sequence", "log-probabilities are means per sequence or block", choices=("sequence", "block")
+    )
+    forward_kl_weight: float = option(
+        0.0, "t3d: weight of the cross-entropy on trajectories, in place of DDO or beside it", ge=0
+    )
+    lambda_path: float = option(0.2, "weight of the path-consistency term; 0 = off", ge=0)
+    path_loss: str = option(
+        "rank", "weights by decode rank, or a mean over levels of k tokens (the release)", choices=("rank", "levels")
+    )
+    path_k_steps: int = option(4, "path_loss levels: tokens per level", ge=1)
 
-    Attributes:
-        forbidden_ids: ids y may never be (the mask, ids beyond the tokenizer).
-        reference_temp: temperature of y ~ p_ref; 0 takes the argmax.
-        per_block: log p is a mean per block and DDO a mean over blocks, in place of one log p per sequence.
-        path_k_steps: with a number, the release's level-wise path loss.
-        ddo_weight, forward_kl_weight: w and v above.
-    """
+    def check(self, training) -> None:
+        super().check(training)
+        if not any((self.ddo_weight, self.forward_kl_weight, self.lambda_path)):
+            raise fault("training.ddo_weight", 0.0, "every term is off; give it, forward_kl_weight or lambda_path")
+
+
+@register("t3d", "DDO + path on trajectories")
+@dataclass
+class T3D(Objective):
+    """The T3D loss on states of teacher trajectories. ``forbidden_ids``: y is none of them."""
 
     noise: TrajectoryNoise
     forbidden_ids: Tensor
-    alpha: float = 0.5
-    beta: float = 0.1
-    lambda_path: float = 0.2
-    reference_temp: float = 0.0
-    per_block: bool = False
-    path_k_steps: int | None = None
+    settings: T3DSettings = field(default_factory=T3DSettings)
     chunk: int = 1024
-    ddo_weight: float = 1.0
-    forward_kl_weight: float = 0.0
+    Settings = T3DSettings
+    PRESETS = {  # `release` keeps the quirks of the paper's own scripts, to compare with it
+        "t3d": {},
+        "algorithm1": {"round_interval": 1},
+        "release": {
+            "trace_order": "reversed",
+            "path_loss": "levels",
+            "block_grid": "response",
+            "instruction": False,
+            "block_size": 8,
+        },
+    }
+
+    @classmethod
+    def build(cls, settings: T3DSettings, context: Context) -> "T3D":
+        noise = settings.noise(context, every_target=settings.path_loss == "levels")
+        return cls(noise, torch.as_tensor(context.ids.forbidden_ids), settings, context.head_chunk)
 
     @property
-    def needs_reference(self) -> bool:
-        return self.ddo_weight > 0
+    def reference(self) -> ReferenceSettings | None:
+        return self.settings if self.settings.ddo_weight > 0 else None
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
+        settings = self.settings
         terms, metrics, loss = {}, {}, 0.0
-        if self.needs_reference:
+        if settings.ddo_weight > 0:
             log_probs, reference_log_probs = self._with_reference(student, reference, batch)
             terms, metrics = self._ddo(log_probs, reference_log_probs, batch)
-            loss = self.ddo_weight * (terms["ddo_real"] + terms["ddo_fake"])
+            loss = settings.ddo_weight * (terms["ddo_real"] + terms["ddo_fake"])
             metrics |= {"ddo": terms["ddo_real"] + terms["ddo_fake"]}
         else:
             log_probs, _ = score(student, batch, chunk=self.chunk)
         masked, sequences = batch.masked_index, batch.sequences
-        if self.forward_kl_weight > 0:
+        if settings.forward_kl_weight > 0:
             terms["forward_kl"] = trajectory_loss(log_probs[masked, 0], batch.sequence[masked], sequences)
-            loss = loss + self.forward_kl_weight * terms["forward_kl"]
+            loss = loss + settings.forward_kl_weight * terms["forward_kl"]
         terms["path"] = self._path(log_probs[:, 0], batch)  # logged at weight 0 too: DDO alone may collapse
-        if self.lambda_path > 0:
-            loss = loss + self.lambda_path * terms["path"]
+        if settings.lambda_path > 0:
+            loss = loss + settings.lambda_path * terms["path"]
         return Terms(loss, {name: value.detach() for name, value in (metrics | terms).items()})
 
     def _with_reference(self, student, reference, batch: Batch) -> tuple[Tensor, Tensor]:
         """(N, 2) log-probabilities of x_0 and y ~ p_ref, by the student and by the reference."""
         self.forbidden_ids = forbidden = self.forbidden_ids.to(batch.targets.device)  # moves the first time only
-        draw = Draw(self.reference_temp, forbidden, batch.u)
+        draw = Draw(self.settings.reference_temp, forbidden, batch.u)
         if reference is None:  # ref = stopgrad(theta): its forward is the student's own
             log_probs, _ = score(student, batch, draw=draw, chunk=self.chunk)
             return log_probs, log_probs.detach()
@@ -89,32 +119,32 @@ class T3D:
         of_sequence = partial(group_mean, group=batch.sequence[masked], groups=batch.sequences)
         log_p = torch.stack([of_sequence(mine[:, k]) for k in (0, 1)], -1)  # (sequences, 2)
         log_ref = torch.stack([of_sequence(theirs[:, k]) for k in (0, 1)], -1)
-        if self.per_block:
+        if self.settings.ddo_level == "block":
             real, fake = self._block_terms(mine, theirs, batch)
         else:
-            real, fake = ddo_terms(log_p, log_ref, self.alpha, self.beta)
+            real, fake = ddo_terms(log_p, log_ref, self.settings.alpha, self.settings.beta)
         ratio = (log_p - log_ref).detach()
         metrics = {
             "logp_student_real": log_p[:, 0],
             "logp_student_fake": log_p[:, 1],
             "logp_reference_real": log_ref[:, 0],
             "logp_reference_fake": log_ref[:, 1],
-            "reward_margin": self.beta * (ratio[:, 0] - ratio[:, 1]),
+            "reward_margin": self.settings.beta * (ratio[:, 0] - ratio[:, 1]),
             "ddo_accuracy": (ratio[:, 0] > ratio[:, 1]).float(),
         }
         return {"ddo_real": real, "ddo_fake": fake}, metrics
 
     def _path(self, log_prob: Tensor, batch: Batch) -> Tensor:
         block_size, masked = self.noise.block_size, batch.masked_index
-        if self.path_k_steps is None:
+        if self.settings.path_loss == "rank":
             return path_loss(log_prob[masked], batch.rank[masked], block_size, batch.sequence[masked], batch.sequences)
-        return level_path_loss(log_prob, batch.rank, block_size, self.path_k_steps, batch.sequence, batch.sequences)
+        k = self.settings.path_k_steps
+        return level_path_loss(log_prob, batch.rank, block_size, k, batch.sequence, batch.sequences)
 
     def _block_terms(self, mine: Tensor, theirs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """DDO with a log p per block, averaged over the blocks of each sequence."""
         sequence, group = block_groups(batch.sequence[batch.masked_index], batch.block[batch.masked_index])
         log_p = torch.stack([group_mean(mine[:, k], group, len(sequence)) for k in (0, 1)], -1)
         log_ref = torch.stack([group_mean(theirs[:, k], group, len(sequence)) for k in (0, 1)], -1)
-        return tuple(
-            group_mean(term, sequence, batch.sequences) for term in ddo_terms(log_p, log_ref, self.alpha, self.beta)
-        )
+        terms = ddo_terms(log_p, log_ref, self.settings.alpha, self.settings.beta)
+        return tuple(group_mean(term, sequence, batch.sequences) for term in terms)

@@ -1,10 +1,11 @@
 """Every key of a rollout, with its default, its help and its limits."""
 
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 from t3d.blocks.attention import ATTENTION, ATTENTION_HELP
 from t3d.blocks.settings import DecodeSettings, conflict
-from t3d.common.options import fault, option
+from t3d.common.options import Released, fault, option
 from t3d.data.prompts import DATA_TYPES
 
 
@@ -21,9 +22,6 @@ class RolloutConfig(DecodeSettings):
     tensor_parallel_size: int = option(1, "sglang in this process: GPUs that share one model", ge=1)
     max_active: int = option(
         256, "answers decoded at once per process (or server); lower it when memory runs out", ge=1
-    )
-    num_task_per_step: int = option(
-        1, "the release's; not used", fixed="a rollout always runs over the whole set; leave it at 1"
     )
     num_response_per_task: int = option(1, "answers drawn per question", ge=1)
     start_with_think: bool = option(False, "open every answer with <think>")
@@ -103,6 +101,10 @@ class SampleEvaluation:
 @dataclass
 class SampleConfig:
     """Stage 1: record a model's decoding trajectories over a data set."""
+
+    RELEASED: ClassVar = {
+        "rollout.num_task_per_step": Released((1,), "a rollout always runs over the whole set; leave it out")
+    }
 
     experiment: SampleExperiment = field(default_factory=SampleExperiment)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -23,18 +23,18 @@ from t3d.common.errors import UserError
 from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
 from t3d.models.loading import export_model, load_model, load_tokenizer, special_ids, training_attention
+from t3d.objectives.base import Context, Objective, find
 from t3d.states.base import State, collate, generator_for
 from t3d.states.packing import micro_batches
 from t3d.training import adapters, checkpoint, planning
 from t3d.training.averaging import WeightAverage
-from t3d.training.build import make_objective
 from t3d.training.distribution import accumulation, all_names, declare_head, make_accelerator, zero_stage
 from t3d.training.interruption import StopRequest
 from t3d.training.onpolicy import Rounds
 from t3d.training.order import SampleOrder
 from t3d.training.reference import FrozenAdapters, FrozenModel, compile_layers
 from t3d.training.runs import fingerprint, prune_exports, refuse_other_data, refuse_other_settings, run_folder
-from t3d.training.settings import TrainConfig
+from t3d.training.settings import TrainConfig, objective_settings
 from t3d.training.tally import Tally
 from t3d.training.tracking import Tracker
 
@@ -64,6 +64,8 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
         samples, rollout_block = load_samples(config, data_path, tokenizer, ids, student.config.block_size)
     settle_block_size(config, rollout_block)
     objective = make_objective(config, ids)
+    if warning := objective.warning(samples[0]):
+        log.warning("%s: %s", data_path, warning)
     trainer = Trainer(config, accelerator, student, objective, samples, ids, source)
     if dry_run:
         planning.dry_run(trainer)
@@ -134,14 +136,9 @@ def data_file(config: TrainConfig) -> Path:
     data = config.dataset.optimization_data
     if not data.startswith("hub:"):
         return paths.data_file(data)
-    if config.training.objective != "sft":
+    if find(config.training.objective).data != "examples":
         raise UserError(f"dataset.optimization_data={data}: only training.objective=sft learns from the hub's sets")
     return hub_rows(data.removeprefix("hub:"))
-
-
-def follows_student(config: TrainConfig) -> bool:
-    """With interval 1 the reference is the student of this very step, and nothing is held for it."""
-    return config.training.multi_round and config.training.round_interval == 1
 
 
 def settle_block_size(config: TrainConfig, rollout_block: int) -> None:
@@ -151,7 +148,7 @@ def settle_block_size(config: TrainConfig, rollout_block: int) -> None:
     """
     training = config.training
     training.block_size = training.block_size or rollout_block
-    if training.objective != "sft" and training.block_size % rollout_block:
+    if find(training.objective).data == "trajectories" and training.block_size % rollout_block:
         raise UserError(
             f"training.block_size={training.block_size}: must be a multiple of the rollouts' block, {rollout_block}"
         )
@@ -170,7 +167,7 @@ def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds, mo
         "max_gen_length": training.max_gen_length,
         "limit": config.dataset.limit,
     }
-    if training.objective == "sft":
+    if find(training.objective).data == "examples":
         encode = partial(answer_ids, tokenizer=tokenizer)
         samples, _ = load_examples(
             path,
@@ -184,13 +181,15 @@ def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds, mo
         return samples, model_block
     bare = None if training.instruction else prompt_ids
     samples, report = load_trajectories(path, tokenizer=tokenizer, mask_id=ids.mask_id, prompt_ids=bare, **limits)
-    if training.objective == "redi" and not samples[0]["initial_ids"]:
-        log.warning(
-            "%s: every x_T is all masks, so that ReDi is SFT on the model's own text; roll out with "
-            "rollout.random_init_ratio above 0",
-            path,
-        )
     return samples, report.block_size
+
+
+def make_objective(config: TrainConfig, ids: SpecialIds) -> Objective:
+    """The objective of ``training.objective``; ``training.block_size`` must be settled."""
+    training = config.training
+    assert training.block_size
+    context = Context(training.block_size, ids, training.head_chunk, config.model.random_ratio)
+    return find(training.objective).build(objective_settings(training), context)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -212,7 +211,7 @@ class Trainer:
         self.rounds = None
         if training.refresh_rollouts:
             positions = student.config.max_position_embeddings
-            self.rounds = Rounds(config, samples, ids, source, accelerator, positions)
+            self.rounds = Rounds(config, objective, samples, ids, source, accelerator, positions)
         self.samples = self.rounds.samples if self.rounds else samples
         batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         self.step = 0
@@ -220,7 +219,8 @@ class Trainer:
         self.total_steps = training.max_steps or self.order.steps(training.num_train_epochs)
         self.warm = 0  # sequences drawn when the warm-up ended
         self.flex = student.config._attn_implementation == "flex_attention"
-        frozen = objective.needs_reference and not follows_student(config)
+        kept = objective.reference
+        frozen = kept is not None and not kept.is_student
         if training.lora.rank:
             adapters.add(student, training.lora, with_reference=frozen)
         optimizer = torch.optim.AdamW(
@@ -234,7 +234,7 @@ class Trainer:
         if frozen and training.lora.rank:
             self.reference = FrozenAdapters(student, accelerator)
         elif frozen:
-            self.reference = FrozenModel(config, source, accelerator)
+            self.reference = FrozenModel(config, source, accelerator, kept.reference_offload)
             accelerator.register_for_checkpointing(self.reference)
         if zero_stage(accelerator) == 3:
             declare_head(student)
@@ -348,9 +348,8 @@ class Trainer:
         tokens, stopping = totals.pop("tokens"), totals.pop("stopping")
         means = {name: value / max(sequences, 1) for name, value in totals.items()}
         means = {"loss": means.pop("loss", 0.0), **means, "grad_norm": norm, "tokens": tokens, "stopping": stopping}
-        if self.objective.needs_reference:
-            multi, interval = training.multi_round, training.round_interval
-            means["round"] = (step - 1) // interval + 1 if multi else 1
+        if kept := self.objective.reference:
+            means["round"] = kept.round_at(step)
         return {**means, "sequences": sequences, "skipped": drawn - sequences}
 
     def draw_states(self, step: int) -> list[State]:
@@ -415,8 +414,7 @@ class Trainer:
 
     def refresh_reference(self, step: int) -> None:
         """ref <- stopgrad(theta) every ``round_interval`` optimizer steps."""
-        training = self.config.training
-        if self.reference and training.multi_round and step % training.round_interval == 0:
+        if self.reference and self.objective.reference.ends_round(step):
             self.reference.refresh(self.accelerator.unwrap_model(self.student))
 
     def refresh_rollouts(self, run: Path, step: int) -> None:

@@ -34,6 +34,7 @@ from t3d.data.trajectory import Trajectory, split_id
 from t3d.decode.completion import complete, of_stream
 from t3d.decode.local import LocalEngine
 from t3d.decode.protocol import Request
+from t3d.objectives.base import Objective
 from t3d.training import checkpoint
 from t3d.training.distribution import zero_stage
 from t3d.training.reference import FrozenModel
@@ -92,6 +93,7 @@ class Rounds:
     def __init__(
         self,
         config: TrainConfig,
+        objective: Objective,
         samples: Sequence[dict[str, Any]],
         ids: SpecialIds,
         source: str,
@@ -105,11 +107,11 @@ class Rounds:
                 "training.refresh_rollouts: the student's weights are split over processes, which cannot decode with "
                 "them; use ZeRO-1 or ZeRO-2, or leave it null"
             )
-        refuse_impossible(config, samples, positions)
+        refuse_impossible(config, objective, samples, positions)
         self.training, self.ids, self.accelerator = config.training, ids, accelerator
         self.samples = RefreshedSamples(samples)
         self.teacher = None
-        if config.training.refresh_targets == "teacher":
+        if getattr(config.training, "refresh_targets", None) == "teacher":
             self.teacher = FrozenModel(config, source, accelerator, offload=True)
 
     def refresh(self, student, indices: Sequence[int], folder: Path, step: int) -> None:
@@ -193,7 +195,9 @@ class Rounds:
                 yield replace(answer, target_ids=target_ids, target_step=target_step)
 
 
-def refuse_impossible(config: TrainConfig, samples: Sequence[dict[str, Any]], positions: int) -> None:
+def refuse_impossible(
+    config: TrainConfig, objective: Objective, samples: Sequence[dict[str, Any]], positions: int
+) -> None:
     """Tell at the start what else only the first refresh would: UserError."""
     training = config.training
     longest = pc.max(pc.list_value_length(samples.data.column("prompt_ids"))).as_py()
@@ -204,13 +208,7 @@ def refuse_impossible(config: TrainConfig, samples: Sequence[dict[str, Any]], po
             f"refreshed answers have the model's {positions} positions together with their prompts, and the longest of "
             f"these has {longest} tokens; lower it, or training.max_prompt_len",
         )
-    if training.objective == "redi" and samples[0]["initial_ids"] and not training.refresh_random_init_ratio:
-        raise fault(
-            "training.refresh_random_init_ratio",
-            training.refresh_random_init_ratio,
-            "the data's x_T hold random tokens, those of a refresh would not; set it to the rollouts' "
-            "rollout.random_init_ratio",
-        )
+    objective.check_refresh(samples[0], training)
     for name in samples["id"]:
         try:
             split_id(name)

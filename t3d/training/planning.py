@@ -92,7 +92,7 @@ def estimate(trainer, longest: int) -> cost.Memory:
     student = accelerator.unwrap_model(trainer.student)
     trainable = trainable_weights(student)
     # a token budget, where there is one, holds for all but a sequence that is longer alone
-    budget = getattr(training, "tokens_per_batch", None)
+    budget = training.tokens_per_batch
     return cost.memory(
         student.config,
         tokens=max(budget, longest) if budget else training.batch_size_lm * longest,
@@ -106,8 +106,8 @@ def estimate(trainer, longest: int) -> cost.Memory:
         checkpointing=training.gradient_checkpointing_enable,
         chunk=training.head_chunk,
         dense_mask=not trainer.flex,
-        forwards=getattr(trainer.objective, "forwards", 1),
-        head_tables=getattr(trainer.objective, "head_tables", 1),
+        forwards=trainer.objective.forwards,
+        head_tables=trainer.objective.head_tables,
     )
 
 

@@ -27,14 +27,14 @@ class FrozenModel:
     result to the bit; embeddings and norms, which autocast leaves in fp32, stay in fp32.
 
     Args:
-        offload: keep it in CPU memory between its passes, as ``training.reference_offload`` does.
+        offload: keep it in CPU memory between its passes.
     """
 
     def __init__(self, config: TrainConfig, source: str, accelerator: Accelerator, offload: bool = False):
         self.accelerator = accelerator
         half = HALF.get(accelerator.mixed_precision)
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        self.offloaded = (offload or config.training.reference_offload) and accelerator.device.type == "cuda"
+        self.offloaded = offload and accelerator.device.type == "cuda"
         rounded = half is not None and not deepspeed
         self.model = load_model(
             source,

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from t3d.common import options, paths
 from t3d.common.errors import UserError
+from t3d.common.options import fault
 from t3d.training import checkpoint
 from t3d.training.settings import TrainConfig
 
@@ -61,24 +62,25 @@ FREE_ON_RESUME = {
     *("gradient_checkpointing_enable", "head_chunk", "reference_offload", "compile", "enable_tf32"),
     *("attn_implementation", "optimized_name", "refresh_max_active"),
 }
-SAME_ON_RESUME = ("model", "dataset", "training", "optimizer", "lr_scheduler")
+SAME_ON_RESUME = ("model.", "dataset.", "training.", "optimizer.", "lr_scheduler.")
+SAME_ON_RESUME += ("experiment.gradient_clipping", "experiment.max_grad_norm")
 
 
 def refuse_other_settings(config: TrainConfig, saved: Path) -> None:
     """A resumed run must be the same run: UserError names the first setting that its config.yaml has otherwise."""
-    before, now = saved_settings(saved), options.to_dict(config)
-    defaults = options.to_dict(TrainConfig())  # of what the saved run did not know yet
-    checked = {section: now[section].keys() - FREE_ON_RESUME for section in SAME_ON_RESUME}
-    for section, names in {**checked, "experiment": ("gradient_clipping", "max_grad_norm")}.items():
+    before = saved_settings(saved)
+    for section in ("experiment", *(name[:-1] for name in SAME_ON_RESUME if name.endswith("."))):
         if not isinstance(before.get(section), dict):
             raise UserError(f"{saved}: damaged, it has no {section}; put it in order, or choose another run_name")
-        for name in sorted(names):
-            old, new = before[section].get(name, defaults[section][name]), now[section][name]
-            if old != new:
-                raise UserError(
-                    f"{section}.{name}={new}: the run to resume has {old} ({saved}); keep it, or choose another "
-                    "experiment.run_name"
-                )
+    now, before = options.dotted(options.to_dict(config)), options.dotted(before)
+    defaults = options.dotted(options.to_dict(type(config)()))  # of keys that the saved run did not know yet
+    for key, new in sorted(now.items()):
+        if not key.startswith(SAME_ON_RESUME) or key.partition(".")[2] in FREE_ON_RESUME:
+            continue
+        if (old := before.get(key, defaults[key])) != new:
+            raise fault(
+                key, new, f"the run to resume has {old} ({saved}); keep it, or choose another experiment.run_name"
+            )
 
 
 def saved_settings(path: Path) -> dict[str, Any]:

@@ -1,50 +1,15 @@
 """Every key of a training, with its default, its help and its limits."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import cache
+from typing import Any, ClassVar, get_type_hints
 
 from t3d.blocks.attention import ATTENTION
-from t3d.common.options import fault, option
+from t3d.common.options import Released, fault, option
 from t3d.data.prompts import DATA_TYPES
-
-# What training.preset changes beside it. `release` keeps the quirks of the paper's own scripts, to compare with it.
-PRESETS: dict[str, dict[str, Any]] = {
-    "t3d": {},
-    "algorithm1": {"round_interval": 1},
-    "release": {
-        "trace_order": "reversed",
-        "path_loss": "levels",
-        "block_grid": "response",
-        "instruction": False,
-        "block_size": 8,
-    },
-}
-
-
-OBJECTIVES = ("t3d", "naive_td", "block_likelihood", "dparallel", "redi", "sft")
-
-
-ON_TRAJECTORIES = ("t3d", "naive_td", "block_likelihood")  # whose states follow the decode order
-
-
-# Keys of the training section that some objectives alone read.
-OBJECTIVE_KEYS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("alpha", "beta", "lambda_path", "ddo_weight", "forward_kl_weight", "ddo_level"), ("t3d",)),
-    **dict.fromkeys(("reference_temp", "reference_offload", "multi_round", "round_interval"), ("t3d",)),
-    **dict.fromkeys(("path_loss", "path_k_steps"), ("t3d",)),
-    **dict.fromkeys(("mask_ratios", "mask_ratio_exponent", "mask_strategy"), ON_TRAJECTORIES),
-    **dict.fromkeys(("trace_order", "block_grid"), ON_TRAJECTORIES),
-    "likelihood_k": ("block_likelihood",),
-    **dict.fromkeys(("certainty_weight", "certainty_temperature", "region_mask_ratio"), ("dparallel",)),
-    **dict.fromkeys(("t_min", "t_max", "sft_t_per"), ("sft", "redi")),
-    "post_num": (*ON_TRAJECTORIES, "dparallel", "redi"),  # sft learns all pads
-    # sft has given answers, and redi couplings, whose ends are one model's
-    "refresh_targets": (*ON_TRAJECTORIES, "dparallel"),
-}
-
-
-REFRESH_KEYS = ("targets", "steps_per_block", "temperature", "random_init_ratio", "max_active")
+from t3d.objectives.base import Objective, ObjectiveSettings, find, registered
 
 
 @dataclass
@@ -60,8 +25,6 @@ class TrainExperiment:
     project: str = option(
         "ddo_sdar_full_self", "a run's folder is <output_root>/<model>/<data_type>/<project>/<run_name>"
     )
-    start_from_scratch: bool = option(True, "start from model.pretrained_model; experiment.resume goes before it")
-    num_node: int = option(1, "machines (for the record; accelerate launch starts them)", ge=1)
     save_every_steps: int = option(256, "optimizer steps between checkpoints", ge=1)
     max_grad_norm: float = option(1.0, "gradient norm to clip at", gt=0)
     gradient_clipping: bool = option(True, "clip at all")
@@ -117,15 +80,10 @@ class LoraSettings:
 
 @dataclass
 class TrainingConfig:
-    preset: str = option(
-        "t3d", "starting values of this section; YAML and command line change them", choices=tuple(PRESETS)
-    )
-    objective: str = option(
-        "t3d",
-        "t3d: DDO + path on trajectories; naive_td: cross-entropy there; block_likelihood (AlphaDLM); dparallel "
-        "(certainty forcing); redi (rectified couplings); sft: block NELBO on given answers",
-        choices=OBJECTIVES,
-    )
+    """The keys that every training reads. ``training_section`` adds the objectives' own."""
+
+    preset: str = option("t3d", "starting values of this section; YAML and command line change them")
+    objective: str = option("t3d", "the loss; package.module:Class takes your own")
     gradient_checkpointing_enable: bool = option(True, "recompute activations: less memory, slower")
     gradient_accumulation_steps: int = option(32, "sequences per step = batch_size_lm x this x processes", ge=1)
     batch_size_lm: int = option(1, "sequences of one micro-batch per process", ge=1)
@@ -144,77 +102,14 @@ class TrainingConfig:
     max_steps: int | None = option(
         None, "stop after so many optimizer steps; the schedule then runs over them; null = all epochs", ge=1
     )
-    max_grad_norm: float | None = option(None, "the release's double of experiment.max_grad_norm, which counts", gt=0)
-    method: str = option("semi-ar", "block by block, the only one", choices=("semi-ar",))
-    mask_strategy: str = option(
-        "trace", "which tokens a training state masks: by the trajectory, or at random", choices=("trace", "random")
-    )
     block_size: int | None = option(
         None, "block of training, at which the student is decoded; null = the rollouts' (sft: the model's)", ge=1
     )
-    post_num: int | None = option(
-        2, "pad tokens after the end that count in the loss; null = all of the last block", ge=0
-    )
     max_gen_length: int = option(1024, "longer answers are cut at a block's end (tokens)", ge=1)
     max_prompt_len: int = option(512, "longer prompts are left out (tokens)", ge=1)
-    target_temp: float = option(
-        0.0,
-        "the release's; not used: y is the reference's draw",
-        fixed="has no effect, y is drawn by the reference; set training.reference_temp",
-    )
-    reference_temp: float = option(0.0, "temperature at which the reference draws y; 0 = argmax", ge=0)
-    alpha: float = option(0.5, "weight of DDO's term on the reference's draw", ge=0)
-    beta: float = option(0.1, "DDO: scale of the log-probability ratio", gt=0)
-    path_k_steps: int = option(4, "path_loss levels: tokens per level", ge=1)
-    lambda_path: float = option(0.2, "weight of the path-consistency term; 0 = off", ge=0)
-    ddo_weight: float = option(1.0, "t3d: weight of DDO; 0 = off, and no reference model is held", ge=0)
-    forward_kl_weight: float = option(
-        0.0, "t3d: weight of the cross-entropy on trajectories, in place of DDO or beside it", ge=0
-    )
-    likelihood_k: float = option(
-        1.0, "block_likelihood: k of (1 - exp(k s))/k; more seeks modes more, 0 = cross-entropy", ge=0
-    )
-    mask_ratios: list[float] = option(
-        [1.0, 0.75, 0.5, 0.25], "masked shares of a block; one is drawn per sequence", gt=0, le=1
-    )
-    mask_ratio_exponent: float = option(8.0, "a ratio is drawn with p ~ ratio^exponent", ge=0)
-    multi_round: bool = option(True, "refresh the reference from the student")
-    round_interval: int = option(10, "optimizer steps between refreshes; 1 needs no second model", ge=1)
-    ddo_level: str = option(
-        "sequence", "log-probabilities are means per sequence or block", choices=("sequence", "block")
-    )
-    trace_order: str = option(
-        "visible_first",
-        "a state shows the tokens decoded first, or hides them (the release)",
-        choices=("visible_first", "reversed"),
-    )
-    path_loss: str = option(
-        "rank", "weights by decode rank, or a mean over levels of k tokens (the release)", choices=("rank", "levels")
-    )
-    block_grid: str = option(
-        "absolute",
-        "blocks count from position 0, or from the prompt's end (the release)",
-        choices=("absolute", "response"),
-    )
     instruction: bool = option(True, "keep the rollout's prompt; false: the bare question (the release)")
-    certainty_weight: float = option(2.0, "dparallel: weight of the entropy of tokens guessed right", ge=0)
-    certainty_temperature: float = option(0.5, "dparallel: temperature of that entropy", gt=0)
-    region_mask_ratio: float = option(
-        0.5, "dparallel: chance of a token to be masked in the first pass; the second masks the others", gt=0, lt=1
-    )
-    t_min: float = option(0.05, "sft, redi: lowest mask probability", gt=0, le=1)
-    t_max: float = option(1.0, "sft, redi: highest mask probability", gt=0, le=1)
-    sft_t_per: str = option(
-        "block", "sft, redi: one mask probability per block or sequence", choices=("block", "sequence")
-    )
     refresh_rollouts: int | None = option(
         None, "draw the trajectories anew from the student every so many optimizer steps; null = never", ge=1
-    )
-    refresh_targets: str = option(
-        "student",
-        "refresh: learn the student's answers; or what the teacher (model.pretrained_model) writes in each of their "
-        "blocks after the student's earlier ones",
-        choices=("student", "teacher"),
     )
     refresh_steps_per_block: int | None = option(
         None, "refresh: denoising steps per block; null = one token per step", ge=1
@@ -224,7 +119,6 @@ class TrainingConfig:
         0.0, "refresh: rollout.random_init_ratio of the new trajectories (redi)", ge=0, le=1
     )
     refresh_max_active: int = option(64, "refresh: answers decoded at once; lower it when memory runs out", ge=1)
-    reference_offload: bool = option(False, "keep the reference in CPU memory between its passes: less GPU memory")
     lora: LoraSettings = field(default_factory=LoraSettings)
     ema_decay: float | None = option(
         None, "export a moving average of the weights beside the student; null = off; costs one fp32 copy", gt=0, lt=1
@@ -236,7 +130,6 @@ class TrainingConfig:
 @dataclass
 class OptimizerParams:
     learning_rate: float = option(1e-5, "peak learning rate", gt=0)
-    scale_lr: bool = option(False, "the release's; not used", fixed="the rate is not scaled; set learning_rate itself")
     beta1: float = option(0.9, "decay of the gradient's mean", ge=0, lt=1)
     beta2: float = option(0.999, "decay of the squared gradient's mean", ge=0, lt=1)
     weight_decay: float = option(0.01, "decoupled weight decay", ge=0)
@@ -245,15 +138,11 @@ class OptimizerParams:
 
 @dataclass
 class OptimizerConfig:
-    name: str = option("adamw", "optimizer", choices=("adamw",))
     params: OptimizerParams = field(default_factory=OptimizerParams)
 
 
 @dataclass
 class SchedulerParams:
-    learning_rate: float | None = option(
-        None, "the release's double of optimizer.params.learning_rate; null = the same", gt=0
-    )
     warmup_steps: int = option(20, "optimizer steps of linear warm-up", ge=0)
     min_lr_scale: float = option(0.1, "floor as a share of the peak", ge=0, le=1)
 
@@ -264,6 +153,90 @@ class SchedulerConfig:
     params: SchedulerParams = field(default_factory=SchedulerParams)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The training section: core keys, and those of the objectives
+
+
+def objectives(own: str | None) -> dict[str, type[Objective]]:
+    """Every registered objective, and the user's own one (``module:Class``) where ``own`` names it."""
+    return registered() | ({own: find(own)} if own else {})
+
+
+def objective_settings(training: TrainingConfig) -> ObjectiveSettings:
+    """The values of the keys that the chosen objective reads."""
+    schema = find(training.objective).Settings
+    return schema(**{f.name: getattr(training, f.name) for f in fields(schema)})
+
+
+def unread_keys(chosen: str) -> dict[str, str]:
+    """Keys that the ``chosen`` objective does not read -> who does."""
+    readers: dict[str, list[str]] = {}
+    for name, objective in registered().items():
+        for f in fields(objective.Settings):
+            readers.setdefault(f.name, []).append(name)
+    own = {f.name for f in fields(find(chosen).Settings)}
+    return {
+        key: f"training.objective={' or '.join(names)} only; leave it out"
+        for key, names in readers.items()
+        if key not in own
+    }
+
+
+@cache
+def training_section(own: str | None) -> type[TrainingConfig]:
+    """The schema of the training section: the core keys and those of ``objectives(own)``, the later ones' first."""
+    found = objectives(own)
+    about = "; ".join(f"{name}: {objective.about}" for name, objective in found.items() if objective.about)
+    core = {f.name: f for f in fields(TrainingConfig)}
+    added = [
+        ("objective", str, option("t3d", f"{about}; or package.module:Class of your own", choices=tuple(found))),
+        ("preset", str, option("t3d", core["preset"].metadata["help"], choices=tuple(presets(own)))),
+    ]
+    keys = {}
+    for name, objective in found.items():
+        hints = get_type_hints(objective.Settings)
+        for f in fields(objective.Settings):
+            if f.name in core:
+                raise fault("training.objective", name, f"its key {f.name} is a key of every training; rename it")
+            copied = field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)
+            keys[f.name] = (f.name, hints[f.name], copied)
+    return make_dataclass("TrainingConfig", [*added, *keys.values()], bases=(TrainingConfig,))
+
+
+def presets(own: str | None) -> dict[str, Mapping[str, Any]]:
+    """Choices of ``training.preset`` -> values of keys beside it."""
+    return {name: values for objective in objectives(own).values() for name, values in objective.PRESETS.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole
+
+
+# The release's keys that change nothing here.
+RELEASED = {
+    "experiment.start_from_scratch": Released(
+        (True,),
+        "nothing to go on from; set experiment.resume=auto",
+        accepts=lambda value, config: value is False and config.experiment.resume is not None,
+    ),
+    "experiment.num_node": Released((), "accelerate launch starts the machines", accepts=lambda value, config: True),
+    "training.method": Released(("semi-ar",), "training goes block by block; leave it out"),
+    "training.target_temp": Released((0,), "has no effect, y is drawn by the reference; set training.reference_temp"),
+    "training.max_grad_norm": Released(
+        (None, 1),
+        "experiment.max_grad_norm counts; set that one",
+        accepts=lambda value, config: value == config.experiment.max_grad_norm,
+    ),
+    "optimizer.name": Released(("adamw",), "AdamW is the only optimizer; leave it out"),
+    "optimizer.params.scale_lr": Released((False,), "the rate is not scaled; set optimizer.params.learning_rate"),
+    "lr_scheduler.params.learning_rate": Released(
+        (None,),
+        "optimizer.params.learning_rate counts; set that one",
+        accepts=lambda value, config: value == config.optimizer.params.learning_rate,
+    ),
+}
+
+
 @dataclass
 class TrainConfig:
     """Stage 3: train a student on the teacher's trajectories (or a model on given answers: training.objective=sft).
@@ -271,27 +244,31 @@ class TrainConfig:
     --dry-run beside the keys prints the plan, its memory and the time of three steps. It writes the data cache only.
     """
 
-    PRESETS: ClassVar = {"training.preset": PRESETS}
+    RELEASED: ClassVar = RELEASED
+    PRESETS: ClassVar = {"training.preset": presets(None)}
 
     wandb: WandbConfig = field(default_factory=WandbConfig)
     experiment: TrainExperiment = field(default_factory=TrainExperiment)
     model: TrainModel = field(default_factory=TrainModel)
     dataset: TrainDataset = field(default_factory=TrainDataset)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(default_factory=lambda: training_section(None)())
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
+    @classmethod
+    def composed(cls, given: dict[str, Any]) -> "type[TrainConfig]":
+        """The schema for the values ``given``: with the keys of the user's own objective, where they name one."""
+        own = given.get("training.objective")
+        return with_objective(own) if isinstance(own, str) and ":" in own else cls
+
     @property
     def clip_norm(self) -> float | None:
-        """The gradient norm to clip at; None = no clipping. The release reads the experiment's, and so do we."""
+        """The gradient norm to clip at; None = no clipping."""
         return self.experiment.max_grad_norm if self.experiment.gradient_clipping else None
 
     def check(self) -> None:
-        training, experiment = self.training, self.experiment
-        if not training.mask_ratios:
-            raise fault("training.mask_ratios", [], "give at least one ratio, for example training.mask_ratios=[1.0]")
-        if training.t_min >= training.t_max:
-            raise fault("training.t_min", training.t_min, f"must be below training.t_max={training.t_max}")
+        training = self.training
+        objective_settings(training).check(training)
         if training.lora.rank and not training.lora.target_modules:
             raise fault("training.lora.target_modules", [], "name at least one layer, for example [q_proj,v_proj]")
         if training.max_gen_length < (training.block_size or 1):
@@ -300,27 +277,11 @@ class TrainConfig:
                 training.max_gen_length,
                 f"shorter than one block; at least training.block_size={training.block_size}",
             )
-        if training.max_grad_norm not in (None, experiment.max_grad_norm) and experiment.max_grad_norm == 1.0:
-            raise fault(
-                "training.max_grad_norm",
-                training.max_grad_norm,
-                f"experiment.max_grad_norm counts; set experiment.max_grad_norm={training.max_grad_norm}",
-            )
-        peak, scheduled = self.optimizer.params.learning_rate, self.lr_scheduler.params.learning_rate
-        if scheduled not in (None, peak):
-            raise fault(
-                "lr_scheduler.params.learning_rate",
-                scheduled,
-                f"differs from optimizer.params.learning_rate={peak}; set that one and leave this null",
-            )
-        if not experiment.start_from_scratch and experiment.resume is None:
-            raise fault("experiment.start_from_scratch", False, "nothing to go on from; set experiment.resume=auto")
-        if training.refresh_rollouts and (training.block_grid == "response" or not training.instruction):
+        if training.refresh_rollouts and not training.instruction:
             raise fault(
                 "training.refresh_rollouts",
                 training.refresh_rollouts,
-                "the decoder has blocks from position 0 and the rollout's prompt; set training.block_grid=absolute and "
-                "training.instruction=true",
+                "the decoder has the rollout's prompt; set training.instruction=true",
             )
         if (training.refresh_steps_per_block or 1) > (training.block_size or math.inf):
             raise fault(
@@ -328,26 +289,29 @@ class TrainConfig:
                 training.refresh_steps_per_block,
                 f"more steps than the block has positions; at most training.block_size={training.block_size}",
             )
-        weights = (training.ddo_weight, training.forward_kl_weight, training.lambda_path)
-        if training.objective == "t3d" and not any(weights):
-            raise fault("training.ddo_weight", 0.0, "every term is off; give it, forward_kl_weight or lambda_path")
         self._check_unread()
 
     def _check_unread(self) -> None:
         """A key of the training section that nothing reads must be at its default."""
-        training, default = self.training, TrainingConfig()
-        unread = {
-            name: f"training.objective={' or '.join(objectives)} only; leave it out"
-            for name, objectives in OBJECTIVE_KEYS.items()
-            if training.objective not in objectives
-        }
+        training, default = self.training, type(self.training)()
+        unread = unread_keys(training.objective)
         if not training.refresh_rollouts:
             needed = "refreshed trajectories only; set training.refresh_rollouts, for example to 150"
-            unread |= {f"refresh_{name}": needed for name in REFRESH_KEYS}
+            names = [f.name for f in fields(training) if f.name.startswith("refresh_")]
+            unread |= dict.fromkeys(names, needed)
         for name, needed in unread.items():
             value = getattr(training, name)
             if value == getattr(default, name):
                 continue
-            if PRESETS[training.preset].get(name) == value:
+            if self.PRESETS["training.preset"][training.preset].get(name) == value:
                 raise fault("training.preset", training.preset, f"its {name}={value} counts with {needed}")
             raise fault(f"training.{name}", value, f"counts with {needed}")
+
+
+@cache
+def with_objective(own: str) -> type[TrainConfig]:
+    """The schema of a training with the user's own objective ``module:Class``."""
+    section = training_section(own)
+    names = {"__doc__": TrainConfig.__doc__, "PRESETS": {"training.preset": presets(own)}}
+    training = ("training", section, field(default_factory=section))
+    return make_dataclass("TrainConfig", [training], bases=(TrainConfig,), namespace=names)

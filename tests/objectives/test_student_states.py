@@ -6,7 +6,7 @@ import torch
 from t3d.objectives.block_likelihood import BlockLikelihood
 from t3d.objectives.dparallel import DParallel
 from t3d.objectives.naive_td import NaiveTD
-from t3d.objectives.t3d import T3D
+from t3d.objectives.t3d import T3D, T3DSettings
 from t3d.states.base import collate
 from t3d.states.unordered import RandomMaskNoise
 from tests.conftest import MASK, PAD, STOP, tiny_model
@@ -19,7 +19,9 @@ END = {"stop_ids": (STOP,), "post_num": POST}
 ALONG = {"random_ratio": 0.2, "mask_ratio_exponent": 0.0, **END}
 OBJECTIVES = {
     "t3d": T3D(noise(4, **ALONG), torch.tensor([MASK])),
-    "t3d, levels": T3D(noise(4, every_target=True, **ALONG), torch.tensor([MASK]), path_k_steps=2),
+    "t3d, levels": T3D(
+        noise(4, every_target=True, **ALONG), torch.tensor([MASK]), T3DSettings(path_loss="levels", path_k_steps=2)
+    ),
     "naive_td": NaiveTD(noise(4, **ALONG)),
     "block_likelihood": BlockLikelihood(noise(4, **ALONG)),
     "dparallel": DParallel(RandomMaskNoise(4, MASK, **END)),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from t3d.objectives.t3d import T3D
+from t3d.objectives.t3d import T3D, T3DSettings
 from t3d.states.base import PER_TARGET, collate
 from tests.conftest import MASK, PAD, tiny_model
 from tests.states.test_states import ORDINARY, noise, trajectory
@@ -16,17 +16,18 @@ BLOCK, POST, ALPHA, BETA, LAMBDA = 4, 2, 0.6, 0.7, 0.3  # a beta large enough fo
 VARIANTS = {
     "plain": {},
     "sampled y": {"reference_temp": 0.8},
-    "per block": {"per_block": True},
-    "levels": {"path_k_steps": 3},
-    "levels per block": {"path_k_steps": 2, "per_block": True},
+    "per block": {"ddo_level": "block"},
+    "levels": {"path_loss": "levels", "path_k_steps": 3},
+    "levels per block": {"path_loss": "levels", "path_k_steps": 2, "ddo_level": "block"},
     "forward KL beside DDO": {"ddo_weight": 0.4, "forward_kl_weight": 0.3},
 }
 
 
-def objective(block_size: int = BLOCK, lambda_path: float = LAMBDA, **options) -> T3D:
-    levels = options.get("path_k_steps") is not None
+def objective(block_size: int = BLOCK, chunk: int = 1024, **options) -> T3D:
+    levels = options.get("path_loss") == "levels"
     states = noise(block_size, random_ratio=0.2, mask_ratio_exponent=0.0, post_num=POST, every_target=levels)
-    return T3D(states, torch.tensor([MASK, 0]), alpha=ALPHA, beta=BETA, lambda_path=lambda_path, **options)
+    settings = T3DSettings(**{"alpha": ALPHA, "beta": BETA, "lambda_path": LAMBDA, **options})
+    return T3D(states, torch.tensor([MASK, 0]), settings, chunk)
 
 
 def draw(t3d: T3D) -> list:
@@ -43,7 +44,7 @@ def mean(values: list):
 
 def slow_loss(student, reference, sample, state, t3d: T3D) -> tuple[torch.Tensor, dict[str, float]]:
     """DESIGN 2, token by token, with the whole softmax of plain forwards over [earlier blocks | x_t of the block]."""
-    size = t3d.noise.block_size
+    size, settings = t3d.noise.block_size, t3d.settings
     mine = plain_logits(student, state, size).log_softmax(-1)
     raw = plain_logits(reference or student, state, size).detach()
     theirs = raw.log_softmax(-1)
@@ -63,29 +64,33 @@ def slow_loss(student, reference, sample, state, t3d: T3D) -> tuple[torch.Tensor
             continue
         allowed = raw[at].clone()
         allowed[[MASK, 0]] = -torch.inf
-        if t3d.reference_temp == 0:
+        if settings.reference_temp == 0:
             y = int(allowed.argmax())
         else:
-            cdf = (allowed / t3d.reference_temp).softmax(-1).cumsum(-1).tolist()
+            cdf = (allowed / settings.reference_temp).softmax(-1).cumsum(-1).tolist()
             y = next(token for token, reached in enumerate(cdf) if reached > uniform[p])
         path = -(size - rank(p) + 1) / size * mine[at, x0[p]]
         blocks.setdefault(p // size, []).append((mine[at, x0[p]], theirs[at, x0[p]], mine[at, y], theirs[at, y], path))
     tokens = [token for block in blocks.values() for token in block]
     real, fake = [], []
-    for group in blocks.values() if t3d.per_block else [tokens]:
+    for group in blocks.values() if settings.ddo_level == "block" else [tokens]:
         s_real, r_real, s_fake, r_fake = (mean([token[i] for token in group]) for i in range(4))
-        real.append(-log_sigma(t3d.beta * (s_real - r_real)))
-        fake.append(-t3d.alpha * log_sigma(-t3d.beta * (s_fake - r_fake)))
+        real.append(-log_sigma(settings.beta * (s_real - r_real)))
+        fake.append(-settings.alpha * log_sigma(-settings.beta * (s_fake - r_fake)))
     path = mean([token[4] for token in tokens])
-    if t3d.path_k_steps:
+    if settings.path_loss == "levels":
         levels = []
-        for level in range(1, math.ceil(size / t3d.path_k_steps) + 1):
+        for level in range(1, math.ceil(size / settings.path_k_steps) + 1):
             answer = range(prompt, prompt + sample["length"])  # what lies behind the end is DDO's alone
-            first = [p for p in answer if rank(p) <= level * t3d.path_k_steps]
+            first = [p for p in answer if rank(p) <= level * settings.path_k_steps]
             levels.append(mean([-mine[p - state.start, x0[p]] for p in first]) if first else torch.zeros(()))
         path = mean(levels)
     forward_kl = -mean([token[0] for token in tokens])
-    loss = t3d.ddo_weight * (mean(real) + mean(fake)) + t3d.forward_kl_weight * forward_kl + t3d.lambda_path * path
+    loss = (
+        settings.ddo_weight * (mean(real) + mean(fake))
+        + settings.forward_kl_weight * forward_kl
+        + settings.lambda_path * path
+    )
     s_real, r_real, s_fake, r_fake = (mean([token[i].item() for token in tokens]) for i in range(4))
     return loss, {
         "ddo": (mean(real) + mean(fake)).item(),
@@ -96,9 +101,9 @@ def slow_loss(student, reference, sample, state, t3d: T3D) -> tuple[torch.Tensor
         "logp_student_fake": s_fake,
         "logp_reference_real": r_real,
         "logp_reference_fake": r_fake,
-        "reward_margin": t3d.beta * ((s_real - r_real) - (s_fake - r_fake)),
+        "reward_margin": settings.beta * ((s_real - r_real) - (s_fake - r_fake)),
         "ddo_accuracy": float(s_real - r_real > s_fake - r_fake),
-        **({"forward_kl": forward_kl.item()} if t3d.forward_kl_weight else {}),
+        **({"forward_kl": forward_kl.item()} if settings.forward_kl_weight else {}),
     }
 
 
@@ -160,7 +165,7 @@ def test_without_a_reference_the_gradient_is_that_of_a_frozen_copy():
 
 
 def test_gradients_never_reach_the_reference():
-    student, reference, t3d = tiny_model(0), tiny_model(1), objective(path_k_steps=2, per_block=True)
+    student, reference, t3d = tiny_model(0), tiny_model(1), objective(**VARIANTS["levels per block"])
     t3d(student, reference, collate([draw(t3d)], PAD)).loss.sum().backward()
     assert all(p.grad is None for p in reference.parameters())
     assert all(p.grad is not None for p in student.parameters())
@@ -204,7 +209,7 @@ ABLATION = {
     "path alone": {"ddo_weight": 0.0},
     "forward KL in place of DDO": {"ddo_weight": 0.0, "forward_kl_weight": 1.0},
     "forward KL alone": {"ddo_weight": 0.0, "forward_kl_weight": 1.0, "lambda_path": 0.0},
-    "path alone, levels": {"ddo_weight": 0.0, "path_k_steps": 2},
+    "path alone, levels": {"ddo_weight": 0.0, "path_loss": "levels", "path_k_steps": 2},
 }
 
 
@@ -222,7 +227,7 @@ def test_parts_on_and_off_equal_the_slow_loop(options):
     pairs = zip(SAMPLES, states, strict=True)
     slow, slow_metrics = zip(*(slow_loss(student, reference, *pair, t3d) for pair in pairs), strict=True)
     torch.testing.assert_close(loss, torch.stack(slow), rtol=1e-4, atol=1e-5)
-    assert t3d.needs_reference == bool(t3d.ddo_weight) == bool(calls) == ("ddo" in metrics)
+    assert bool(t3d.reference) == bool(t3d.settings.ddo_weight) == bool(calls) == ("ddo" in metrics)
     for name, values in metrics.items():
         assert values.tolist() == pytest.approx([m[name] for m in slow_metrics], rel=1e-4, abs=1e-5), name
     assert_same_gradients(student, loss.sum(), sum(slow))

@@ -8,7 +8,7 @@ import torch
 from t3d.models import SDARForCausalLM
 from t3d.models import block_diffusion as sdar
 from t3d.models.loading import training_attention
-from t3d.objectives.t3d import T3D
+from t3d.objectives.t3d import T3D, T3DSettings
 from t3d.states.base import collate, generator_for
 from t3d.states.packing import micro_batches
 from t3d.states.trajectory import TrajectoryNoise
@@ -33,7 +33,7 @@ def trajectory(index: int, rng: random.Random) -> dict:
 
 @pytest.fixture
 def objective() -> T3D:
-    return T3D(TrajectoryNoise(4, MASK, ORDINARY), torch.tensor([MASK]), beta=0.7)
+    return T3D(TrajectoryNoise(4, MASK, ORDINARY), torch.tensor([MASK]), T3DSettings(beta=0.7))
 
 
 @pytest.fixture

@@ -43,8 +43,7 @@ def test_an_offloaded_reference_is_in_cpu_memory_but_for_its_passes(story_teache
     accelerator = Accelerator(mixed_precision="bf16")
     line = [f"model.pretrained_model={story_teacher}", "model.attn_implementation=sdpa"]
     resident, offloaded = (
-        FrozenModel(load(TrainConfig, [*line, *more]), str(story_teacher), accelerator)
-        for more in ((), ("training.reference_offload=true",))
+        FrozenModel(load(TrainConfig, line), str(story_teacher), accelerator, offload) for offload in (False, True)
     )
     assert {p.device.type for p in offloaded.model.parameters()} == {"cpu"}
     assert all(p.is_pinned() for p in offloaded.model.parameters())

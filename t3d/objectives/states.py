@@ -1,0 +1,105 @@
+"""Groups of keys that several objectives share: which tokens a training state hides, and where its targets end."""
+
+from dataclasses import dataclass
+
+import torch
+
+from t3d.common.options import fault, option
+from t3d.objectives.base import Context, ObjectiveSettings
+from t3d.states.trajectory import TrajectoryNoise
+
+
+@dataclass
+class AnswerEnd(ObjectiveSettings):
+    """Where the targets end."""
+
+    post_num: int | None = option(
+        2, "pad tokens after the end that count in the loss; null = all of the last block", ge=0
+    )
+
+    def pads_learnt(self, context: Context) -> int:
+        """``post_num``; null is no limit, and an answer ends inside its last block."""
+        return context.block_size if self.post_num is None else self.post_num
+
+
+@dataclass
+class TeacherTargets(ObjectiveSettings):
+    """Read where a refresh of the trajectories may bring a teacher's targets (``target_ids`` of a sample)."""
+
+    refresh_targets: str = option(
+        "student",
+        "refresh: learn the student's answers; or what the teacher (model.pretrained_model) writes in each of their "
+        "blocks after the student's earlier ones",
+        choices=("student", "teacher"),
+    )
+
+
+@dataclass
+class TrajectoryStates(AnswerEnd, TeacherTargets):
+    """States of a trajectory: the tokens of later steps are hidden."""
+
+    mask_strategy: str = option(
+        "trace", "which tokens a training state masks: by the trajectory, or at random", choices=("trace", "random")
+    )
+    mask_ratios: list[float] = option(
+        [1.0, 0.75, 0.5, 0.25], "masked shares of a block; one is drawn per sequence", gt=0, le=1
+    )
+    mask_ratio_exponent: float = option(8.0, "a ratio is drawn with p ~ ratio^exponent", ge=0)
+    trace_order: str = option(
+        "visible_first",
+        "a state shows the tokens decoded first, or hides them (the release)",
+        choices=("visible_first", "reversed"),
+    )
+    block_grid: str = option(
+        "absolute",
+        "blocks count from position 0, or from the prompt's end (the release)",
+        choices=("absolute", "response"),
+    )
+
+    def check(self, training) -> None:
+        super().check(training)
+        if not self.mask_ratios:
+            raise fault("training.mask_ratios", [], "give at least one ratio, for example training.mask_ratios=[1.0]")
+        if training.refresh_rollouts and self.block_grid == "response":
+            raise fault(
+                "training.refresh_rollouts",
+                training.refresh_rollouts,
+                "the decoder counts blocks from position 0; set training.block_grid=absolute",
+            )
+
+    def noise(self, context: Context, every_target: bool = False) -> TrajectoryNoise:
+        """``every_target``: the loss looks at every token of the response, masked or not."""
+        return TrajectoryNoise(
+            context.block_size,
+            context.ids.mask_id,
+            torch.as_tensor(context.ids.ordinary_ids),
+            mask_ratios=tuple(self.mask_ratios),
+            mask_ratio_exponent=self.mask_ratio_exponent,
+            random_ratio=context.random_ratio,
+            post_num=self.pads_learnt(context),
+            reversed_trace=self.trace_order == "reversed",
+            random_trace=self.mask_strategy == "random",
+            from_response=self.block_grid == "response",
+            every_target=every_target,
+            stop_ids=context.ids.stop_ids,
+        )
+
+
+@dataclass
+class MaskTimes(ObjectiveSettings):
+    """The mask probability t of a state, uniform in [t_min, t_max]."""
+
+    t_min: float = option(0.05, "sft, redi: lowest mask probability", gt=0, le=1)
+    t_max: float = option(1.0, "sft, redi: highest mask probability", gt=0, le=1)
+    sft_t_per: str = option(
+        "block", "sft, redi: one mask probability per block or sequence", choices=("block", "sequence")
+    )
+
+    def check(self, training) -> None:
+        super().check(training)
+        if self.t_min >= self.t_max:
+            raise fault("training.t_min", self.t_min, f"must be below training.t_max={self.t_max}")
+
+    def times(self) -> dict:
+        """Arguments of the noise that draws by time."""
+        return {"t_min": self.t_min, "t_max": self.t_max, "per_block": self.sft_t_per == "block"}
