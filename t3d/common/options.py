@@ -4,12 +4,13 @@
 
 Order, the later one wins: defaults <- preset <- YAML file (``config=FILE``) <- command line (``a.b=c``). A file with
 ``base: OTHER`` builds on another one and wins over it. Whatever is wrong with them is a one-line ``UserError`` before
-any model loads. A schema may have two things of its own: ``PRESETS`` (key of the preset's name -> name -> values of the
-keys beside it) and ``check()``, for how values go together.
+any model loads. A schema may have three things of its own: ``PRESETS`` (key of the preset's name -> name -> values of
+the keys beside it), ``USUAL`` (the keys that ``--help`` explains) and ``check()``, for how values go together.
 """
 
 import dataclasses
 import difflib
+import inspect
 import math
 import sys
 import textwrap
@@ -62,15 +63,16 @@ def load(schema: type[Config], argv: Sequence[str] | None = None, default: str |
 
     Args:
         schema: a dataclass of dataclasses, such as TrainConfig.
-        argv: ``config=FILE`` and dotted overrides ``a.b=c``; None = the process's own. ``--help`` prints and exits 0.
+        argv: ``config=FILE`` and dotted overrides ``a.b=c``; None = the process's own. ``--help`` and
+            ``--help-all`` print and exit 0.
         default: the YAML file to read where ``config=`` is not given; None = only the dataclasses' defaults.
 
     Raises:
         UserError: unknown key, wrong type, impossible value, missing or malformed file, malformed override.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(help_text(schema, default))
+    if {"-h", "--help", "--help-all"} & set(argv):
+        print(help_text(schema, default, everything="--help-all" in argv))
         raise SystemExit(0)
 
     known = _items(schema())
@@ -127,26 +129,36 @@ def save(config: Any, path: str | Path) -> None:
         OmegaConf.save(OmegaConf.create(to_dict(config)), file)
 
 
-def help_text(schema: type, default: str | None = None) -> str:
-    """What ``--help`` prints: usage, then every key with its default, type, limits and help."""
+def help_text(schema: type, default: str | None = None, everything: bool = True) -> str:
+    """Usage, then the keys by section, the usual ones (``schema.USUAL``) first, each with default, type, limits, help.
+
+    Args:
+        everything: False = of the other keys only the names, where the schema has usual ones.
+    """
     lines = [
-        f"usage: {sys.argv[0] or 'script'} [config=FILE] [section.key=value ...]",
+        f"usage: {_program()} [config=FILE] [section.key=value ...]",
         "",
-        schema.__doc__ or "",
+        inspect.cleandoc(schema.__doc__ or ""),
         "",
-        f"config=FILE: YAML file, looked up from here and from the repository's root; default {default or 'none'}",
+        f"config=FILE: YAML file, from here or one that ships with T3D; default {default or 'none'}",
         "In a file, `base: FILE` names another one to build on.",
         "Values: null, true, numbers, text, [lists], ${other.key}. Later ones win:",
         "defaults <- preset (training only) <- FILE <- command line.",
     ]
-    section = None
-    for key, item in _items(schema()).items():
-        if (head := key.rpartition(".")[0]) != section:
-            section = head
-            lines += ["", f"{section or 'top'}:"]
-        limits = ", ".join(filter(None, [_type_name(item.hint), _limits_text(item.limits)]))
-        for text, indent in ((f"{key}={_show(item.value)}  ({limits})", "  "), (item.limits.get("help", ""), "      ")):
-            lines += textwrap.wrap(text, 116, initial_indent=indent, subsequent_indent=" " * 6, break_on_hyphens=False)
+    items = _items(schema())
+    usual = getattr(schema, "USUAL", None) or tuple(items)
+    if len(usual) < len(items):
+        lines += [f"{len(usual)} usual keys of {len(items)}; --help-all explains all of them."] * (not everything)
+    for section in dict.fromkeys(key.rpartition(".")[0] for key in (*usual, *items)):
+        keys = [key for key in items if key.rpartition(".")[0] == section]
+        first = [key for key in usual if key in keys]
+        others = [key for key in keys if key not in first]
+        lines += ["", f"{section or 'top'}:"]
+        for key in [*first, *others] if everything else first:
+            lines += _explained(key, items[key])
+        if others and not everything:
+            names = "also: " + ", ".join(key.rpartition(".")[2] for key in others)
+            lines += textwrap.wrap(names, 116, initial_indent="  ", subsequent_indent=" " * 6, break_on_hyphens=False)
     for chooser, choices in getattr(schema, "PRESETS", {}).items():
         lines += ["", f"presets ({chooser}):"]
         lines += [
@@ -154,6 +166,25 @@ def help_text(schema: type, default: str | None = None) -> str:
             for name, values in choices.items()
         ]
     return "\n".join(lines)
+
+
+def _explained(key: str, item: "_Item") -> list[str]:
+    """A key's lines of the help."""
+    limits = ", ".join(filter(None, [_type_name(item.hint), _limits_text(item.limits)]))
+    head, text = f"{key}={_show(item.value)}  ({limits})", item.limits.get("help", "")
+    indents = ((head, "  "), (text, " " * 6))
+    return [
+        line
+        for part, indent in indents
+        for line in textwrap.wrap(part, 116, initial_indent=indent, subsequent_indent=" " * 6, break_on_hyphens=False)
+    ]
+
+
+def _program() -> str:
+    """The command, as the user started it."""
+    program = sys.argv[0] or "script"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.parent}" if spec and program.endswith("__main__.py") else program
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,7 +245,8 @@ def _yaml_layers(file: str, above: tuple[str, ...] = ()) -> list[tuple[dict[Any,
 def _read_yaml(file: str) -> dict[Any, Any]:
     path = paths.resolve(file)
     if not path.is_file():
-        raise UserError(f"config={file}: no such file (looked in the current folder and in {paths.ROOT})")
+        looked = ", ".join(map(str, dict.fromkeys((Path.cwd(), paths.workspace(), paths.shipped()))))
+        raise UserError(f"config={file}: no such file (looked in {looked})", key="config")
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except yaml.YAMLError as error:

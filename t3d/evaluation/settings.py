@@ -1,6 +1,7 @@
 """Every key of an evaluation and of an analysis, with its default, its help and its limits."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from t3d.common.options import fault, option
 from t3d.data.prompts import DATA_TYPES
@@ -45,7 +46,13 @@ class EvalExecute:
 
 @dataclass
 class EvalConfig(SampleConfig):
-    """Score a checkpoint on a data set under given decode settings."""
+    """Stage 4: score a checkpoint on a data set under given decode settings."""
+
+    USUAL: ClassVar = (
+        *SampleConfig.USUAL,
+        *("evaluation.method", "evaluation.protocol", "evaluation.protocol_blocks", "evaluation.seeds"),
+        "execute.allow_unsandboxed",
+    )
 
     experiment: SampleExperiment = field(default_factory=lambda: SampleExperiment(project="eval"))
     rollout: RolloutConfig = field(

@@ -1,6 +1,7 @@
 """Every key of a rollout, with its default, its help and its limits."""
 
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 from t3d.blocks.attention import ATTENTION, ATTENTION_HELP
 from t3d.blocks.settings import DecodeSettings, conflict
@@ -84,6 +85,13 @@ def check_engine(rollout: RolloutConfig) -> None:
             raise fault("rollout.engine_urls", rollout.engine_urls, "write each as http://host:port")
 
 
+# The usual keys of decoding, for the help.
+DECODING = (
+    *("block_size", "denoising_steps_per_block", "remasking_strategy", "dynamic_threshold"),
+    *("temperature", "top_k", "top_p", "max_token"),
+)
+
+
 @dataclass
 class SampleExperiment:
     project: str = option("your_project", "output folder; rollouts go to <project>/temp_data/")
@@ -103,6 +111,12 @@ class SampleEvaluation:
 @dataclass
 class SampleConfig:
     """Stage 1: record a model's decoding trajectories over a data set."""
+
+    USUAL: ClassVar = (
+        *(f"rollout.{name}" for name in DECODING),
+        *("rollout.max_active", "rollout.engine", "rollout.seed", "experiment.project", "evaluation.checkpoint_path"),
+        *("evaluation.eval_dataset", "evaluation.data_type", "evaluation.limit"),
+    )
 
     experiment: SampleExperiment = field(default_factory=SampleExperiment)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -6,7 +8,7 @@ from t3d.common import options
 from t3d.common.errors import UserError
 from t3d.common.options import load
 from t3d.common.paths import ROOT
-from t3d.evaluation.settings import EvalConfig
+from t3d.evaluation.settings import AnalysisConfig, EvalConfig
 from t3d.rollout.settings import SampleConfig
 from t3d.training.settings import OBJECTIVES, PRESETS, TrainConfig
 
@@ -292,23 +294,44 @@ def test_clip_norm():
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schema", [SampleConfig, EvalConfig, TrainConfig])
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_lists_every_key_and_exits_with_0(schema, flag, capsys):
+def shown(schema, *argv, capsys):
     with pytest.raises(SystemExit) as exit:
-        load(schema, ["no.such=1", flag], default="configs/eval.yaml")
+        load(schema, argv, default="configs/eval.yaml")
     assert exit.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: ") and "configs/eval.yaml" in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+    return text
+
+
+@pytest.mark.parametrize("schema", [SampleConfig, EvalConfig, TrainConfig, AnalysisConfig])
+def test_help_all_explains_every_key(schema, capsys):
+    text = shown(schema, "no.such=1", "--help-all", capsys=capsys)
     for key, item in options._items(schema()).items():
         assert f"  {key}=" in text
         assert item.limits.get("help"), f"{key} has no help"
-    if schema is not TrainConfig:
+    if "USUAL" not in vars(schema):
+        assert text == shown(schema, "--help", capsys=capsys)
+    if schema is TrainConfig:
+        assert "  algorithm1: round_interval=1\n" in text
+    elif schema is not AnalysisConfig:
         default = "1.0" if schema is EvalConfig else "0.1"
         assert f"rollout.temperature={default}  (a number, at least 0)" in text
-    else:
-        assert "  algorithm1: round_interval=1\n" in text
-    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("schema", [SampleConfig, EvalConfig, TrainConfig])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_explains_the_usual_keys_and_names_the_others(schema, flag, capsys):
+    text, everything = shown(schema, flag, capsys=capsys), shown(schema, "--help-all", capsys=capsys)
+    items = options._items(schema())
+    explained = [key for key in items if f"  {key}=" in text]
+    assert set(explained) == set(schema.USUAL) and len(explained) == len(schema.USUAL) < len(items) / 1.5
+    assert "--help-all" in text and text.count("\n") < everything.count("\n") / 1.3
+    for key in items.keys() - set(explained):
+        assert re.search(rf"[ ,]{key.rpartition('.')[2]}(,|\n)", text)
+    for section in {key.rpartition(".")[0] for key in items}:  # in a section the usual keys come first
+        keys = re.findall(rf"^  ({re.escape(section)}\.\w+)=", everything, re.M)
+        assert sorted(keys, key=lambda key: key not in schema.USUAL) == keys
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
@@ -451,8 +474,8 @@ def test_each_item_of_a_list_is_checked():
         ("--limit=4", "--limit=4: not understood; write key=value, for example rollout.block_size=4, or --help"),
         ("rollout.seed=[1", "rollout.seed=[1: the value is malformed; check its brackets and quotes"),
         ("config=", "config=: no file; write config=FILE"),
-        ("config=x.yaml", f"config=x.yaml: no such file (looked in the current folder and in {ROOT})"),
-        ("config=configs", f"config=configs: no such file (looked in the current folder and in {ROOT})"),
+        ("config=x.yaml", f"config=x.yaml: no such file (looked in {ROOT})"),
+        ("config=configs", f"config=configs: no such file (looked in {ROOT})"),
     ],
 )
 def test_a_malformed_token_is_one_line(token, expected):
