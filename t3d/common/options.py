@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ def load(schema: type[Config], argv: Sequence[str] | None = None, default: str |
     file, overrides = _split(argv)
     file = file or default
     layers = _yaml_layers(file) if file else []
-    layers += [({key: value}, "") for key, value in overrides]
+    layers += [({key: _value(key, text, known.get(key))}, "") for key, text in overrides]
     for values, place in layers:
         for key, value in _flatten(values, known):
             given[key] = value
@@ -210,10 +211,21 @@ def _items(config: Any, prefix: str = "") -> dict[str, _Item]:
     return items
 
 
-def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, Any]]]:
-    """The tokens of a command line -> (the config file or None, the overrides with their values parsed as YAML)."""
+LOCAL_RANK = re.compile(r"--local[_-]rank(=.*)?")
+
+
+def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
+    """The tokens of a command line -> (the config file or None, the overrides as written).
+
+    Some launchers add ``--local_rank=N`` or ``--local_rank N``; the environment says the same.
+    """
     file, overrides = None, []
-    for token in argv:
+    tokens = iter(argv)
+    for token in tokens:
+        if rank := LOCAL_RANK.fullmatch(token):
+            if rank[1] is None:
+                next(tokens, None)
+            continue
         key, equals, text = token.partition("=")
         if not equals or not key or key.startswith("-"):
             raise UserError(f"{token}: not understood; write key=value, for example rollout.block_size=4, or --help")
@@ -224,11 +236,21 @@ def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, Any]]]:
                 raise UserError(f"{token}: no file; write config=FILE")
             file = text
             continue
-        try:
-            overrides.append((key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]))
-        except (yaml.YAMLError, OmegaConfBaseException):
-            raise UserError(f"{token}: the value is malformed; check its brackets and quotes") from None
+        overrides.append((key, text))
     return file, overrides
+
+
+def _value(key: str, text: str, item: "_Item | None") -> Any:
+    """A value of the command line: as written where its key takes text, else parsed as YAML.
+
+    Where a key takes text, quotes, a list and null keep their meaning.
+    """
+    if item and _plain(item.hint) is str and text[:1] not in ("", "'", '"', "[") and text.lower() not in ("null", "~"):
+        return text
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except (yaml.YAMLError, OmegaConfBaseException):
+        raise UserError(f"{key}={text}: the value is malformed; check its brackets and quotes", key) from None
 
 
 def _yaml_layers(file: str, above: tuple[str, ...] = ()) -> list[tuple[dict[Any, Any], str]]:
