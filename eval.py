@@ -1,18 +1,7 @@
-"""Score a checkpoint: python eval.py config=configs/eval.yaml evaluation.checkpoint_path=... rollout...."""
+"""Stage 4, score a checkpoint: python eval.py config=configs/eval.yaml evaluation.checkpoint_path=... rollout...."""
 
 from t3d.common.errors import run_main
-from t3d.common.options import load
-from t3d.evaluation.settings import EvalConfig
-
-
-def main() -> None:
-    config = load(EvalConfig, default="configs/eval.yaml")
-    from t3d.common.paths import setup_cache
-    from t3d.evaluation.run import evaluate
-
-    setup_cache()
-    evaluate(config)
-
+from t3d.evaluation.__main__ import main
 
 if __name__ == "__main__":
     run_main(main)

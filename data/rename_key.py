@@ -1,100 +1,13 @@
 #!/usr/bin/env python3
-"""Stage 2: check a model's rollouts and write data/<model>-<dataset>_renamed.json, with `full_output` as `answer`.
+"""Stage 2: check a model's rollouts and write data/<model>-<dataset>_renamed.json."""
 
-Reads data/<model>-<dataset>.json; with --project the rollouts in <project>/temp_data/; with --input any file of this
-layout or a folder of shards.
-"""
-
-import argparse
-import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
-from t3d.common.errors import UserError, run_main  # noqa: E402
-from t3d.common.jsonfiles import read_json_array  # noqa: E402
-from t3d.common.paths import data_file, json_file, model_name, resolve, rollout_stem  # noqa: E402
-from t3d.data.release import prepare_training_file  # noqa: E402
-from t3d.data.shards import finished_ids, shard_files  # noqa: E402
-
-
-def sources(args: argparse.Namespace, name: str) -> list[Path]:
-    """The files or shard folders to read; `UserError` says what to run when they are missing."""
-    if args.project:
-        return project_rollouts(args)
-    path = resolve(args.input) if args.input else data_file(name)
-    if not path.exists():
-        first = "run sample/sdar_sample.py first, then pass its experiment.project as --project, or a file as --input"
-        raise UserError(f"{path} does not exist: {'check --input' if args.input else first}")
-    return [path]
-
-
-def project_rollouts(args: argparse.Namespace) -> list[Path]:
-    """The file of a project's rollouts, their shards where they have not ended, or the file of every node.
-
-    `UserError` where only a part would be read: files of one machine and of nodes, a node without a file, a file that
-    is older than its shards.
-    """
-    stem = rollout_stem(args.project, args.model_name, args.dataset)
-    single = [path for path in (json_file(stem), stem) if path.is_file() or shard_files(path)]
-    of_node = re.compile(rf"outputs-(\d+)-{re.escape(stem.name.removeprefix('outputs-'))}(\.json)?")
-    nodes = {int(match[1]): path for path in stem.parent.glob("outputs-*") if (match := of_node.fullmatch(path.name))}
-    if single and nodes:
-        raise UserError(
-            f"{single[0]} and {nodes[min(nodes)]}: rollouts of one machine and of several; move away those that are "
-            "not to be trained on"
-        )
-    if not nodes:
-        if not single:
-            keys = f"experiment.project={args.project} evaluation.eval_dataset={args.dataset}"
-            raise UserError(f"{json_file(stem)} does not exist: run sample/sdar_sample.py with {keys} first")
-        if single[0].is_file():
-            check_complete(single[0], stem)
-        return single[:1]
-    stems = [rollout_stem(args.project, args.model_name, args.dataset, 2, k) for k in range(max(nodes) + 1)]
-    for index, stem in enumerate(stems):
-        if not json_file(stem).is_file():
-            raise UserError(
-                f"{json_file(stem)} does not exist: finish node {index}'s rollouts by starting them again, with "
-                f"evaluation.node_index={index}"
-            )
-        check_complete(json_file(stem), stem)
-    return [json_file(stem) for stem in stems]
-
-
-def check_complete(file: Path, folder: Path) -> None:
-    """`UserError` where rollouts that were started again after `file` was written have not ended."""
-    if all(shard.stat().st_mtime <= file.stat().st_mtime for shard in shard_files(folder)):
-        return
-    if more := len(finished_ids(folder) - {id for row in read_json_array(file) for id in row.get("id", [])}):
-        raise UserError(
-            f"{folder} holds {more} newer answers that {file.name} lacks: finish the rollouts by starting them again, "
-            "or pass one of the two as --input"
-        )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name", required=True, help="the rollouts' model, e.g. SDAR-4B-Chat (any name)")
-    parser.add_argument("--dataset", required=True, help="the rollouts' question set, e.g. MATH_train")
-    parser.add_argument("--input", metavar="F", help="a JSON in the release's layout, or a folder of shards")
-    parser.add_argument("--project", metavar="P", help="experiment.project of the rollouts")
-    parser.add_argument("--output", type=Path, metavar="F", help="default: data/<model>-<dataset>_renamed.json")
-    args = parser.parse_args()
-
-    name = f"{model_name(args.model_name)}-{args.dataset}"
-    found = sources(args, name)
-    output = args.output or data_file(f"{name}_renamed")
-    # Shards hold the question only; the row's other fields come from the question set where it is at hand.
-    questions = data_file(args.dataset)
-    shards = any(path.is_dir() for path in found)
-    rows = list(read_json_array(questions)) if shards and questions.exists() else None
-    for path in found:
-        print(f"read: {path}")
-    result = prepare_training_file(found, output, rows)
-    print("\n".join([*result.lines(), f"written: {output}"]))
-
+from t3d.common.errors import run_main
+from t3d.rollout.prepare import main
 
 if __name__ == "__main__":
     run_main(main)

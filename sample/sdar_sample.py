@@ -3,21 +3,10 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
 from t3d.common.errors import run_main
-from t3d.common.options import load
-from t3d.rollout.settings import SampleConfig
-
-
-def main() -> None:
-    config = load(SampleConfig, default="configs/sdar_sample.yaml")
-    from t3d.common.paths import setup_cache
-    from t3d.rollout.run import roll_out
-
-    setup_cache()
-    roll_out(config)
-
+from t3d.rollout.__main__ import main
 
 if __name__ == "__main__":
     run_main(main)

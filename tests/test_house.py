@@ -28,7 +28,7 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    parts = [name.split(".") for name in names]
+    parts = [name.split(".") for name in names if name != "t3d.__version__"]
     return {part[1] for part in parts if part[0] == "t3d" and len(part) > 1} | {"studies"} & {p[0] for p in parts}
 
 

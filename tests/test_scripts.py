@@ -24,7 +24,7 @@ def start(script: str, *arguments: str, folder: Path = ROOT) -> subprocess.Compl
     "script, said",
     [
         (SAMPLE, "rollout.denoising_steps_per_block=4"),
-        (TRAIN, "training.round_interval=10"),
+        (TRAIN, "training.objective=t3d"),
         (EVAL, "evaluation.method=original"),
         (DOWNLOAD, "--dataset"),
         (RENAME, "--model_name"),

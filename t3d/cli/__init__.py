@@ -1,0 +1,64 @@
+"""The command `t3d`: one sub-command per stage. A stage is imported only when it is chosen, so that help is quick."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from t3d.common.errors import UserError, run_main
+
+# name -> one line of help, module:function. The function takes the arguments after the name.
+COMMANDS = {
+    "download": ("Bring a question set to data/.", "t3d.tasks.download:main"),
+    "rollout": ("Stage 1: record how a model decodes a question set.", "t3d.rollout.__main__:main"),
+    "prepare": ("Stage 2: check the rollouts and write the training file.", "t3d.rollout.prepare:main"),
+    "train": ("Stage 3: train a student on the trajectories.", "t3d.training.__main__:main"),
+    "eval": ("Stage 4: score a checkpoint on question sets.", "t3d.evaluation.__main__:main"),
+    "report": ("Show results as tables, CSV or a page with plots; compare two.", "t3d.evaluation.report:main"),
+    "analyse": ("Measure how dependent the tokens of one step are.", "t3d.evaluation.analysis:main"),
+    "grade": ("Grade answers that exist already.", "t3d.evaluation.grade:main"),
+    "chat": ("Ask a model questions and watch it unmask its answers.", "t3d.cli.chat:main"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the sub-command that ``argv`` (None: the process's own arguments) names, and end with its exit code."""
+    run_main(lambda: dispatch(sys.argv[1:] if argv is None else argv))
+
+
+def dispatch(argv: Sequence[str]) -> int | None:
+    """Print the help, or run a sub-command and return its exit code. Raises UserError for an unknown sub-command."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return None if argv else 2
+    if argv[0] == "--version":
+        from t3d import __version__
+
+        print(f"t3d {__version__}")
+        return None
+    name, *arguments = argv
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
+        raise UserError(f"t3d {name}: unknown sub-command; {remedy}", key=name)
+    module, _, function = COMMANDS[name][1].partition(":")
+    sys.argv = [f"t3d {name}", *arguments]  # the name of the program in the stage's own help
+    return getattr(import_module(module), function)(arguments)
+
+
+def help_text() -> str:
+    """The usage, and one line per sub-command."""
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: t3d COMMAND [ARGUMENT ...]",
+            "",
+            "Few-step diffusion language models by trajectory self-distillation.",
+            "",
+            *(f"  {name:{width}}  {line}" for name, (line, _) in COMMANDS.items()),
+            "",
+            "t3d COMMAND --help explains a command's keys. Relative paths belong to the current folder.",
+            "With several processes: accelerate launch --config_file FILE -m t3d train ...",
+        ]
+    )

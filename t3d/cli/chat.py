@@ -1,8 +1,8 @@
 """Ask a model questions in a terminal and watch it unmask its answer, block by block.
 
-    python -m t3d.cli.chat --model models/embedded-teacher
-    python -m t3d.cli.chat --model TEACHER --student STUDENT     both answer, the student in fewer steps
-    echo "..." | python -m t3d.cli.chat --model DIR              questions from a pipe, one a line
+    t3d chat --model models/embedded-teacher
+    t3d chat --model TEACHER --student STUDENT     both answer, the student in fewer steps
+    echo "..." | t3d chat --model DIR              questions from a pipe, one a line
 
 Every question stands for itself: earlier ones are not part of the prompt.
 """
@@ -343,7 +343,7 @@ def chat(speakers: list[Speaker], args: argparse.Namespace, source: TextIO, out:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m t3d.cli.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="t3d chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="SDAR model: a folder or a hub id; with --student the teacher")
@@ -368,8 +368,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse()
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # what a terminal's encoding lacks is shown as "?"
     if hasattr(sys.stdin, "reconfigure"):

@@ -4,8 +4,9 @@
 
 Order, the later one wins: defaults <- preset <- YAML file (``config=FILE``) <- command line (``a.b=c``). A file with
 ``base: OTHER`` builds on another one and wins over it. Whatever is wrong with them is a one-line ``UserError`` before
-any model loads. A schema may have four things of its own:
+any model loads. A schema may have five things of its own:
 - ``PRESETS``: key of the preset's name -> name -> values of the keys beside it;
+- ``USUAL``: the keys that ``--help`` explains;
 - ``check()``, for how values go together;
 - ``composed(given)``, a class method: the schema to use for the values given (dotted key -> value), which may have more
   keys;
@@ -14,7 +15,9 @@ any model loads. A schema may have four things of its own:
 
 import dataclasses
 import difflib
+import inspect
 import math
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -77,20 +80,22 @@ def load(schema: type[Config], argv: Sequence[str] | None = None, default: str |
 
     Args:
         schema: a dataclass of dataclasses, such as TrainConfig.
-        argv: ``config=FILE`` and dotted overrides ``a.b=c``; None = the process's own. ``--help`` prints and exits 0.
+        argv: ``config=FILE`` and dotted overrides ``a.b=c``; None = the process's own. ``--help`` and
+            ``--help-all`` print and exit 0.
         default: the YAML file to read where ``config=`` is not given; None = only the dataclasses' defaults.
 
     Raises:
         UserError: unknown key, wrong type, impossible value, missing or malformed file, malformed override.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(help_text(_composed(schema, _layers([token for token in argv if "=" in token], default)), default))
+    if {"-h", "--help", "--help-all"} & set(argv):
+        given = [token for token in argv if "=" in token]
+        print(help_text(_composed(schema, given, default), default, everything="--help-all" in argv))
         raise SystemExit(0)
 
-    layers = _layers(argv, default)
-    schema = _composed(schema, layers)
+    schema = _composed(schema, argv, default)
     known, released = _items(schema()), getattr(schema, "RELEASED", {})
+    layers = _layers(argv, default, known)
     given: dict[str, Any] = {}
     for values, place in layers:
         for key, value in _flatten(values, known):
@@ -150,26 +155,36 @@ def save(config: Any, path: str | Path) -> None:
         OmegaConf.save(OmegaConf.create(to_dict(config)), file)
 
 
-def help_text(schema: type, default: str | None = None) -> str:
-    """What ``--help`` prints: usage, then every key with its default, type, limits and help."""
+def help_text(schema: type, default: str | None = None, everything: bool = True) -> str:
+    """Usage, then the keys by section, the usual ones (``schema.USUAL``) first, each with default, type, limits, help.
+
+    Args:
+        everything: False = of the other keys only the names, where the schema has usual ones.
+    """
     lines = [
-        f"usage: {sys.argv[0] or 'script'} [config=FILE] [section.key=value ...]",
+        f"usage: {_program()} [config=FILE] [section.key=value ...]",
         "",
-        schema.__doc__ or "",
+        inspect.cleandoc(schema.__doc__ or ""),
         "",
-        f"config=FILE: YAML file, looked up from here and from the repository's root; default {default or 'none'}",
+        f"config=FILE: YAML file, from here or one that ships with T3D; default {default or 'none'}",
         "In a file, `base: FILE` names another one to build on.",
         "Values: null, true, numbers, text, [lists], ${other.key}. Later ones win:",
         "defaults <- preset (training only) <- FILE <- command line.",
     ]
-    section = None
-    for key, item in _items(schema()).items():
-        if (head := key.rpartition(".")[0]) != section:
-            section = head
-            lines += ["", f"{section or 'top'}:"]
-        limits = ", ".join(filter(None, [_type_name(item.hint), _limits_text(item.limits)]))
-        for text, indent in ((f"{key}={_show(item.value)}  ({limits})", "  "), (item.limits.get("help", ""), "      ")):
-            lines += textwrap.wrap(text, 116, initial_indent=indent, subsequent_indent=" " * 6, break_on_hyphens=False)
+    items = _items(schema())
+    usual = getattr(schema, "USUAL", None) or tuple(items)
+    if len(usual) < len(items):
+        lines += [f"{len(usual)} usual keys of {len(items)}; --help-all explains all of them."] * (not everything)
+    for section in dict.fromkeys(key.rpartition(".")[0] for key in (*usual, *items)):
+        keys = [key for key in items if key.rpartition(".")[0] == section]
+        first = [key for key in usual if key in keys]
+        others = [key for key in keys if key not in first]
+        lines += ["", f"{section or 'top'}:"]
+        for key in [*first, *others] if everything else first:
+            lines += _explained(key, items[key])
+        if others and not everything:
+            names = "also: " + ", ".join(key.rpartition(".")[2] for key in others)
+            lines += textwrap.wrap(names, 116, initial_indent="  ", subsequent_indent=" " * 6, break_on_hyphens=False)
     for chooser, choices in getattr(schema, "PRESETS", {}).items():
         lines += ["", f"presets ({chooser}):"]
         lines += [
@@ -180,6 +195,25 @@ def help_text(schema: type, default: str | None = None) -> str:
         text = f"also accepted, without effect (the release's): {', '.join(released)}"
         lines += ["", *textwrap.wrap(text, 116, subsequent_indent="  ")]
     return "\n".join(lines)
+
+
+def _explained(key: str, item: "_Item") -> list[str]:
+    """A key's lines of the help."""
+    limits = ", ".join(filter(None, [_type_name(item.hint), _limits_text(item.limits)]))
+    head, text = f"{key}={_show(item.value)}  ({limits})", item.limits.get("help", "")
+    indents = ((head, "  "), (text, " " * 6))
+    return [
+        line
+        for part, indent in indents
+        for line in textwrap.wrap(part, 116, initial_indent=indent, subsequent_indent=" " * 6, break_on_hyphens=False)
+    ]
+
+
+def _program() -> str:
+    """The command, as the user started it."""
+    program = sys.argv[0] or "script"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.parent}" if spec and program.endswith("__main__.py") else program
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -205,18 +239,20 @@ def _items(config: Any, prefix: str = "") -> dict[str, _Item]:
     return items
 
 
-def _layers(argv: Sequence[str], default: str | None) -> list[tuple[dict[Any, Any], str]]:
+def _layers(argv: Sequence[str], default: str | None, known: dict[str, _Item]) -> list[tuple[dict[Any, Any], str]]:
     """Values that are given, the later ones win, each with where it stands: those of the YAML files, the overrides."""
     file, overrides = _split(argv)
     file = file or default
-    return (_yaml_layers(file) if file else []) + [({key: value}, "") for key, value in overrides]
+    layers = _yaml_layers(file) if file else []
+    return layers + [({key: _value(key, text, known.get(key))}, "") for key, text in overrides]
 
 
-def _composed(schema: type[Config], layers: list[tuple[dict[Any, Any], str]]) -> type[Config]:
-    """The schema for these values: its own ``composed``, where it has one."""
+def _composed(schema: type[Config], argv: Sequence[str], default: str | None) -> type[Config]:
+    """The schema for the values given: its own ``composed``, where it has one."""
     if not hasattr(schema, "composed"):
         return schema
     known = _items(schema())
+    layers = _layers(argv, default, known)
     return schema.composed({key: value for values, _ in layers for key, value in _flatten(values, known)})
 
 
@@ -229,10 +265,21 @@ def _check_released(key: str, value: Any, released: Released, config: Any) -> No
         raise fault(key, value, released.remedy)
 
 
-def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, Any]]]:
-    """The tokens of a command line -> (the config file or None, the overrides with their values parsed as YAML)."""
+LOCAL_RANK = re.compile(r"--local[_-]rank(=.*)?")
+
+
+def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
+    """The tokens of a command line -> (the config file or None, the overrides as written).
+
+    Some launchers add ``--local_rank=N`` or ``--local_rank N``; the environment says the same.
+    """
     file, overrides = None, []
-    for token in argv:
+    tokens = iter(argv)
+    for token in tokens:
+        if rank := LOCAL_RANK.fullmatch(token):
+            if rank[1] is None:
+                next(tokens, None)
+            continue
         key, equals, text = token.partition("=")
         if not equals or not key or key.startswith("-"):
             raise UserError(f"{token}: not understood; write key=value, for example rollout.block_size=4, or --help")
@@ -243,11 +290,21 @@ def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, Any]]]:
                 raise UserError(f"{token}: no file; write config=FILE")
             file = text
             continue
-        try:
-            overrides.append((key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]))
-        except (yaml.YAMLError, OmegaConfBaseException):
-            raise UserError(f"{token}: the value is malformed; check its brackets and quotes") from None
+        overrides.append((key, text))
     return file, overrides
+
+
+def _value(key: str, text: str, item: "_Item | None") -> Any:
+    """A value of the command line: as written where its key takes text, else parsed as YAML.
+
+    Where a key takes text, quotes, a list and null keep their meaning.
+    """
+    if item and _plain(item.hint) is str and text[:1] not in ("", "'", '"', "[") and text.lower() not in ("null", "~"):
+        return text
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except (yaml.YAMLError, OmegaConfBaseException):
+        raise UserError(f"{key}={text}: the value is malformed; check its brackets and quotes", key) from None
 
 
 def _yaml_layers(file: str, above: tuple[str, ...] = ()) -> list[tuple[dict[Any, Any], str]]:
@@ -264,7 +321,8 @@ def _yaml_layers(file: str, above: tuple[str, ...] = ()) -> list[tuple[dict[Any,
 def _read_yaml(file: str) -> dict[Any, Any]:
     path = paths.resolve(file)
     if not path.is_file():
-        raise UserError(f"config={file}: no such file (looked in the current folder and in {paths.ROOT})")
+        looked = ", ".join(map(str, dict.fromkeys((Path.cwd(), paths.workspace(), paths.shipped()))))
+        raise UserError(f"config={file}: no such file (looked in {looked})", key="config")
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except yaml.YAMLError as error:

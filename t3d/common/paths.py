@@ -1,30 +1,52 @@
-"""Where things live. Inputs are looked up from the current folder first; outputs always go below the repository."""
+"""Where things live: relative paths belong to the workspace, and the shipped configurations are found from anywhere."""
 
 import os
 from pathlib import Path
 
 from t3d.common.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent  # of a checkout; of an installed package site-packages
 DATA_ENDS = (".json", ".jsonl", ".parquet")
+
+
+def workspace() -> Path:
+    """The folder that relative paths belong to: from inside the checkout its root, from elsewhere the current folder.
+
+    So a command does the same from the checkout's root and from `sample/`, and nothing else is written into it.
+    """
+    here = Path.cwd()
+    return ROOT if here.is_relative_to(ROOT) else here
+
+
+def shipped() -> Path:
+    """The folder that holds `configs/` and `accelerate_configs/`: an installed package, or the checkout."""
+    return PACKAGE if (PACKAGE / "configs").is_dir() else ROOT
 
 
 def resolve(path: str | Path) -> Path:
     """The absolute path of an input file or folder.
 
-    An absolute path stays; a relative one that exists from the current folder wins; any other is taken from ``ROOT``.
-    So `configs/x.yaml` is found from `sample/` too, and `../configs/x.yaml` works there as well.
+    An absolute path stays. A relative one is looked up from the current folder, from the workspace and, for a
+    configuration, among those that ship; a path that is nowhere belongs to the workspace.
     """
     path = Path(path).expanduser()
-    return Path(os.path.abspath(path if path.is_absolute() or path.exists() else ROOT / path))
+    homes = [Path.cwd(), workspace(), *([shipped()] if path.suffix == ".yaml" else [])]
+    found = next((home for home in homes if (home / path).exists()), workspace())
+    return Path(os.path.abspath(found / path))
+
+
+def output(path: str | Path) -> Path:
+    """The absolute path of an output file or folder: a relative one belongs to the workspace."""
+    return workspace() / Path(path).expanduser()
 
 
 def data_file(name: str | Path) -> Path:
-    """A data set's name -> ROOT/data/<name>.json. What has a slash or the end of a data file is a path already."""
+    """A data set's name -> <workspace>/data/<name>.json. A name with a slash or a data file's end is a path already."""
     name = os.fspath(name)
     if "/" in name or os.sep in name or name.endswith(DATA_ENDS):
         return resolve(name)
-    return ROOT / "data" / f"{name}.json"
+    return output("data") / f"{name}.json"
 
 
 def data_name(name: str | Path) -> str:
@@ -59,11 +81,11 @@ def rollout_stem(
 ) -> Path:
     """Where one rollout writes, without extension: the folder of its shards, and ``json_file(stem)`` its one JSON.
 
-    ROOT/<project>/temp_data/outputs-eval-<model>-<dataset>, or outputs-<node>-eval-... with several nodes.
+    <workspace>/<project>/temp_data/outputs-eval-<model>-<dataset>, or outputs-<node>-eval-... with several nodes.
     """
     node = f"{node_index}-" if num_node > 1 else ""
     name = f"outputs-{node}eval-{model_name(model)}-{data_name(dataset)}"
-    return ROOT / Path(project).expanduser() / "temp_data" / name
+    return output(project) / "temp_data" / name
 
 
 def json_file(stem: Path) -> Path:
@@ -72,8 +94,8 @@ def json_file(stem: Path) -> Path:
 
 
 def run_root(output_root: str | Path, model: str | Path, data_type: str, project: str) -> Path:
-    """The folder of a project's training runs: ROOT/experiments/<model>/<data_type>/<project>."""
-    return ROOT / Path(output_root).expanduser() / model_name(model) / data_type / project
+    """The folder of a project's training runs: <workspace>/experiments/<model>/<data_type>/<project>."""
+    return output(output_root) / model_name(model) / data_type / project
 
 
 def setup_cache() -> Path:

@@ -1,6 +1,6 @@
 """How dependent are the tokens that one step unmasks?
 
-    python -m t3d.evaluation.analysis teacher=... trajectories=...
+    t3d analyse teacher=... trajectories=...
 
 At states of trajectories, for a teacher and (``student=``) for what was distilled from it:
 
@@ -23,7 +23,7 @@ states after every r of a block's tokens, a mean over blocks, then over sequence
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -222,7 +222,7 @@ def analyse(config: AnalysisConfig) -> Path:
         if checkpoint := getattr(config, name):
             data = config.student_trajectories if name == "student" else None
             results[name] = measure_checkpoint(config, name, checkpoint, data or config.trajectories)
-    output = paths.resolve(config.output)
+    output = paths.output(config.output)
     with atomic_write(output) as file:
         json.dump(results, file, indent=2)
     plot(results, output.with_suffix(".svg"))
@@ -294,8 +294,9 @@ def plot(results: dict[str, Any], output: Path) -> None:
     figure.savefig(output)
 
 
-def main() -> None:
-    analyse(load(AnalysisConfig))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Analyse as ``argv`` (None: the process's own arguments) says."""
+    analyse(load(AnalysisConfig, argv))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Grade answers that exist already.
 
-    python -m t3d.evaluation.grade --data_type math|code|option --problems P.json --answers A.jsonl --out O.jsonl
+    t3d grade --data_type math|code|option --problems P.json --answers A.jsonl --out O.jsonl
 
 Answers are lines {"index": i, "text": "..."}: i counts the problems from 0, several lines may answer one problem.
 Results are lines {"index", "correct", "verdict", "seconds"} in the same order. Needs neither a model nor torch. Exit
@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from t3d.common.errors import UserError, run_main
@@ -23,8 +24,9 @@ from t3d.grading import Verdict, code, math, sandbox
 from t3d.tasks.problems import Problem, load_problems
 
 
-def main() -> int:
-    arguments = _parse()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Grade as ``argv`` (None: the process's own arguments) says; returns the exit code."""
+    arguments = _parse(argv)
     problems = load_problems(arguments.problems, arguments.data_type)
     answers = read_answers(arguments.answers, len(problems))
     if arguments.data_type == "code":
@@ -106,10 +108,8 @@ def summary(answers: list[tuple[int, str]], verdicts: list[Verdict]) -> str:
     )
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m t3d.evaluation.grade", description="Grade answers that exist already."
-    )
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="t3d grade", description="Grade answers that exist already.")
     parser.add_argument("--data_type", "--data-type", required=True, choices=("math", "code", "option"))
     parser.add_argument("--problems", required=True, help="data set: a JSON list of rows, or the name of one in data/")
     parser.add_argument("--answers", required=True, type=Path, help='lines {"index": i, "text": "..."}')
@@ -121,7 +121,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--allow-unsandboxed", action="store_true", help="run programs even where files and network are open to them"
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def _positive(kind: type):

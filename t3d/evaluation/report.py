@@ -286,7 +286,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-# --- python -m t3d.evaluation.report DIR... --------------------------------------------------------------------------
+# --- t3d report DIR... ------------------------------------------------------------------------------------------------
 
 
 def collect(folders: Sequence[str]) -> list[dict[str, Any]]:
@@ -323,9 +323,10 @@ def comparison(first: str, second: str) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Report as ``argv`` (None: the process's own arguments) says."""
     parser = argparse.ArgumentParser(
-        prog="python -m t3d.evaluation.report",
+        prog="t3d report",
         description="All results below the given folders (or in the given files) as one table: Markdown on standard "
         "output. Runs that differ in the seed only become their mean, with its standard error.",
     )
@@ -341,7 +342,7 @@ def main() -> None:
         metavar=("A", "B"),
         help="paired comparison of two results files (or their folders) on the questions that both answered",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not args.folders and not args.compare:
         parser.error("give a folder with results, or --compare A B")
     parts = [comparison(*args.compare)] if args.compare else []

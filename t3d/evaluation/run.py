@@ -113,7 +113,7 @@ def results_file(config: EvalConfig) -> Path:
     """Named after all that tells one unit's results apart; ``evaluation.output`` overrides."""
     data, rollout = config.evaluation, config.rollout
     if data.output:
-        output = paths.ROOT / Path(data.output).expanduser()
+        output = paths.output(data.output)
         stem = output.name.removesuffix(".json")  # a name may have dots of its own
         return output.with_name(f"{stem}{node_suffix(config)}.json")
     threshold = {"low_confidence_dynamic": rollout.dynamic_threshold, "entropy_bounded": rollout.eb_threshold}
@@ -127,7 +127,7 @@ def results_file(config: EvalConfig) -> Path:
 
 
 def results_folder(config: EvalConfig) -> Path:
-    return paths.ROOT / Path(config.experiment.project).expanduser() / "results"
+    return paths.output(config.experiment.project) / "results"
 
 
 def node_suffix(config: EvalConfig) -> str:
@@ -234,3 +234,7 @@ def beside_others(rows: list[dict], folder: Path) -> list[dict]:
         if row["method"] != rows[0]["method"] and {key: row.get(key) for key in keys} in wanted
     ]
     return tell_apart([*others, *rows])
+
+
+if __name__ == "__main__":
+    raise SystemExit("this module is no command: use `t3d eval` or `python -m t3d.evaluation`")

@@ -46,7 +46,13 @@ class EvalExecute:
 
 @dataclass
 class EvalConfig(SampleConfig):
-    """Score a checkpoint on a data set under given decode settings."""
+    """Stage 4: score a checkpoint on a data set under given decode settings."""
+
+    USUAL: ClassVar = (
+        *SampleConfig.USUAL,
+        *("evaluation.method", "evaluation.protocol", "evaluation.protocol_blocks", "evaluation.seeds"),
+        "execute.allow_unsandboxed",
+    )
 
     RELEASED: ClassVar = SampleConfig.RELEASED | {"model_base": Released(("sdar",), "SDAR is the only model family")}
 

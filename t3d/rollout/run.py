@@ -340,3 +340,7 @@ def make_sglang_engine(config: SampleConfig, source: str, tokenizer) -> Engine:
         max_active=max_active,
         loop=loop,
     )
+
+
+if __name__ == "__main__":
+    raise SystemExit("this module is no command: use `t3d rollout` or `python -m t3d.rollout`")

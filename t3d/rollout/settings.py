@@ -82,6 +82,13 @@ def check_engine(rollout: RolloutConfig) -> None:
             raise fault("rollout.engine_urls", rollout.engine_urls, "write each as http://host:port")
 
 
+# The usual keys of decoding, for the help.
+DECODING = (
+    *("block_size", "denoising_steps_per_block", "remasking_strategy", "dynamic_threshold"),
+    *("temperature", "top_k", "top_p", "max_token"),
+)
+
+
 @dataclass
 class SampleExperiment:
     project: str = option("your_project", "output folder; rollouts go to <project>/temp_data/")
@@ -105,6 +112,11 @@ class SampleConfig:
     RELEASED: ClassVar = {
         "rollout.num_task_per_step": Released((1,), "a rollout always runs over the whole set; leave it out")
     }
+    USUAL: ClassVar = (
+        *(f"rollout.{name}" for name in DECODING),
+        *("rollout.max_active", "rollout.engine", "rollout.seed", "experiment.project", "evaluation.checkpoint_path"),
+        *("evaluation.eval_dataset", "evaluation.data_type", "evaluation.limit"),
+    )
 
     experiment: SampleExperiment = field(default_factory=SampleExperiment)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -1,15 +1,18 @@
 """Question sets: fetched from the Hugging Face hub (Gen-Verse/<name>) or copied from a file, checked row by row."""
 
+import argparse
 import hashlib
 import logging
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from t3d.common.errors import UserError
+from t3d.common.errors import UserError, run_main
 from t3d.common.jsonfiles import atomic_write, read_json_array
+from t3d.common.paths import data_file, resolve
 from t3d.tasks.problems import check_row
 
 log = logging.getLogger(__name__)
@@ -131,3 +134,32 @@ def _digest(path: Path, algorithm: str, prefix: bytes = b"") -> str:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Bring the set that ``argv`` (None: the process's own arguments) names."""
+    parser = argparse.ArgumentParser(
+        description="Bring a question set to data/<name>.json, from the hub (Gen-Verse/<name>) or from a local file."
+    )
+    parser.add_argument("--dataset", required=True, choices=list(SETS), help="which set")
+    parser.add_argument("--from", dest="source", metavar="FILE", help="copy a local JSON of this layout instead")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write (default: data/<dataset>.json)")
+    parser.add_argument("--sha256", metavar="SUM", help="accept the file with this checksum only")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    args = parser.parse_args(argv)
+
+    output, known = args.output or data_file(args.dataset), SETS[args.dataset]
+    if output.exists() and not args.force:
+        print(f"{output} is there already (--force replaces it)")
+        found = check_questions(output, known.data_type)
+    else:
+        found = fetch_questions(args.dataset, output, args.source and resolve(args.source), args.sha256)
+        print(f"{output} written")
+    print(f"rows: {found.rows}\nfields: {', '.join(found.fields)}\nsha256: {found.sha256}")
+    if known.sha256:
+        same = "the copy" if found.sha256 == known.sha256 else "another copy than the one"
+        print(f"{same} that this version was tested with")
+
+
+if __name__ == "__main__":
+    run_main(main)

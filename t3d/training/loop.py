@@ -488,3 +488,7 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
         return peak
     fall = 1 - progress if schedule.scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return peak * (floor + (1 - floor) * fall)
+
+
+if __name__ == "__main__":
+    raise SystemExit("this module is no command: use `t3d train` or `python -m t3d.training`")

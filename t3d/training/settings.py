@@ -246,6 +246,15 @@ class TrainConfig:
 
     RELEASED: ClassVar = RELEASED
     PRESETS: ClassVar = {"training.preset": presets(None)}
+    USUAL: ClassVar = (
+        *("model.pretrained_model", "dataset.optimization_data", "dataset.data_type", "dataset.limit"),
+        *("experiment.project", "experiment.run_name", "experiment.resume", "experiment.output_root"),
+        *("experiment.save_every_steps", "experiment.checkpoints_total_limit", "experiment.tracker"),
+        *("training.objective", "training.preset", "training.block_size", "training.max_steps"),
+        *("training.num_train_epochs", "training.batch_size_lm", "training.gradient_accumulation_steps"),
+        *("training.tokens_per_batch", "training.mixed_precision", "training.seed", "training.lora.rank"),
+        *("optimizer.params.learning_rate", "lr_scheduler.scheduler", "lr_scheduler.params.warmup_steps"),
+    )
 
     wandb: WandbConfig = field(default_factory=WandbConfig)
     experiment: TrainExperiment = field(default_factory=TrainExperiment)

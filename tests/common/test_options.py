@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -6,7 +8,7 @@ from t3d.common import options
 from t3d.common.errors import UserError
 from t3d.common.options import load
 from t3d.common.paths import ROOT
-from t3d.evaluation.settings import EvalConfig
+from t3d.evaluation.settings import AnalysisConfig, EvalConfig
 from t3d.objectives.base import registered
 from t3d.rollout.settings import SampleConfig
 from t3d.training.settings import TrainConfig, presets
@@ -260,6 +262,22 @@ def test_values_of_the_command_line():
     assert load(TrainConfig, ["training.mixed_precision=no"]).training.mixed_precision == "no"
 
 
+@pytest.mark.parametrize("text", ["007", "12:30:00", "1e5", "0x1F", "true", "no", "2026-01-02", "a: b", "run #2", "*x"])
+def test_a_text_key_takes_text_as_it_is_written(text, tmp_path):
+    loaded = load(TrainConfig, [f"experiment.run_name={text}"])
+    assert loaded.experiment.run_name == text
+    options.save(loaded, tmp_path / "config.yaml")
+    assert load(TrainConfig, [f"config={tmp_path}/config.yaml"]).experiment.run_name == text
+    for written, meant in ((f"'{text}'", text), (f'"{text}"', text), ("null", None)):
+        assert load(TrainConfig, [f"experiment.run_name={written}"]).experiment.run_name == meant
+
+
+@pytest.mark.parametrize("tokens", [["--local_rank=1"], ["--local-rank=1"], ["--local_rank", "1"]])
+def test_the_local_rank_that_a_launcher_adds_is_accepted(tokens):
+    assert load(SampleConfig, [*tokens, "rollout.seed=3"]).rollout.seed == 3
+    assert load(SampleConfig, ["rollout.seed=3", *tokens]).rollout.seed == 3
+
+
 def test_several_data_sets_as_text_or_as_a_list(tmp_path):
     for given in ("A,B", "[A,B]"):
         assert load(EvalConfig, [f"evaluation.eval_dataset={given}"]).evaluation.eval_dataset == "A,B"
@@ -291,23 +309,44 @@ def test_clip_norm():
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schema", [SampleConfig, EvalConfig, TrainConfig])
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_lists_every_key_and_exits_with_0(schema, flag, capsys):
+def shown(schema, *argv, capsys):
     with pytest.raises(SystemExit) as exit:
-        load(schema, ["no.such=1", flag], default="configs/eval.yaml")
+        load(schema, argv, default="configs/eval.yaml")
     assert exit.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: ") and "configs/eval.yaml" in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+    return text
+
+
+@pytest.mark.parametrize("schema", [SampleConfig, EvalConfig, TrainConfig, AnalysisConfig])
+def test_help_all_explains_every_key(schema, capsys):
+    text = shown(schema, "no.such=1", "--help-all", capsys=capsys)
     for key, item in options._items(schema()).items():
         assert f"  {key}=" in text
         assert item.limits.get("help"), f"{key} has no help"
-    if schema is not TrainConfig:
+    if "USUAL" not in vars(schema):
+        assert text == shown(schema, "--help", capsys=capsys)
+    if schema is TrainConfig:
+        assert "  algorithm1: round_interval=1\n" in text
+    elif schema is not AnalysisConfig:
         default = "1.0" if schema is EvalConfig else "0.1"
         assert f"rollout.temperature={default}  (a number, at least 0)" in text
-    else:
-        assert "  algorithm1: round_interval=1\n" in text
-    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("schema", [SampleConfig, EvalConfig, TrainConfig])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_explains_the_usual_keys_and_names_the_others(schema, flag, capsys):
+    text, everything = shown(schema, flag, capsys=capsys), shown(schema, "--help-all", capsys=capsys)
+    items = options._items(schema())
+    explained = [key for key in items if f"  {key}=" in text]
+    assert set(explained) == set(schema.USUAL) and len(explained) == len(schema.USUAL) < len(items) / 1.5
+    assert "--help-all" in text and text.count("\n") < everything.count("\n") / 1.3
+    for key in items.keys() - set(explained):
+        assert re.search(rf"[ ,]{key.rpartition('.')[2]}(,|\n)", text)
+    for section in {key.rpartition(".")[0] for key in items}:  # in a section the usual keys come first
+        keys = re.findall(rf"^  ({re.escape(section)}\.\w+)=", everything, re.M)
+        assert sorted(keys, key=lambda key: key not in schema.USUAL) == keys
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
@@ -334,7 +373,6 @@ STRATEGIES = "low_confidence_static, low_confidence_dynamic, sequential, entropy
         (EvalConfig, "rollout.temperature=hot", "expected a number, for example rollout.temperature=1.0"),
         (SampleConfig, "rollout.fused_commit=perhaps", "expected true or false, for example rollout.fused_commit=true"),
         (SampleConfig, "evaluation.data_type=[math]", "expected text, for example evaluation.data_type=math"),
-        (SampleConfig, "experiment.project=true", "expected text, for example experiment.project=your_project"),
         (
             TrainConfig,
             "training.mask_ratios=1.0",
@@ -470,8 +508,8 @@ def test_each_item_of_a_list_is_checked():
         ("--limit=4", "--limit=4: not understood; write key=value, for example rollout.block_size=4, or --help"),
         ("rollout.seed=[1", "rollout.seed=[1: the value is malformed; check its brackets and quotes"),
         ("config=", "config=: no file; write config=FILE"),
-        ("config=x.yaml", f"config=x.yaml: no such file (looked in the current folder and in {ROOT})"),
-        ("config=configs", f"config=configs: no such file (looked in the current folder and in {ROOT})"),
+        ("config=x.yaml", f"config=x.yaml: no such file (looked in {ROOT})"),
+        ("config=configs", f"config=configs: no such file (looked in {ROOT})"),
     ],
 )
 def test_a_malformed_token_is_one_line(token, expected):

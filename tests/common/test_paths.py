@@ -29,17 +29,44 @@ def test_resolve_prefers_the_current_folder(monkeypatch, tmp_path):
     assert paths.resolve("configs/eval.yaml") == tmp_path / "configs" / "eval.yaml"
 
 
-def test_data_file(monkeypatch, tmp_path):
+def test_relative_paths_belong_to_the_checkout_inside_it_and_to_the_current_folder_elsewhere(monkeypatch, tmp_path):
+    for folder, home in ((ROOT, ROOT), (ROOT / "sample", ROOT), (tmp_path, tmp_path)):
+        monkeypatch.chdir(folder)
+        assert paths.workspace() == home
+        assert paths.output("p/results") == home / "p" / "results"
+        assert paths.rollout_stem("demo", "m", "d").parent == home / "demo" / "temp_data"
+        assert paths.run_root("runs", "m", "math", "p") == home / "runs" / "m" / "math" / "p"
+        assert paths.data_file("MATH_train") == home / "data" / "MATH_train.json"
+        assert paths.resolve("nowhere/x.json") == home / "nowhere" / "x.json"
+    assert paths.output("/absolute") == Path("/absolute")
+
+
+def test_the_shipped_configurations_are_found_from_anywhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    for name in ("configs/eval.yaml", "accelerate_configs/cpu.yaml"):
+        assert paths.resolve(name) == ROOT / name
+    installed = tmp_path / "site-packages" / "t3d"
+    (installed / "configs").mkdir(parents=True)
+    (installed / "configs" / "eval.yaml").write_text("")
+    monkeypatch.setattr(paths, "PACKAGE", installed)
+    monkeypatch.setattr(paths, "ROOT", installed.parent)
+    assert paths.resolve("configs/eval.yaml") == installed / "configs" / "eval.yaml"
+    assert paths.resolve("t3d") == tmp_path / "t3d"  # nothing else of the installation is an input
+
+
+def test_data_file(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT / "train")
     assert paths.data_file("MATH_train") == ROOT / "data" / "MATH_train.json"
     assert paths.data_file("SDAR-1.7B-Chat-GSM8K_renamed") == ROOT / "data" / "SDAR-1.7B-Chat-GSM8K_renamed.json"
     assert paths.data_file("mine.jsonl") == ROOT / "mine.jsonl"
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "shards").mkdir()
     assert paths.data_file("./shards") == tmp_path / "shards"
     assert paths.data_file(tmp_path / "x.json") == tmp_path / "x.json"
 
 
-def test_rollout_files_keep_dots_in_names():
+def test_rollout_files_keep_dots_in_names(monkeypatch):
+    monkeypatch.chdir(ROOT)
     stem = paths.rollout_stem("demo", "JetLM/SDAR-1.7B-Chat", "MATH_train")
     assert stem == ROOT / "demo" / "temp_data" / "outputs-eval-SDAR-1.7B-Chat-MATH_train"
     assert paths.json_file(stem).name == "outputs-eval-SDAR-1.7B-Chat-MATH_train.json"
@@ -52,7 +79,8 @@ def test_names_of_data_sets_keep_their_dots():
         assert paths.data_name(given) == "Story.v1"
 
 
-def test_run_root():
+def test_run_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
     assert paths.run_root("experiments", "JetLM/SDAR-4B-Chat", "math", "p") == ROOT / "experiments/SDAR-4B-Chat/math/p"
 
 

@@ -1,0 +1,13 @@
+"""Where the packages lie. All else is in pyproject.toml, which cannot add the configurations to the packages found."""
+
+from setuptools import find_packages, setup
+
+SHIPPED = {
+    f"t3d.{name}": name for name in ("configs", "accelerate_configs")
+}  # beside the code here, inside it when built
+
+setup(
+    packages=[*find_packages(include=["t3d", "t3d.*"]), *SHIPPED],
+    package_dir=SHIPPED,
+    package_data=dict.fromkeys(SHIPPED, ["**/*.yaml"]),
+)
