@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 
 from t3d.common.errors import UserError
 
@@ -32,11 +33,8 @@ def mean_and_sem(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and standard error of the mean (sample deviation, n - 1); one value has no standard error: None."""
     if not values:
         raise UserError("mean_and_sem: no values; give at least one")
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n == 1:
-        return mean, None
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return fmean(values), error
 
 
 # 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom (any table of the distribution)
