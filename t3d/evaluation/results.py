@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from t3d.common.errors import UserError
-from t3d.evaluation.statistics import bootstrap_interval, mcnemar_exact, mean_and_sem, wilson_interval
+from t3d.evaluation.statistics import difference_interval, mcnemar_exact, mean_and_sem, wilson_interval
 
 Row = Mapping[str, Any]
 AVERAGE = "average"  # the name that averages over data sets carry in place of a data set's
@@ -239,7 +239,7 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     """How two sets of answers differ on the questions that both have; `first` and `second` as `read_records` takes.
 
     n: common questions; left_out: those that only one has. first, second: accuracy on the common ones; difference:
-    second - first, with the 95 % interval of the paired bootstrap over questions. With one answer per question also
+    second - first, with its 95 % interval over questions (`difference_interval`). With one answer per question also
     first_only and second_only, the questions that one alone gets right, and p, McNemar's exact two-sided p-value.
     """
     one, other = read_records(first), read_records(second)
@@ -249,7 +249,7 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     if len(unlike := both.index[both["question_1"] != both["question_2"]]):
         raise UserError(f"{first} and {second}: {unlike[0]} differs; compare runs on the same data set")
     differences = both["share_2"] - both["share_1"]
-    low, high = bootstrap_interval(differences.tolist())
+    low, high = difference_interval(differences.tolist())
     result = {
         "n": len(both),
         "left_out": len(one) + len(other) - 2 * len(both),

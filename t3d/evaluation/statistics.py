@@ -84,6 +84,17 @@ def share_interval(values: Sequence[float]) -> tuple[float, float]:
     return bootstrap_interval(values)
 
 
+def difference_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a mean of paired differences in [-1, 1], one per question: the bootstrap's. Where all questions
+    have the same difference, about which resampling would claim certainty, at most the share h of questions is
+    otherwise, h being Wilson's bound for none of n, and they may have any difference from -1 to 1.
+    """
+    if any(value != values[0] for value in values):
+        return bootstrap_interval(values)
+    same, otherwise = values[0], wilson_interval(0, len(values))[1]
+    return max(-1.0, same - otherwise * (1 + same)), min(1.0, same + otherwise * (1 - same))
+
+
 def mcnemar_exact(first_only: int, second_only: int) -> float:
     """Two-sided exact p-value of McNemar's test (1947): of the questions that exactly one of two models gets right, is
     the split compatible with a fair coin? Without such questions 1.
