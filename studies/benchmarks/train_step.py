@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -259,16 +260,10 @@ def print_peak(shape: Shape, folder: Path, variant: str) -> None:
 def computed_peak(bench: Bench, variant: str) -> float:
     """The cost model's answer for one of ours, in MB, to what ``peak_megabytes`` measures."""
     longest = max(len(state) for state in bench.trainer.draw_states(1))
-    need = cost.memory(
-        bench.trainer.student.config,
-        tokens=longest,
-        longest=longest,
-        half=False,
-        checkpointing=variant == CHECKPOINTING,
-        chunk=bench.config.training.head_chunk,
-        dense_mask=True,
-    )
-    return (need.gradients + need.activations + need.logits + need.mask) / 2**20
+    chunk = bench.config.training.head_chunk
+    run = cost.Run(half=False, checkpointing=variant == CHECKPOINTING, chunk=chunk)
+    need = cost.memory(cost.Model.of(bench.trainer.student.config, half=False), run, tokens=longest)
+    return (need.gradients + need.activations + need.logits) / 2**20
 
 
 def memory(key: str) -> int:
@@ -323,7 +318,8 @@ GPU_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bf16 without spa
 def gpu_rows(repeats: int) -> list[dict]:
     """FlexAttention against sdpa, each in a process of its own: tokens/s, MFU, peak memory with weights and moments."""
     with tempfile.TemporaryDirectory() as folder:
-        config = SDARConfig(**asdict(cost.MODELS["SDAR-4B"]), mask_token_id=151_669, max_position_embeddings=32_768)
+        config = deepcopy(cost.MODELS["SDAR-4B"])
+        config.mask_token_id, config.max_position_embeddings = 151_669, 32_768
         with torch.device("cuda"):
             SDARForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(Path(folder) / "reference")
         (Path(folder) / "student").symlink_to("reference")
@@ -355,13 +351,8 @@ def print_gpu(folder: Path, attention: str, repeats: int) -> None:
     bench.step(CHECKPOINTING)
     taken = statistics.median(seconds(lambda: bench.step(CHECKPOINTING)) for _ in range(repeats))
     states = bench.trainer.draw_states(1)
-    useful = cost.flops(
-        model,
-        tokens=sum(map(len, states)),
-        keys=sum(len(state) ** 2 for state in states) / sum(map(len, states)) / 4,
-        targets=sum(len(state.position) for state in states),
-        checkpointing=False,  # what is computed twice is useful once
-    )
+    # what is computed twice is useful once
+    useful = cost.flops(cost.Model.of(model), sum(map(len, states)), passes=4)
     found = {"tokens_per_second": bench.tokens / taken, "peak_memory": torch.cuda.max_memory_allocated() / 2**20}
     peak = next((value for name, value in GPU_PEAKS.items() if name in torch.cuda.get_device_name()), None)
     print(json.dumps(found | ({"mfu": useful / taken / peak} if peak else {})))

@@ -4,19 +4,21 @@
     t3d chat --model TEACHER --student STUDENT     both answer, the student in fewer steps
     echo "..." | t3d chat --model DIR              questions from a pipe, one a line
 
-Every question stands for itself: earlier ones are not part of the prompt.
+With --data-type plain it is a conversation: earlier turns stay in the prompt. Else every question stands for itself.
+/1, /2, ... asks a sample question, /new begins a new conversation, Ctrl-C stops an answer, /quit or Ctrl-D ends.
 """
 
 import argparse
 import contextlib
-import os
-import shutil
 import sys
 import time
-import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TextIO
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
 
 from t3d.blocks.settings import STRATEGIES, DecodeSettings
 from t3d.common.errors import UserError, run_main
@@ -26,85 +28,17 @@ from t3d.decode.protocol import Engine, Request, Step
 from t3d.grading.math import extract_answer
 
 MASK = "\N{LIGHT SHADE}"
-PLAIN, FRESH, MASKED = "", "\033[1;32m", "\033[2m"  # settled text, just unmasked (bold green), not yet decided (dim)
-RESET, HIDE_CURSOR, SHOW_CURSOR = "\033[0m", "\033[?25l", "\033[?25h"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Drawing: styled characters -> rows of the terminal -> escape codes
-
-Cell = tuple[str, str]  # a character and its style
-
-
-def wrap(cells: list[Cell], columns: int) -> list[list[Cell]]:
-    """Break at newlines and, word by word, at ``columns``; words longer than a row are cut.
-
-    No cell is lost: the newline or the blanks at which a row ends are its last cells, and may stand beyond its width.
-    """
-    rows: list[list[Cell]] = [[]]
-    for cell in cells:
-        row = rows[-1]
-        if cell[0] not in " \n" and sum(width(character) for character, _ in row) + width(cell[0]) > columns:
-            word = next((i + 1 for i in reversed(range(len(row))) if row[i][0] == " "), len(row))
-            rows[-1], row = row[:word], row[word:]
-            rows.append(row)
-        row.append(cell)
-        if cell[0] == "\n":
-            rows.append([])
-    return rows
-
-
-def width(character: str) -> int:
-    """The columns that a terminal gives a character."""
-    if unicodedata.category(character) in ("Mn", "Me"):  # marks on the character before
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def paint(row: list[Cell]) -> str:
-    """A row as the terminal takes it. Control characters that a model may write are not passed on."""
-    painted, current = "", PLAIN
-    while row and row[-1][0] in " \n":
-        row = row[:-1]
-    for character, style in row:
-        if style != current:
-            painted += RESET + style
-            current = style
-        painted += character if character.isprintable() else " "
-    return painted + (RESET if current else "")
-
-
-@dataclass
-class Canvas:
-    """A text that is redrawn in place at the end of the terminal.
-
-    Rows that cannot change any more are printed for good and left alone, so an answer may be longer than the screen.
-    """
-
-    out: TextIO
-    printed: int = 0  # characters of the settled text in rows printed for good
-    live: int = 0  # rows below them, the last one without a newline
-
-    def draw(self, settled: str, pending: list[Cell] | None = None) -> None:
-        """Show ``settled``, which only ever grows, and behind it what may still change."""
-        columns = max(10, shutil.get_terminal_size().columns - 1)  # the last column would start a pending line feed
-        fixed = [(character, PLAIN) for character in settled[self.printed :]]
-        rows = wrap(fixed + (pending or []), columns)
-        up = f"\033[{self.live - 1}A" if self.live > 1 else ""
-        self.out.write(f"\r{up}\033[J" + "\r\n".join(paint(row) for row in rows))
-        self.out.flush()
-        # The word that did not fit decides where a row ends: once that word's row is settled, the row above is final.
-        ends, self.live = 0, len(rows)
-        for row, below in zip(rows, rows[1:], strict=False):
-            ends += len(row)
-            if ends + len(below) > len(fixed):
-                break
-            self.printed += len(row)
-            self.live -= 1
-
-    def close(self) -> None:
-        self.out.write("\r\n")
-        self.live = self.printed = 0
+PLAIN, FRESH, MASKED = "", "bold green", "dim"  # settled text, just unmasked, not yet decided
+EXAMPLES = {
+    "math": ("What is the sum of the first 20 odd numbers?", "Solve x^2 - 5x + 6 = 0. What is the larger root?"),
+    "code": ("Read two integers and print their greatest common divisor.", "Read a line and print it backwards."),
+    "option": ("Which planet is the largest? A) Mars B) Jupiter C) Venus D) Earth",),
+    "plain": ("Why is the sky blue? Answer in two sentences.", "Name three uses of a paper clip."),
+}
+STORIES = (  # in the words of the embedded models
+    "Tom has 12 apples. Tom buys 7 more. How many apples does Tom have now?",
+    "There are 30 coins in the box of Mia. Mia gives away 4. Mia finds 9 more. How many coins are there in the end?",
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,10 +124,14 @@ def load_speaker(name: str, source: str, steps: int | None, args: argparse.Names
 
 @dataclass
 class Watch:
-    """The observer of one answer: draws every step, and knows how much of the time went into that."""
+    """The observer of one answer: draws every step, and knows how much of the time went into that.
+
+    It draws on the terminal's second screen, so that a resize meanwhile leaves nothing behind on the first.
+    """
 
     speaker: Speaker
-    canvas: Canvas
+    console: Console
+    question: str
     prompt_length: int
     max_token: int
     delay: float = 0.0
@@ -201,9 +139,15 @@ class Watch:
     settled: str = field(default="", init=False)  # the text of all complete blocks
     begin: int = field(default=0, init=False)  # of the current block in the response
 
-    def __post_init__(self) -> None:
+    def __enter__(self) -> "Watch":
+        self.live = Live(console=self.console, screen=True, auto_refresh=False, redirect_stdout=False)
+        self.live.start()
         block = self.speaker.settings.block_size
-        self.canvas.draw("", [(MASK, MASKED)] * (block - self.prompt_length % block))
+        self._draw(Text(MASK * (block - self.prompt_length % block), MASKED))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
 
     def __call__(self, step: Step) -> None:
         began = time.perf_counter()
@@ -211,8 +155,8 @@ class Watch:
         end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
         pending = self._block(ids[:end], set(step.unmasked))
         if step.block_complete and end == len(ids) < self.max_token:
-            pending += [(MASK, MASKED)] * self.speaker.settings.block_size  # the block that comes next
-        self.canvas.draw(self.settled, pending)
+            pending.append(MASK * self.speaker.settings.block_size, MASKED)  # the block that comes next
+        self._draw(pending)
         if step.block_complete:
             # A character may begin in this block's last token and end in the next block.
             self.settled = self.speaker.text(ids[:end]).rstrip("\N{REPLACEMENT CHARACTER}")
@@ -220,7 +164,10 @@ class Watch:
         time.sleep(self.delay)
         self.seconds += time.perf_counter() - began
 
-    def _block(self, ids: list[int], fresh: set[int]) -> list[Cell]:
+    def _draw(self, pending: Text) -> None:
+        self.live.update(Tail(Text(f"> {self.question}\n\n{printable(self.settled)}") + pending), refresh=True)
+
+    def _block(self, ids: list[int], fresh: set[int]) -> Text:
         """The current block: neighbouring tokens of one style are decoded together, a mask is one sign."""
         runs: list[tuple[str, list[int]]] = []
         for i in range(self.begin, len(ids)):
@@ -229,53 +176,91 @@ class Watch:
                 runs.append((style, []))
             runs[-1][1].append(ids[i])
         texts = [(MASK * len(run) if style == MASKED else self.speaker.text(run), style) for style, run in runs]
-        return [(character, style) for text, style in texts for character in text]
+        return Text.assemble(*((printable(text), style) for text, style in texts))
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The last rows of a text, as many as the screen has."""
+
+    text: Text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self.text.wrap(console, options.max_width)[-options.size.height :]
+
+
+def printable(text: str) -> str:
+    """Control characters that a model may write are not passed on to the terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The session
 
 
-def ask(
-    question: str, speaker: Speaker, data_type: str, out: TextIO, *, drawn: bool, delay: float
-) -> tuple[Trajectory, float]:
+@dataclass
+class Turns:
+    """The conversation with one model: at most ``longest`` earlier questions and answers stay in the prompt."""
+
+    speaker: Speaker
+    longest: int
+    earlier: list[dict[str, str]] = field(default_factory=list)
+
+    def prompt(self, question: str, data_type: str) -> list[int]:
+        """The prompt's ids; the oldest turns go where they leave no room for an answer."""
+        plain = data_type == "plain"
+        kind, tokenizer = "math" if plain else data_type, self.speaker.tokenizer
+        while True:
+            ids = render(
+                question, kind, tokenizer=tokenizer, instruction=not plain, test_method="stdio", earlier=self.earlier
+            )
+            if not self.earlier or len(ids) < self.speaker.positions // 2:
+                return ids
+            del self.earlier[:2]
+
+    def add(self, question: str, answer: str) -> None:
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        self.earlier = [*self.earlier, *turns][-2 * self.longest :] if self.longest else []
+
+
+def ask(question: str, turns: Turns, console: Console, *, data_type: str, delay: float) -> tuple[Trajectory, float]:
     """Let one model answer, show the answer and its figures. Returns the answer and the seconds it took to decode.
 
     Raises:
         UserError: a question that the model cannot take.
+        KeyboardInterrupt: the person has stopped the answer; what there was of it has been shown.
     """
+    speaker = turns.speaker
     try:
         question.encode()
     except UnicodeEncodeError:  # bytes of another encoding arrive as lone surrogates
         raise UserError("the question is not text in UTF-8; write it in that") from None
-    plain = data_type == "plain"
-    prompt_ids = render(
-        question,
-        "math" if plain else data_type,
-        tokenizer=speaker.tokenizer,
-        instruction=not plain,
-        test_method="stdio",
-    )
+    prompt_ids = turns.prompt(question, data_type)
     if unknown := prompt_ids.count(speaker.tokenizer.unk_token_id):
-        print(f"(the model does not know {unknown} word{'s' if unknown > 1 else ''} of the question)", file=out)
+        console.out(f"(the model does not know {unknown} word{'s' if unknown > 1 else ''} of the question)")
     settings = speaker.settings_for(prompt_ids)
-    if drawn:
-        out.write(HIDE_CURSOR)
-        canvas = Canvas(out)
-        try:
-            watch = Watch(speaker, canvas, len(prompt_ids), settings.max_token, delay)
-            answer = speaker.answer(prompt_ids, settings, watch)
-            canvas.draw(answer.text)
-        finally:
-            canvas.close()
-            out.write(SHOW_CURSOR)
-        seconds = answer.seconds - watch.seconds
-        print(f"{MASKED}{figures(answer, seconds)}{RESET}", file=out, flush=True)
-    else:
+    if not draws(console):
         answer = speaker.answer(prompt_ids, settings)
-        seconds = answer.seconds
-        print(f"{answer.text}\n{figures(answer, seconds)}", file=out, flush=True)
+        turns.add(question, answer.text)
+        console.out(f"{answer.text}\n{figures(answer, answer.seconds)}")
+        return answer, answer.seconds
+    watch = Watch(speaker, console, question, len(prompt_ids), settings.max_token, delay)
+    try:
+        with watch:
+            answer = speaker.answer(prompt_ids, settings, watch)
+    except KeyboardInterrupt:
+        console.print(Text(printable(watch.settled)), Text("(stopped)", MASKED))
+        raise
+    seconds = answer.seconds - watch.seconds
+    turns.add(question, answer.text)
+    console.print(Text(printable(answer.text)))
+    console.print(Text(figures(answer, seconds), MASKED))
     return answer, seconds
+
+
+def draws(console: Console) -> bool:
+    """Whether answers are drawn step by step: on a terminal that takes colours."""
+    return console.is_terminal and not console.is_dumb_terminal and not console.no_color
 
 
 def figures(answer: Trajectory, seconds: float) -> str:
@@ -298,47 +283,62 @@ def comparison(teacher: Trajectory, teacher_seconds: float, student: Trajectory,
     return f"{line}; both answer {said}" if said == expected else f"{line}; it answers {said}, the teacher {expected}"
 
 
-def questions(source: TextIO, out: TextIO) -> Iterator[str]:
-    """Questions until /quit or the end of input. Those from a pipe are shown as if they had been typed."""
-    typed = source.isatty()
+def samples(speaker: Speaker, data_type: str) -> list[str]:
+    """Questions of the model's own domain: those whose words its tokenizer knows."""
+    unknown = speaker.tokenizer.unk_token_id
+    every = (*EXAMPLES[data_type], *STORIES)
+    return [q for q in every if unknown is None or unknown not in speaker.tokenizer(q)["input_ids"]][:3]
+
+
+def questions(source: TextIO, console: Console, examples: Sequence[str]) -> Iterator[str]:
+    """Questions until /quit or the end of input, and /new. Those from a pipe are shown as if they had been typed."""
+    typed, numbered = source.isatty(), {f"/{i}": question for i, question in enumerate(examples, 1)}
+    if typed:
+        console.out("Ask a question; Ctrl-C stops an answer, /quit or Ctrl-D ends. Or try:")
+        for number, question in numbered.items():
+            console.out(f"  {number}  {question}")
     while True:
         if typed:
             try:
                 line = input("\n> ")
             except EOFError:
-                print(file=out)
-                return
-        else:
-            line = source.readline()
-            if not line:
-                return
+                return console.out()
+        elif not (line := source.readline()):
+            return
         line = line.strip()
         if line == "/quit":
             return
-        if line and not typed:
-            print(f"\n> {line}", file=out, flush=True)
-        if line.startswith("/"):
-            print(f"{line}: no such command; /quit or Ctrl-D ends", file=out)
+        if line and (not typed or line in numbered):
+            line = numbered.get(line, line)
+            console.out(f"\n> {line}")
+        if line.startswith("/") and line != "/new":
+            console.out(f"{line}: no such command; /new begins anew, /quit or Ctrl-D ends")
         elif line:
             yield line
 
 
-def chat(speakers: list[Speaker], args: argparse.Namespace, source: TextIO, out: TextIO) -> None:
-    """Let every model answer every question. On a terminal that takes colours the answers are drawn step by step."""
-    drawn = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    for question in questions(source, out):
+def chat(speakers: Sequence[Speaker], args: argparse.Namespace, source: TextIO, console: Console) -> None:
+    """Let every model answer every question."""
+    longest = (8 if args.data_type == "plain" else 0) if args.turns is None else args.turns
+    conversations = [Turns(speaker, longest) for speaker in speakers]
+    for question in questions(source, console, samples(speakers[0], args.data_type)):
+        if question == "/new":
+            conversations = [Turns(speaker, longest) for speaker in speakers]
+            continue
         results = []
-        try:
-            for speaker in speakers:
+        with contextlib.suppress(KeyboardInterrupt):
+            for turns in conversations:
+                speaker = turns.speaker
                 if len(speakers) > 1:
                     steps = speaker.settings.denoising_steps_per_block
-                    print(f"\n{speaker.name}, {steps} step{'s' if steps > 1 else ''} a block", file=out)
-                results.append(ask(question, speaker, args.data_type, out, drawn=drawn, delay=args.demo_delay))
-        except UserError as error:
-            print(f"error: {error}", file=out)
-            continue
+                    console.out(f"\n{speaker.name}, {steps} step{'s' if steps > 1 else ''} a block")
+                try:
+                    results.append(ask(question, turns, console, data_type=args.data_type, delay=args.demo_delay))
+                except UserError as error:
+                    console.out(f"error: {error}")
+                    break
         if len(results) > 1:
-            print(f"\n{comparison(*results[0], *results[1])}", file=out, flush=True)
+            console.out(f"\n{comparison(*results[0], *results[1])}")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -360,11 +360,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--self-verify", action="store_true", help="let the model check its blocks one token at a time as it goes")
     add("--max-token", type=int, default=2000, metavar="N", help="an answer's longest length; default 2000")
     add("--data-type", default="math", choices=(*DATA_TYPES, "plain"), help="wording around a question; plain = none")
+    add("--turns", type=int, metavar="N", help="earlier turns that stay in the prompt; default 0, with plain 8")
     add("--seed", type=int, default=0, metavar="N", help="of the random numbers above temperature 0")
     add("--demo-delay", type=float, default=0.0, metavar="SECONDS", help="pause after every step drawn")
     args = parser.parse_args(argv)
     if not 0 <= args.demo_delay <= 60:
         parser.error(f"--demo-delay {args.demo_delay}: give seconds from 0 to 60")
+    if args.turns is not None and args.turns < 0:
+        parser.error(f"--turns {args.turns}: give 0 or more")
     return args
 
 
@@ -374,23 +377,24 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="replace")  # what a terminal's encoding lacks is shown as "?"
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # a question that is no text ends that question only
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     with contextlib.suppress(KeyboardInterrupt):
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        if args.student is None:
-            speakers = [load_speaker("model", args.model, args.steps, args)]
-        else:
-            student_steps = 1 if args.steps is None else args.steps
-            speakers = [
-                replace(load_speaker("model", args.model, None, args), name="teacher"),
-                load_speaker("student", args.student, student_steps, args),
-            ]
+        loads = [("model", args.model, args.steps)]
+        if args.student is not None:
+            loads = [("model", args.model, None), ("student", args.student, 1 if args.steps is None else args.steps)]
+        speakers = []
+        for name, source, steps in loads:
+            with console.status(f"loading {source}") if draws(console) else contextlib.nullcontext():
+                speakers.append(load_speaker(name, source, steps, args))
+        if len(speakers) > 1:
+            speakers[0] = replace(speakers[0], name="teacher")
         if sys.stdin.isatty():
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 - gives input() line editing and history
-            print("Ask a question; /quit or Ctrl-D ends.")
-        chat(speakers, args, sys.stdin, sys.stdout)
+        chat(speakers, args, sys.stdin, console)
         return
     print()  # behind the ^C
 

@@ -7,6 +7,7 @@ answers to the letter of its prompt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from t3d.common.errors import UserError
@@ -51,6 +52,7 @@ def render(
     instruction: bool = True,
     prefix: str | None = None,
     test_method: str | None = None,
+    earlier: Sequence[dict[str, str]] = (),
 ) -> list[int]:
     """The prompt's ids, up to and including the opening of the assistant's turn.
 
@@ -59,13 +61,14 @@ def render(
     follows the chat template's own opening, line break included; the release leaves that line break out.
     `instruction=False` leaves the bare question, which is what the released training code used. The text is tokenised
     as a whole, so tokens may span the seam between template and prefix as they would in the model's own writing.
+    `earlier`: the turns of a conversation before this one, {"role": "user" or "assistant", "content": ...}.
 
     Raises UserError where the kind of question is unknown or the tokenizer has no chat template.
     """
     turn = question
     if instruction:
         turn = user_turn(question, data_type, start_with_think=start_with_think, test_method=test_method)
-    text = _apply_template(tokenizer, [{"role": "user", "content": turn}], add_generation_prompt=True)
+    text = _apply_template(tokenizer, [*earlier, {"role": "user", "content": turn}], add_generation_prompt=True)
     text += prefix or ("<think>\n" if start_with_think else "")
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 

@@ -1,23 +1,26 @@
 """Rows of results: reading them back, averaging over seeds and data sets, comparing two sets of answers.
 
-A row is what evaluation measured for one method on one data set under one decode setting with one seed.
+A row is the measurement of one method on one data set under one decode setting with one seed.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from t3d.common.errors import UserError
-from t3d.evaluation.statistics import bootstrap_interval, mcnemar_exact, mean_and_sem, wilson_interval
+from t3d.evaluation.statistics import difference_interval, mcnemar_exact, mean_and_sem, wilson_interval
 
 Row = Mapping[str, Any]
 AVERAGE = "average"  # the name that averages over data sets carry in place of a data set's
 FIXED_STEPS = ("low_confidence_static", "sequential", "random")
+_OF_A_SETTING = ("run", "method", "dataset", "datasets", "n", "block_size", "strategy", "temperature", "decode")
 
 
 def fixed_steps(strategy: str) -> bool:
@@ -65,23 +68,31 @@ def find_results(folder: str | Path) -> list[dict[str, Any]]:
             if missing:
                 raise UserError(f"{path}: row {index}: field {min(missing)!r} is missing; this is no results file")
             if row["dataset"] != AVERAGE:
-                rows[(row.get("model"), row.get("seed"), row.get("node"), _setting(row))] = row
+                rows[_identity(row)] = row
     return list(rows.values())
 
 
-def _with_todays_settings(row: Row) -> Row:
+def _with_todays_settings(row: Row) -> dict[str, Any]:
     """Decode settings that were not known when the row was written had their defaults."""
     from t3d.blocks.settings import DecodeSettings
 
-    known = isinstance(row, Mapping) and isinstance(row.get("decode"), Mapping)
-    return {**row, "decode": asdict(DecodeSettings()) | row["decode"]} if known else row
+    known = isinstance(row.get("decode"), Mapping)
+    return {**row, "decode": asdict(DecodeSettings()) | row["decode"]} if known else dict(row)
 
 
-def _setting(row: Row, *without: str) -> str:
-    """Everything but model and seed that tells rows apart, as text. `tokens_per_step` does only where it is set."""
-    keys = ["run", "method", "dataset", "datasets", "n", "block_size", "strategy", "temperature", "decode"]
-    keys.append("tokens_per_step" if fixed_steps(row["strategy"]) else "denoising_steps_per_block")
+def _identity(row: Row, *without: str) -> str:
+    """All that tells rows apart, as text. `tokens_per_step` does only where it is set, not measured."""
+    speed = "tokens_per_step" if fixed_steps(row["strategy"]) else "denoising_steps_per_block"
+    keys = ("model", "seed", "node", *_OF_A_SETTING, speed)
     return json.dumps([row.get(key) for key in keys if key not in without], sort_keys=True)
+
+
+def _groups(rows: Iterable[Row], *without: str) -> list[list[Row]]:
+    """Rows that differ in the keys `without` only stand together."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_identity(row, *without), []).append(row)
+    return list(groups.values())
 
 
 # --- averages --------------------------------------------------------------------------------------------------------
@@ -94,8 +105,12 @@ def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
     `ci_high` are gone. Rows that share a seed are no seeds of one run (see `tell_apart`) and stay as they are.
     """
     merged = []
-    for group in _groups(rows, _setting):
-        merged += [_merge(group)] if len(group) > 1 and _seeds_differ(group) else map(dict, group)
+    for group in _groups(rows, "model", "seed", "node"):
+        if len(group) == 1 or not _seeds_differ(group):
+            merged += map(dict, group)
+            continue
+        sem = mean_and_sem([row["accuracy"] for row in group])[1]
+        merged.append(_mean(group) | {"accuracy_sem": sem, "seeds": [row.get("seed") for row in group]})
     return merged
 
 
@@ -110,18 +125,14 @@ def tell_apart(rows: Sequence[Row]) -> list[dict[str, Any]]:
     plain = [{key: value for key, value in row.items() if key != "run"} for row in rows]
     named = [dict(row, method=f"{row['method']} ({Path(row.get('model', '')).name})") for row in rows]
     for labelled in (plain, [dict(row) for row in rows], named):
-        if all(map(_seeds_differ, _groups(labelled, _setting))):
+        if all(map(_seeds_differ, _groups(labelled, "model", "seed", "node"))):
             break
     return labelled
 
 
 def fullest(rows: Iterable[Row]) -> list[Row]:
     """Of rows that differ in their number of questions only, the one with most: a trial run stands beside the real."""
-
-    def all_but_n(row: Row) -> str:
-        return json.dumps([row.get("model"), row.get("seed"), row.get("node"), _setting(row, "n")])
-
-    return [max(group, key=lambda row: row.get("n", 0)) for group in _groups(rows, all_but_n)]
+    return [max(group, key=lambda row: row.get("n", 0)) for group in _groups(rows, "n")]
 
 
 def average(rows: Iterable[Row]) -> list[dict[str, Any]]:
@@ -129,56 +140,51 @@ def average(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
     Its 95 % interval takes the data sets as independent and their half-widths as 1.96 standard errors.
     """
-
-    def setting(row: Row) -> str:
-        return json.dumps([row.get("model"), row.get("seed"), row.get("node"), _setting(row, "dataset", "n")])
-
     averages = []
-    for group in _groups(fullest(rows), setting):
-        if len(group) > 1:
-            row = _mean(group) | {"dataset": AVERAGE, "datasets": [row["dataset"] for row in group]}
-            if all("ci_low" in part for part in group):
-                half = math.hypot(*((part["ci_high"] - part["ci_low"]) / 2 for part in group)) / len(group)
-                row |= {"ci_low": max(0.0, row["accuracy"] - half), "ci_high": min(1.0, row["accuracy"] + half)}
-            averages.append(row | {"n": sum(part.get("n", 0) for part in group)})
+    for group in _groups(fullest(rows), "dataset", "n"):
+        if len(group) == 1:
+            continue
+        row = _mean(group) | {"dataset": AVERAGE, "datasets": [row["dataset"] for row in group]}
+        if all("ci_low" in part for part in group):
+            half = math.hypot(*((part["ci_high"] - part["ci_low"]) / 2 for part in group)) / len(group)
+            row |= {"ci_low": max(0.0, row["accuracy"] - half), "ci_high": min(1.0, row["accuracy"] + half)}
+        averages.append(row | {"n": sum(part.get("n", 0) for part in group)})
     return averages
 
 
 def pool_nodes(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """Rows in which the parts that several machines evaluated (`node`, "index/machines") have become one."""
-
-    def all_but_node(row: Row) -> str:
-        return json.dumps([row.get("model"), row.get("seed"), _setting(row, "n", "run")])
-
     rows = list(rows)
-    pooled = [dict(row) for row in rows if "node" not in row]
-    for group in _groups(fullest(row for row in rows if "node" in row), all_but_node):
-        nodes = sorted(row["node"] for row in group)
-        machines = int(nodes[0].partition("/")[2])
-        if nodes != sorted(f"{index}/{machines}" for index in range(machines)):
-            mixed = len({node.partition("/")[2] for node in nodes}) > 1
-            remedy = "delete the -node files of another number of nodes" if mixed else "give each node's results once"
-            raise UserError(f"{group[0]['method']} on {group[0]['dataset']}: found nodes {', '.join(nodes)}; {remedy}")
-        n = sum(row["n"] for row in group)
-        row = {key: value for key, value in _mean(group).items() if key not in ("node", "latency_median", "pass_at_k")}
-        per_answer = ("accuracy", "steps_per_answer", "forwards_per_answer", "mean_length", "latency_mean")
-        row |= {key: math.fsum(part[key] * part["n"] for part in group) / n for key in per_answer}
-        row |= {"n": n, "questions": sum(part["questions"] for part in group)}
-        row["tokens_per_forward"] = row["mean_length"] / row["forwards_per_answer"]
-        row["measured_tokens_per_step"] = row["mean_length"] / row["steps_per_answer"]
-        if not fixed_steps(row["strategy"]):
-            row["tokens_per_step"] = row["measured_tokens_per_step"]
-        row["seconds"] = max(part["seconds"] for part in group)
-        rates = [part["tokens_per_second"] for part in group]
-        row["tokens_per_second"] = math.fsum(rates) if all(rates) else None
-        if row["questions"] == n:  # several answers per question would need the records for their interval
-            row["ci_low"], row["ci_high"] = wilson_interval(round(row["accuracy"] * n), n)
-        pooled.append(row)
-    return pooled
+    parts = fullest(row for row in rows if "node" in row)
+    return [dict(row) for row in rows if "node" not in row] + [_pooled(g) for g in _groups(parts, "node", "n", "run")]
+
+
+def _pooled(parts: Sequence[Row]) -> dict[str, Any]:
+    nodes = sorted(part["node"] for part in parts)
+    machines = int(nodes[0].partition("/")[2])
+    if nodes != sorted(f"{index}/{machines}" for index in range(machines)):
+        mixed = len({node.partition("/")[2] for node in nodes}) > 1
+        remedy = "delete the -node files of another number of nodes" if mixed else "give each node's results once"
+        where = f"{parts[0]['method']} on {parts[0]['dataset']}"
+        raise UserError(f"{where}: found nodes {', '.join(nodes)}; {remedy}", key="node")
+    frame = pd.DataFrame(parts)
+    n, per_answer = int(frame["n"].sum()), ["accuracy", "steps_per_answer", "forwards_per_answer", "mean_length"]
+    means = frame[[*per_answer, "latency_mean"]].mul(frame["n"], axis=0).sum() / n
+    row = {key: value for key, value in _mean(parts).items() if key not in ("node", "latency_median", "pass_at_k")}
+    row |= means.to_dict() | {"n": n, "questions": int(frame["questions"].sum()), "seconds": frame["seconds"].max()}
+    row["tokens_per_forward"] = row["mean_length"] / row["forwards_per_answer"]
+    row["measured_tokens_per_step"] = row["mean_length"] / row["steps_per_answer"]
+    if not fixed_steps(row["strategy"]):
+        row["tokens_per_step"] = row["measured_tokens_per_step"]
+    rates = [part["tokens_per_second"] for part in parts]
+    row["tokens_per_second"] = math.fsum(rates) if all(rates) else None
+    if row["questions"] == n:  # several answers per question would need the records for their interval
+        row["ci_low"], row["ci_high"] = wilson_interval(round(row["accuracy"] * n), n)
+    return row
 
 
 def for_people(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What a table shows of rows: means over seeds, then the averages; data set by data set, block by block, the
+    """The rows that a table shows: means over seeds, then the averages; data set by data set, block by block, the
     slower settings first, the original before other methods.
     """
     shown = over_seeds([*rows, *average(rows)])
@@ -196,86 +202,65 @@ def method_order(method: str) -> tuple[bool, str]:
     return method != "original", method
 
 
-def _groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[list[Row]]:
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return list(groups.values())
-
-
-def _merge(group: Sequence[Row]) -> dict[str, Any]:
-    return _mean(group) | {
-        "accuracy_sem": mean_and_sem([row["accuracy"] for row in group])[1],
-        "seeds": [row.get("seed") for row in group],
-        "n": group[0].get("n"),
-    }
-
-
 def _mean(group: Sequence[Row]) -> dict[str, Any]:
     """Numbers averaged, equal values kept, all else left out. Seeds and intervals are no quantities to average."""
     mean = {}
-    for key in group[0]:
+    for key in group[0].keys() - {"ci_low", "ci_high"}:
         values = [row.get(key) for row in group]
         if all(value == values[0] for value in values):
             mean[key] = values[0]
         elif all(isinstance(value, int | float) for value in values) and key != "seed":
             mean[key] = math.fsum(values) / len(values)
         elif key == "pass_at_k" and len({len(value or ()) for value in values}) == 1:
-            mean[key] = [
-                {"k": at[0]["k"], "estimate": math.fsum(part["estimate"] for part in at) / len(at)}
-                for at in zip(*values, strict=True)
-            ]
-    return {key: value for key, value in mean.items() if key not in ("ci_low", "ci_high", "ci")}
+            every = pd.DataFrame([at for value in values for at in value])
+            mean[key] = every.groupby("k", as_index=False)["estimate"].mean().to_dict("records")
+    return {key: mean[key] for key in group[0] if key in mean}
 
 
 # --- two sets of answers to the same questions -----------------------------------------------------------------------
 
 
-def read_records(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Question id -> {"question", "share" right, "samples"}, from records.jsonl of a results file or of its folder."""
+def read_records(path: str | Path) -> pd.DataFrame:
+    """From records.jsonl of a results file or of its folder, by the question's id: `question`, `share` of its answers
+    that are right, and the number of `samples`.
+    """
     path = Path(path)
     path = path.with_name(path.name.removesuffix(".json")) if path.suffix == ".json" and path.is_file() else path
     file = path if path.suffix == ".jsonl" else path / "records.jsonl"
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a results file of eval.py, or the folder beside it")
-    found: dict[str, dict[str, Any]] = {}
-    for line in filter(None, file.read_text(encoding="utf-8").split("\n")):  # splitlines() would cut texts at U+2028
-        record = json.loads(line)
-        entry = found.setdefault(record["id"].rpartition("/")[0], {"question": record["question"], "correct": []})
-        entry["correct"].append(record["correct"])
-    for entry in found.values():
-        entry["samples"] = len(entry["correct"])
-        entry["share"] = sum(entry.pop("correct")) / entry["samples"]
-    return found
+    lines = filter(None, file.read_text(encoding="utf-8").split("\n"))  # splitlines() would cut texts at U+2028
+    records = pd.DataFrame(map(json.loads, lines), columns=["id", "question", "correct"])
+    by_question = records.groupby([id.rpartition("/")[0] for id in records["id"]], sort=False)
+    return by_question.agg(question=("question", "first"), share=("correct", "mean"), samples=("correct", "size"))
 
 
 def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     """How two sets of answers differ on the questions that both have; `first` and `second` as `read_records` takes.
 
     n: common questions; left_out: those that only one has. first, second: accuracy on the common ones; difference:
-    second - first, with the 95 % interval of the paired bootstrap over questions. With one answer per question also
+    second - first, with its 95 % interval over questions (`difference_interval`). With one answer per question also
     first_only and second_only, the questions that one alone gets right, and p, McNemar's exact two-sided p-value.
     """
     one, other = read_records(first), read_records(second)
-    common = [id for id in one if id in other]
-    if not common:
+    both = one.merge(other, left_index=True, right_index=True, suffixes=("_1", "_2"))
+    if both.empty:
         raise UserError(f"{first} and {second} have no question in common; compare runs on the same data set")
-    for id in common:
-        if one[id]["question"] != other[id]["question"]:
-            raise UserError(f"{first} and {second}: {id} differs; compare runs on the same data set")
-    differences = [other[id]["share"] - one[id]["share"] for id in common]
-    low, high = bootstrap_interval(differences)
+    if len(unlike := both.index[both["question_1"] != both["question_2"]]):
+        raise UserError(f"{first} and {second}: {unlike[0]} differs; compare runs on the same data set")
+    differences = both["share_2"] - both["share_1"]
+    low, high = difference_interval(differences.tolist())
     result = {
-        "n": len(common),
-        "left_out": len(one) + len(other) - 2 * len(common),
-        "first": math.fsum(one[id]["share"] for id in common) / len(common),
-        "second": math.fsum(other[id]["share"] for id in common) / len(common),
-        "difference": math.fsum(differences) / len(common),
+        "n": len(both),
+        "left_out": len(one) + len(other) - 2 * len(both),
+        "first": both["share_1"].mean(),
+        "second": both["share_2"].mean(),
+        "difference": differences.mean(),
         "ci_low": low,
         "ci_high": high,
     }
-    if all(answers[id]["samples"] == 1 for answers in (one, other) for id in common):
-        first_only, second_only = differences.count(-1.0), differences.count(1.0)
+    if (both[["samples_1", "samples_2"]] == 1).all(axis=None):
+        first_only, second_only = int((differences == -1).sum()), int((differences == 1).sum())
         p = mcnemar_exact(first_only, second_only)
         result |= {"first_only": first_only, "second_only": second_only, "p": p}
     return result

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from statistics import median
 
 from t3d.common import paths
 from t3d.data.trajectory import Trajectory
@@ -34,7 +35,8 @@ def summarise(
     ``tokens_per_step`` is the setting, block size / steps, where the strategy fixes it, and the measured mean
     elsewhere; ``measured_tokens_per_step`` counts tokens to the answer's end over denoising steps,
     ``tokens_per_forward`` over all forwards, prefill and commits included. With self-verification a step that left no
-    token in the answer is not counted, its forward is.
+    token in the answer is not counted, its forward is. ``latency_mean`` and ``latency_median`` are seconds of one
+    answer among all those in flight.
     """
     rollout, count = config.rollout, len(answers)
     correct = sum(verdict.correct for verdict in verdicts)
@@ -46,7 +48,7 @@ def summarise(
     low, high = (at_k[0]["ci_low"], at_k[0]["ci_high"]) if at_k else wilson_interval(correct, count)
     tokens, steps, forwards = (sum(getattr(a, name) for a in answers) for name in ("length", "steps", "forwards"))
     fixed = fixed_steps(strategy(rollout))
-    latency = sorted(answer.seconds for answer in answers)
+    latency = [answer.seconds for answer in answers]
     data = config.evaluation
     row = {
         "method": data.method,
@@ -70,7 +72,7 @@ def summarise(
         "mean_length": tokens / count,
         "tokens_per_second": tokens_per_second,
         "latency_mean": sum(latency) / count,
-        "latency_median": latency[count // 2],
+        "latency_median": median(latency),
         "seconds": seconds,
         "finish_reasons": _tally(answer.finish_reason for answer in answers),
         "verdicts": _tally(verdict.reason for verdict in verdicts),
@@ -102,7 +104,7 @@ def costs(row: dict) -> str:
             f"{row['mean_length']:.1f} tokens, {row['steps_per_answer']:.1f} steps, "
             f"{row['forwards_per_answer']:.1f} forwards per answer",
             f"{rate:.0f} tokens/s" if rate else "no finished session to time",
-            f"latency {row['latency_mean']:.2f} s (median {row['latency_median']:.2f} s)",
+            f"an answer in flight {row['latency_mean']:.2f} s (median {row['latency_median']:.2f} s)",
             f"finished by {counts(row['finish_reasons'])}",
             f"graded {counts(row['verdicts'])}",
             *(f"pass@{at['k']} {100 * at['estimate']:.1f} %" for at in row.get("pass_at_k", ())),

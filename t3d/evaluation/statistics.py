@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 
 from t3d.common.errors import UserError
 
@@ -32,11 +33,8 @@ def mean_and_sem(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and standard error of the mean (sample deviation, n - 1); one value has no standard error: None."""
     if not values:
         raise UserError("mean_and_sem: no values; give at least one")
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n == 1:
-        return mean, None
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return fmean(values), error
 
 
 # 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom (any table of the distribution)
@@ -84,6 +82,17 @@ def share_interval(values: Sequence[float]) -> tuple[float, float]:
     if all(value == values[0] for value in values) and values[0] in (0, 1):
         return wilson_interval(round(sum(values)), len(values))
     return bootstrap_interval(values)
+
+
+def difference_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a mean of paired differences in [-1, 1], one per question: the bootstrap's. Where all questions
+    have the same difference, about which resampling would claim certainty, at most the share h of questions is
+    otherwise, h being Wilson's bound for none of n, and they may have any difference from -1 to 1.
+    """
+    if any(value != values[0] for value in values):
+        return bootstrap_interval(values)
+    same, otherwise = values[0], wilson_interval(0, len(values))[1]
+    return max(-1.0, same - otherwise * (1 + same)), min(1.0, same + otherwise * (1 - same))
 
 
 def mcnemar_exact(first_only: int, second_only: int) -> float:

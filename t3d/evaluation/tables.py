@@ -1,10 +1,9 @@
-"""A table of texts: aligned for the terminal, as Markdown, as HTML."""
+"""A table of texts: aligned for the terminal, and as Markdown. The report's template writes it as HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 
@@ -36,16 +35,6 @@ class Table:
         lines = [list(self.columns), rule, *self.cells]
         body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
         return "\n".join([f"**{self.title}**", "", *body] if self.title else body)
-
-    def html(self) -> str:
-        side = ["" if name in self.text else " class=num" for name in self.columns]
-        head = "".join(f"<th{mark}>{escape(name)}</th>" for mark, name in zip(side, self.columns, strict=True))
-        body = "".join(
-            "<tr>" + "".join(f"<td{mark}>{escape(cell)}</td>" for mark, cell in zip(side, line, strict=True)) + "</tr>"
-            for line in self.cells
-        )
-        table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        return f"<h2>{escape(self.title)}</h2>{table}" if self.title else table
 
 
 def percent(row: Mapping[str, Any]) -> str:

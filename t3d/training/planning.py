@@ -64,7 +64,7 @@ def plan_lines(trainer, lengths: Lengths) -> list[str]:
     config, accelerator, order = trainer.config, trainer.accelerator, trainer.order
     student = accelerator.unwrap_model(trainer.student)
     epochs = trainer.total_steps * order.global_batch / lengths.sequences
-    weights, trainable = cost.parameters(student.config), trainable_weights(student)
+    weights, trainable = cost.parameters(student), cost.parameters(student, trained=True)
     training = config.training
     lines = [
         f"data: {lengths.sequences:,} sequences; {lengths.prompt:,} prompt tokens, {lengths.answer:,} answer tokens, "
@@ -90,25 +90,23 @@ def estimate(trainer, longest: int) -> cost.Memory:
     """One process's memory for this trainer's settings, with the longest sequences in one micro-batch."""
     accelerator, training = trainer.accelerator, trainer.config.training
     student = accelerator.unwrap_model(trainer.student)
-    trainable = trainable_weights(student)
-    # a token budget, where there is one, holds for all but a sequence that is longer alone
-    budget = training.tokens_per_batch
-    return cost.memory(
-        student.config,
-        tokens=max(budget, longest) if budget else training.batch_size_lm * longest,
-        longest=longest,
+    trainable = cost.parameters(student, trained=True)
+    run = cost.Run(
         processes=accelerator.num_processes,
         sharding=sharding(accelerator),
         half=accelerator.mixed_precision != "no",
         weight_bytes=2 if trainer.config.model.dtype == "bfloat16" else 4,
-        trainable=None if trainable == cost.parameters(student.config) else trainable,
+        trainable=None if trainable == cost.parameters(student) else trainable,
         second_model=holds_reference(trainer.reference),
         checkpointing=training.gradient_checkpointing_enable,
         chunk=training.head_chunk,
-        dense_mask=not trainer.flex,
         forwards=trainer.objective.forwards,
         head_tables=trainer.objective.head_tables,
     )
+    # a token budget, where there is one, holds for all but a sequence that is longer alone
+    budget = training.tokens_per_batch
+    tokens = max(budget, longest) if budget else training.batch_size_lm * longest
+    return cost.memory(cost.Model.of(student.config, run.half), run, tokens)
 
 
 def holds_reference(reference) -> bool:
@@ -121,11 +119,6 @@ def sharding(accelerator) -> str:
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return "none"
     return cost.SHARDINGS[accelerator.state.deepspeed_plugin.zero_stage]
-
-
-def trainable_weights(model) -> int:
-    """Weights with a gradient; under ZeRO-3 a parameter is empty and DeepSpeed knows its size."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
 
 
 def measured_memory(device: str) -> float:

@@ -1,4 +1,4 @@
-"""A run's log: one JSON line per optimizer step in log.jsonl, always; wandb or tensorboard besides, if configured."""
+"""A run's log: one JSON line per optimizer step in log.jsonl, always; accelerate's wandb or tensorboard tracker too."""
 
 import json
 import math
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+
 from t3d.common.errors import UserError
 
 LOG = "log.jsonl"
@@ -15,7 +17,7 @@ WANDB_ID = "wandb_run_id"
 
 
 class Tracker:
-    """Where a run's metrics go. On other than the main process it does nothing.
+    """The places that a run's metrics go to. On other than the main process it does nothing.
 
     Args:
         folder: the run's. kind: "none", "wandb" or "tensorboard".
@@ -39,16 +41,13 @@ class Tracker:
         resume_step: int = 0,
         main: bool = True,
     ):
-        assert kind in ("none", "wandb", "tensorboard"), kind
-        self._file = self._wandb = self._tensorboard = None
+        self._file, self._tracker = None, None
         if not main:
             return
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if kind == "wandb":
-            self._wandb = _start_wandb(folder, config, wandb_config, name, resume_step)
-        elif kind == "tensorboard":
-            self._tensorboard = _start_tensorboard(folder, resume_step)
+        if kind != "none":
+            self._tracker = _started(kind, folder, config, wandb_config, name, resume_step)
         _rewind(folder / LOG, resume_step)
         self._file = (folder / LOG).open("a", encoding="utf-8")
 
@@ -56,29 +55,20 @@ class Tracker:
         """Record a step's metrics: one line, flushed, with null for what is not finite (JSON has no word for it)."""
         if self._file is None:
             return
-        record = {"step": step} | {name: _plain(value) for name, value in metrics.items() if name != "step"}
-        line = {name: _finite(value) for name, value in record.items()}
+        values = {name: _plain(value) for name, value in metrics.items() if name != "step"}
+        line = {"step": step} | {name: _finite(value) for name, value in values.items()}
         self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
-        scalars = {
-            name: value
-            for name, value in record.items()
-            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        if self._wandb is not None:
-            self._wandb.log(scalars, step=step)
-        if self._tensorboard is not None:
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(name, value, step)
+        if self._tracker is not None:
+            numbers = {name: value for name, value in values.items() if type(value) in (int, float)}
+            self._tracker.log(numbers, step=step)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        self._file = self._wandb = self._tensorboard = None
+        if self._tracker is not None:
+            self._tracker.finish()
+        self._file = self._tracker = None
 
 
 def _rewind(path: Path, step: int) -> None:
@@ -104,52 +94,42 @@ def _plain(value: Any) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {name: _finite(_plain(item)) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(_plain(item)) for item in value]
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _start_tensorboard(folder: Path, resume_step: int):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("experiment.tracker=tensorboard: not installed; pip install tensorboard") from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
-
-
-def _start_wandb(folder: Path, config: dict, settings: Any, name: str, resume_step: int):
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("experiment.tracker=wandb: not installed; pip install wandb") from error
-    if settings.resume and not settings.run_id:
-        raise UserError("wandb.resume=true: which run? set wandb.run_id")
-    run_id, id_file = settings.run_id, folder / WANDB_ID
-    if run_id is None and resume_step and id_file.exists():  # our own run goes on
-        run_id = id_file.read_text().strip()
-    try:
-        run = wandb.init(
-            entity=settings.entity,
-            project=settings.project or config["experiment"]["project"],
+def _started(kind: str, folder: Path, config: dict, wandb: Any, name: str, resume_step: int) -> GeneralTracker:
+    if kind == "tensorboard":
+        tracker = TensorBoardTracker("tensorboard", folder, purge_step=resume_step + 1 if resume_step else None)
+    else:
+        if wandb.resume and not wandb.run_id:
+            raise UserError("wandb.resume=true: which run? set wandb.run_id", key="wandb.run_id")
+        own = folder / WANDB_ID  # a resumed run goes on with its own
+        tracker = WandBTracker(
+            wandb.project or config["experiment"]["project"],
+            entity=wandb.entity,
             name=name,
-            id=run_id,
-            resume="allow" if settings.resume or resume_step else None,
+            id=wandb.run_id or (own.read_text().strip() if resume_step and own.exists() else None),
+            resume="allow" if wandb.resume or resume_step else None,
             dir=str(folder),
             config=config,
             mode=os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline"),
         )
+    try:
+        tracker.start()
+    except ImportError as error:
+        remedy = f"not installed; pip install {kind}"
+        raise UserError(f"experiment.tracker={kind}: {remedy}", key="experiment.tracker") from error
     except Exception as error:  # wandb's own errors, and those of its service process
         reason = " ".join(str(error).split()) or type(error).__name__
+        remedy = "check wandb.entity and wandb.project, set WANDB_MODE=offline, or use experiment.tracker=none"
         raise UserError(
-            f"experiment.tracker=wandb: could not start ({reason}); check wandb.entity and wandb.project, "
-            "set WANDB_MODE=offline, or use experiment.tracker=none"
+            f"experiment.tracker={kind}: could not start ({reason}); {remedy}", key="experiment.tracker"
         ) from error
-    id_file.write_text(f"{run.id}\n")
-    return run
+    if kind == "wandb":
+        own.write_text(f"{tracker.tracker.id}\n")
+    return tracker
 
 
 def _logged_in() -> bool:
@@ -157,8 +137,7 @@ def _logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
-    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
-        return netrc.netrc(file).authenticators(host) is not None
+        return netrc.netrc(Path(os.environ.get("NETRC") or "~/.netrc").expanduser()).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False

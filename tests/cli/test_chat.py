@@ -1,36 +1,50 @@
 """The terminal chat: sessions through a pipe, and what a person sees on a terminal of a few rows."""
 
 import io
-import random
+import itertools
+import os
 import re
 import sys
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.cli import chat
-from t3d.cli.chat import FRESH, MASK, MASKED, PLAIN, Canvas, paint, wrap
+from t3d.cli.chat import MASK, Tail, printable
 from t3d.common.errors import UserError
 
 
 class Screen(io.StringIO):
-    """A terminal: what is written moves a cursor over rows that scroll away at the top."""
+    """A terminal: text moves a cursor over rows, and rows wrap at the width. It has a second screen, which programs
+    open and leave, and which ``watched`` remembers; a narrower width wraps the rows of the first anew.
+    """
 
-    def __init__(self, columns: int, height: int):
+    def __init__(self, columns: int):
         super().__init__()
-        self.columns, self.height = columns, height
-        self.rows, self.row, self.column, self.frames = [""], 0, 0, []
+        self.columns, self.rows, self.row, self.column = columns, [""], 0, 0
+        self.first, self.watched, self.raw, self.cursor = None, [], "", True
 
     def isatty(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
+        self.raw += text
         for code, character in re.findall(r"(\033\[[?\d;]*[A-Za-z])|(.)", text, re.DOTALL):
-            if code.endswith("A"):
-                top = max(0, len(self.rows) - self.height)  # the cursor does not leave the screen
-                self.row = max(top, self.row - int(code[2:-1]))
-            elif code.endswith("J"):
-                self.rows[self.row :] = [self.rows[self.row][: self.column]]
+            if code in ("\033[?25l", "\033[?25h"):
+                self.cursor = code.endswith("h")
+            elif code == "\033[?1049h":
+                self.first = (self.rows, self.row, self.column)
+                self.rows, self.row, self.column = [""], 0, 0
+            elif code == "\033[?1049l":
+                self.rows, self.row, self.column = self.first
+            elif code == "\033[H":
+                self.row = self.column = 0
+            elif code.endswith("A"):
+                self.row = max(0, self.row - int(code[2:-1]))
+            elif code == "\033[2K":
+                self.rows[self.row] = ""
             elif character == "\r":
                 self.column = 0
             elif character == "\n":  # as a terminal driver has it: carriage return included
@@ -41,22 +55,28 @@ class Screen(io.StringIO):
                 row = self.rows[self.row].ljust(self.column)
                 self.rows[self.row] = row[: self.column] + character + row[self.column + 1 :]
                 self.column += 1
-        self.frames.append(text)
+        if "\033[H" in text:
+            self.watched.append("\n".join(row.rstrip() for row in self.rows))
         return len(text)
 
     def feed(self) -> None:
         self.row, self.column = self.row + 1, 0
         self.rows += [""] * (self.row + 1 - len(self.rows))
 
+    def shown(self) -> str:
+        """The words of the first screen, wherever their rows end."""
+        return " ".join(" ".join(self.rows).split())
+
 
 @pytest.fixture
 def screen(monkeypatch):
     def make(columns: int, height: int) -> Screen:
-        monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setenv("LINES", str(height))
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.delenv("NO_COLOR", raising=False)
-        return Screen(columns, height)
+        out = Screen(columns)
+        monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((out.columns, height)))
+        monkeypatch.setenv("TERM", "xterm-256color")
+        for name in ("NO_COLOR", "COLUMNS", "LINES"):
+            monkeypatch.delenv(name, raising=False)
+        return out
 
     return make
 
@@ -74,47 +94,14 @@ def session(monkeypatch, out, text: str, *argv: object) -> str:
 # Drawing
 
 
-def cells(text: str, style: str = PLAIN) -> list[tuple[str, str]]:
-    return [(character, style) for character in text]
+def test_the_last_rows_of_a_text_are_drawn():
+    console = Console(file=io.StringIO(), width=10, height=2, color_system=None)
+    console.print(Tail(Text("one two three four five six")))
+    assert console.file.getvalue().split() == ["three", "four", "five", "six"]
 
 
-@pytest.mark.parametrize(
-    "text, rows",
-    [
-        ("", [""]),
-        ("one two three", ["one two", "three"]),
-        ("one twos  three", ["one twos", "three"]),
-        ("a\n\nb\n", ["a", "", "b", ""]),
-        ("abcdefghijkl m", ["abcdefgh", "ijkl m"]),
-        ("x abcdefghijkl", ["x", "abcdefgh", "ijkl"]),
-        ("数学问题很难", ["数学问题", "很难"]),
-    ],
-)
-def test_wrap(text, rows):
-    wrapped = wrap(cells(text), 8)
-    assert [paint(row) for row in wrapped] == rows
-    assert sum(wrapped, []) == cells(text)
-
-
-def test_paint_passes_no_control_characters_on():
-    assert paint(cells("a\033[2Jb\r")) == "a [2Jb "
-    assert (
-        paint(cells("ab") + cells("c", FRESH) + cells(MASK, MASKED)) == f"ab\033[0m{FRESH}c\033[0m{MASKED}{MASK}\033[0m"
-    )
-
-
-@pytest.mark.parametrize("columns", [12, 31])
-def test_a_text_longer_than_the_screen_is_drawn_once(screen, columns):
-    """Frames of settled text and a pending tail, with other words in it each time: the screen ends as the text does."""
-    rng, out = random.Random(columns), screen(columns, 5)
-    words = ["".join(rng.choices("abc", k=rng.choice((1, 2, 5, 9, 17)))) for _ in range(60)]
-    text = "".join(word + rng.choice((" ", " ", " ", "\n")) for word in words).rstrip()
-    canvas = Canvas(out)
-    for end in sorted(rng.sample(range(len(text)), 40)):
-        canvas.draw(text[:end], cells(rng.choice((MASK * 4, "xyz " + MASK, " w" + MASK)), MASKED))
-    canvas.draw(text)
-    canvas.close()
-    assert [row.rstrip() for row in out.rows] == [*(paint(row) for row in wrap(cells(text), columns - 1)), ""]
+def test_no_control_characters_pass():
+    assert printable("a\033[2Jb\r\nc") == "a [2Jb \nc"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -161,35 +148,80 @@ def test_self_verification_is_watched(story_teacher, screen, monkeypatch):
     assert forwards > steps + 1
     out = screen(200, 50)
     session(monkeypatch, out, QUESTION, *argv)
-    answer = plain.splitlines()[2]
-    assert answer in "\n".join(out.rows)
+    assert plain.splitlines()[2] in out.shown()
 
 
 def test_blocks_are_watched_on_a_terminal(story_teacher, screen, monkeypatch):
-    argv = ("--model", story_teacher, "--max-token", 22, "--temperature", 1.0)
+    argv = ("--model", story_teacher, "--max-token", 22, "--temperature", 1.0, "--seed", 12)
     plain = session(monkeypatch, io.StringIO(), QUESTION, *argv).splitlines()
     out = screen(30, 6)
     session(monkeypatch, out, QUESTION, *argv)
-    drawn = [frame for frame in out.frames if frame.startswith("\r") and "\033[J" in frame]
-    assert any(MASKED + MASK in frame for frame in drawn) and any(FRESH in frame for frame in drawn)
-    assert MASKED not in drawn[-1] and FRESH not in drawn[-1]
-    answer = wrap(cells("\n".join(plain[2:-1])), 29)
-    assert "\n".join(map(paint, answer)) in "\n".join(row.rstrip() for row in out.rows)
+    assert f"\033[2m{MASK}" in out.raw and "\033[1;32m" in out.raw, "dim masks, fresh tokens in bold green"
+    assert any(MASK in frame for frame in out.watched) and MASK not in "".join(out.rows)
+    answer = " ".join(" ".join(plain[2:-1]).split())
+    assert len(answer) > 30
+    assert out.shown().count(answer) == 1 and max(map(len, out.rows)) <= 30
+    assert "loading" in out.raw
+
+
+def test_a_resize_doubles_no_row(story_teacher, screen, monkeypatch):
+    argv = ("--model", story_teacher, "--max-token", 22, "--temperature", 1.0, "--seed", 12)
+    plain = session(monkeypatch, io.StringIO(), QUESTION, *argv).splitlines()
+    out, widths = screen(60, 6), itertools.cycle((20, 44, 60))
+
+    def resize(seconds: float) -> None:
+        out.columns = next(widths)
+
+    monkeypatch.setattr(chat.time, "sleep", resize)
+    session(monkeypatch, out, QUESTION, *argv)
+    assert out.shown().count(QUESTION) == 1
+    assert out.shown().count(" ".join(" ".join(plain[2:-1]).split())) == 1
 
 
 def test_no_color(story_teacher, screen, monkeypatch):
     out = screen(200, 50)
     monkeypatch.setenv("NO_COLOR", "1")
     session(monkeypatch, out, QUESTION, "--model", story_teacher, "--max-token", 8)
-    assert not any("\033" in frame for frame in out.frames)
+    assert "\033" not in out.raw
 
 
-def test_ctrl_c_ends_and_gives_the_cursor_back(story_teacher, screen, monkeypatch):
-    out = screen(80, 20)
-    monkeypatch.setattr(chat.time, "sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))
-    session(monkeypatch, out, f"{QUESTION}\n{QUESTION}", "--model", story_teacher)
-    text = "".join(out.frames)
-    assert text.count(QUESTION) == 1 and text.rstrip().endswith("\033[?25h")
+def test_ctrl_c_stops_the_answer_and_not_the_program(story_teacher, screen, monkeypatch):
+    out, presses = screen(80, 20), iter([True])
+
+    def press_once(seconds: float) -> None:
+        if next(presses, False):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat.time, "sleep", press_once)
+    session(monkeypatch, out, f"{QUESTION}\n{QUESTION}", "--model", story_teacher, "--max-token", 8)
+    assert out.shown().count(QUESTION) == 2
+    assert out.shown().count("(stopped)") == out.shown().count(" forwards") == 1
+    assert out.cursor and "\033[?1049l" in out.raw, "the first screen and its cursor are back"
+
+
+def test_samples_are_in_the_words_of_the_model(story_teacher, monkeypatch):
+    args = chat.parse(["--model", str(story_teacher)])
+    speaker = chat.load_speaker("model", args.model, None, args)
+    offered = chat.samples(speaker, "math")
+    assert offered == list(chat.STORIES), "word for word, others have words that it does not know"
+    written = session(monkeypatch, io.StringIO(), "/2", "--model", story_teacher, "--max-token", 8)
+    assert f"> {offered[1]}" in written and "does not know" not in written
+
+
+def test_a_conversation_keeps_its_turns(story_teacher, monkeypatch):
+    asked = []
+    render = chat.render
+    monkeypatch.setattr(chat, "render", lambda *a, **k: asked.append(list(k["earlier"])) or render(*a, **k))
+    argv = ("--model", story_teacher, "--max-token", 4, "--data-type", "plain")
+    session(monkeypatch, io.StringIO(), f"{QUESTION}\n{QUESTION}\n/new\n{QUESTION}", *argv)
+    assert [len(turns) for turns in asked] == [0, 2, 0]
+    assert asked[1][0] == {"role": "user", "content": QUESTION} and asked[1][1]["role"] == "assistant"
+    asked.clear()
+    session(monkeypatch, io.StringIO(), f"{QUESTION}\n" * 9, *argv, "--turns", 1)
+    assert max(map(len, asked)) == 2
+    asked.clear()
+    session(monkeypatch, io.StringIO(), f"{QUESTION}\n{QUESTION}", *argv[:-2])
+    assert asked == [[], []], "worded questions stand for themselves"
 
 
 def test_mistakes_are_one_line(story_teacher, monkeypatch):

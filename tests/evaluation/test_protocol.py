@@ -33,16 +33,19 @@ def test_tables_of_the_paper():
         for name, score in zip(("A", "B"), scores, strict=True)
     ]
     rows.append(row(0.1, "A", method="original", n=10))  # a trial run of fewer questions
-    speeds = {"tokens_per_second": 123.4, "latency_mean": 0.5, "steps_per_answer": 20.0, "mean_length": 50.0}
+    speeds = {"tokens_per_second": 123.4, "latency_mean": 30.0, "steps_per_answer": 20.0, "mean_length": 50.0}
     rows.append(row(0.5, "A", strategy="low_confidence_dynamic", tokens_per_step=2.5, **speeds))
     few, full, dynamic = paper_tables(rows)
-    assert few.columns == ["Block", "Tokens/step", "Method", "A", "B", "Average", "vs original"]
+    assert few.columns == ["Block", "Tokens/step", "Method", "A", "B", "Average", "Gain, %"]
     assert few.cells == [
         ["4", "2", "Original", "40.0", "60.0", "50.0", ""],
-        ["4", "2", "T3D", "75.0 ± 5.0", "85.0 ± 5.0", "80.0 ± 5.0", "+30.0"],
+        ["4", "2", "T3D", "75.0 ± 5.0", "85.0 ± 5.0", "80.0 ± 5.0", "+60.0"],
     ]
     assert full.columns[-1] == "Average" and full.cells == [["4", "1", "Original", "90.0", "100.0", "95.0"]]
-    assert dynamic.cells == [["A", "Original", "4", "123", "0.50", "20.0", "50.0", "2.50", "50.0"]]
+    (line,) = [dict(zip(dynamic.columns, cells, strict=True)) for cells in dynamic.cells]
+    # 50 tokens at 123.4 a second; one answer among those in flight took 30 s
+    assert line["Latency, s"] == "0.41" and line["In flight, s"] == "30.00" and line["Tokens/s"] == "123"
+    assert (line["Steps"], line["Length"], line["Tokens/step"], line["Accuracy, %"]) == ("20.0", "50.0", "2.50", "50.0")
     assert paper_tables([]) == []
 
 
@@ -63,5 +66,5 @@ def test_other_settings_stand_in_lines_of_their_own():
     assert [line[2:] for line in table.cells] == [
         ["Original", "50.0", ""],
         ["Original", "70.0", ""],
-        ["T3D", "60.0", "-10.0"],
+        ["T3D", "60.0", "-14.3"],
     ]

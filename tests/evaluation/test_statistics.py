@@ -3,6 +3,7 @@ import pytest
 from t3d.common.errors import UserError
 from t3d.evaluation.statistics import (
     bootstrap_interval,
+    difference_interval,
     mcnemar_exact,
     mean_and_sem,
     paired_interval,
@@ -72,6 +73,15 @@ def test_certainty_is_not_claimed_where_all_questions_agree():
     assert share_interval([1.0] * 10) == wilson_interval(10, 10)
     assert share_interval([0.0] * 10) == wilson_interval(0, 10)
     assert share_interval([0.0, 1.0] * 10) == bootstrap_interval([0.0, 1.0] * 10)
+
+
+def test_equal_answers_do_not_prove_equal_models():
+    """No discordant pair among 10: Wilson's bound is z^2 / (10 + z^2) = .2775, either way."""
+    assert difference_interval([0.0] * 10) == (pytest.approx(-0.27753, abs=1e-4), pytest.approx(0.27753, abs=1e-4))
+    low, high = difference_interval([1.0] * 10)
+    assert low == pytest.approx(1 - 2 * 0.27753, abs=1e-4) and high == 1.0
+    values = [0.0] * 9 + [1.0]
+    assert difference_interval(values) == bootstrap_interval(values)
 
 
 def test_mcnemar_against_hand_computed_values():
