@@ -16,6 +16,7 @@ from t3d.common.errors import UserError, run_main  # noqa: E402
 from t3d.common.jsonfiles import read_json_array  # noqa: E402
 from t3d.common.paths import data_file, json_file, model_name, resolve, rollout_stem  # noqa: E402
 from t3d.data.release import prepare_training_file  # noqa: E402
+from t3d.data.rows import read_rows  # noqa: E402
 from t3d.data.shards import finished_ids, shard_files  # noqa: E402
 
 
@@ -89,7 +90,7 @@ def main() -> None:
     # Shards hold the question only; the row's other fields come from the question set where it is at hand.
     questions = data_file(args.dataset)
     shards = any(path.is_dir() for path in found)
-    rows = list(read_json_array(questions)) if shards and questions.exists() else None
+    rows = list(read_rows(questions)) if shards and questions.exists() else None
     for path in found:
         print(f"read: {path}")
     result = prepare_training_file(found, output, rows)

@@ -20,10 +20,10 @@ from typing import Any, TextIO
 
 from t3d.blocks.settings import STRATEGIES, DecodeSettings
 from t3d.common.errors import UserError, run_main
-from t3d.data.prompts import DATA_TYPES, render
 from t3d.data.trajectory import Trajectory
 from t3d.decode.protocol import Engine, Request, Step
 from t3d.grading.math import extract_answer
+from t3d.tasks import TASKS, find_task, prompt_ids
 
 MASK = "\N{LIGHT SHADE}"
 PLAIN, FRESH, MASKED = "", "\033[1;32m", "\033[2m"  # settled text, just unmasked (bold green), not yet decided (dim)
@@ -248,23 +248,17 @@ def ask(
         question.encode()
     except UnicodeEncodeError:  # bytes of another encoding arrive as lone surrogates
         raise UserError("the question is not text in UTF-8; write it in that") from None
-    plain = data_type == "plain"
-    prompt_ids = render(
-        question,
-        "math" if plain else data_type,
-        tokenizer=speaker.tokenizer,
-        instruction=not plain,
-        test_method="stdio",
-    )
-    if unknown := prompt_ids.count(speaker.tokenizer.unk_token_id):
+    task = find_task("text" if data_type == "plain" else data_type, "--data-type")
+    ids = prompt_ids(task, task.row(question), speaker.tokenizer)
+    if unknown := ids.count(speaker.tokenizer.unk_token_id):
         print(f"(the model does not know {unknown} word{'s' if unknown > 1 else ''} of the question)", file=out)
-    settings = speaker.settings_for(prompt_ids)
+    settings = speaker.settings_for(ids)
     if drawn:
         out.write(HIDE_CURSOR)
         canvas = Canvas(out)
         try:
-            watch = Watch(speaker, canvas, len(prompt_ids), settings.max_token, delay)
-            answer = speaker.answer(prompt_ids, settings, watch)
+            watch = Watch(speaker, canvas, len(ids), settings.max_token, delay)
+            answer = speaker.answer(ids, settings, watch)
             canvas.draw(answer.text)
         finally:
             canvas.close()
@@ -272,7 +266,7 @@ def ask(
         seconds = answer.seconds - watch.seconds
         print(f"{MASKED}{figures(answer, seconds)}{RESET}", file=out, flush=True)
     else:
-        answer = speaker.answer(prompt_ids, settings)
+        answer = speaker.answer(ids, settings)
         seconds = answer.seconds
         print(f"{answer.text}\n{figures(answer, seconds)}", file=out, flush=True)
     return answer, seconds
@@ -359,7 +353,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--self-verify", action="store_true", help="let the model check its blocks one token at a time as it goes")
     add("--max-token", type=int, default=2000, metavar="N", help="an answer's longest length; default 2000")
-    add("--data-type", default="math", choices=(*DATA_TYPES, "plain"), help="wording around a question; plain = none")
+    add("--data-type", default="math", choices=(*TASKS, "plain"), help="wording around a question; plain = none")
     add("--seed", type=int, default=0, metavar="N", help="of the random numbers above temperature 0")
     add("--demo-delay", type=float, default=0.0, metavar="SECONDS", help="pause after every step drawn")
     args = parser.parse_args(argv)

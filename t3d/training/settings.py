@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from t3d.blocks.attention import ATTENTION
 from t3d.common.options import fault, option
-from t3d.data.prompts import DATA_TYPES
+from t3d.tasks import HELP, find_task
 
 # What training.preset changes beside it. `release` keeps the quirks of the paper's own scripts, to compare with it.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -99,7 +99,7 @@ class TrainDataset:
         "data/<name>.json, or the path of a JSON file or a folder of shards; sft: also .jsonl, .parquet or "
         "hub:owner/name[:split]",
     )
-    data_type: str = option("math", "kind of task: decides the prompt", choices=DATA_TYPES)
+    data_type: str = option("math", HELP)
     limit: int | None = option(None, "the first N rows only; null = all", ge=1)
     question_key: str = option("question", "objective sft: the column with the question; dots lead into nested ones")
     answer_key: str = option("solution", "objective sft: the column with the answer to learn, likewise")
@@ -288,6 +288,7 @@ class TrainConfig:
 
     def check(self) -> None:
         training, experiment = self.training, self.experiment
+        find_task(self.dataset.data_type, "dataset.data_type")
         if not training.mask_ratios:
             raise fault("training.mask_ratios", [], "give at least one ratio, for example training.mask_ratios=[1.0]")
         if training.t_min >= training.t_max:

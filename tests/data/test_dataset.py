@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from t3d.common.errors import UserError
-from t3d.data.dataset import blocks_within, hub_rows, load_examples, load_trajectories, read_rows
+from t3d.data.dataset import blocks_within, hub_rows, load_examples, load_trajectories
 from t3d.data.release import write_release_json
+from t3d.data.rows import read_rows
 from t3d.data.shards import ShardWriter
 from t3d.data.trajectory import Trajectory, response_blocks
 from t3d.training.order import SampleOrder
@@ -196,7 +197,7 @@ def examples(path, tmp_path, **changes):
     arguments = dict(max_prompt_len=4, max_gen_length=4, end_id=END, cache_key="toy", cache_dir=tmp_path / "cache")
     return load_examples(
         path,
-        prompt_ids=lambda question: encode("a " + question, add_special_tokens=False),
+        prompt_ids=lambda row: encode("a " + row["question"], add_special_tokens=False),
         answer_ids=lambda text: encode(text, add_special_tokens=False),
         **(arguments | changes),
     )
