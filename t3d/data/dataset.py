@@ -190,6 +190,9 @@ def load_examples(
     `UserError` names the row and the key that is missing; nothing left is one too.
     """
     path = Path(path)
+    if path.is_dir():
+        key = "dataset.optimization_data"
+        raise UserError(f"{key}={path}: a folder; training.objective=sft needs a file of questions and answers", key)
     cache_key = cache_key or _callables_key(prompt_ids, answer_ids)
     end = [] if end_id is None else [end_id]
 

@@ -456,10 +456,10 @@ def test_an_interrupted_set_of_units_goes_on(config, tmp_path, loads, monkeypatc
     more = ("evaluation.seeds=[1,2,3]", "evaluation.limit=3")
     grade_all = math_grading.grade_all
 
-    def stop_at_the_second(pairs):
+    def stop_at_the_second(*given):
         if len(list((tmp_path / "results").glob("*.json"))) == 1:
             raise KeyboardInterrupt
-        return grade_all(pairs)
+        return grade_all(*given)
 
     with monkeypatch.context() as patch:
         patch.setattr(math_grading, "grade_all", stop_at_the_second)
