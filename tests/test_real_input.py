@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 from t3d.common.options import load
-from t3d.data.prompts import render
 from t3d.data.release import prepare_training_file, read_release_json
 from t3d.evaluation.run import evaluate
 from t3d.evaluation.settings import EvalConfig
 from t3d.models import SDARForCausalLM
 from t3d.rollout.run import roll_out
 from t3d.rollout.settings import SampleConfig
+from t3d.tasks import prompt
 from t3d.training.loop import train
 from t3d.training.settings import TrainConfig
 from tests.conftest import reset_accelerator
@@ -69,7 +69,7 @@ def test_from_math_prompts_to_a_score_on_math500(tmp_path, shared, teacher):
     assert [record.question for record in records] == asked
     for record in records:
         record.validate(MASK)
-        assert record.prompt_ids == render(record.question, "math", tokenizer=tokenizer)
+        assert record.prompt_ids == prompt(record.question, tokenizer)[0].tolist()
         assert max(record.response_ids) < len(tokenizer) < 151936, "an id beyond the tokenizer"
         ended = bool({END_OF_TEXT, END_OF_TURN} & set(record.response_ids[: record.length]))
         assert record.finish_reason == ("stop" if ended else "length")

@@ -83,7 +83,7 @@ DECODING = [
     ),
     ("evaluation.node_index=1", "evaluation.node_index=1: nodes count from 0; must be below evaluation.num_node=1"),
     ("rollout.tensor_parallel_size=2", "rollout.tensor_parallel_size=2: "),
-    ("evaluation.data_type=poem", "evaluation.data_type=poem: must be one of math, code, option"),
+    ("evaluation.data_type=poem", "evaluation.data_type=poem: must be one of math, code, option, text"),
     ("nonsense", "nonsense: not understood; write key=value"),
 ]
 TRAINING = [
@@ -103,7 +103,7 @@ TRAINING = [
     ("tracker=wandb", "tracker=wandb: unknown key; did you mean experiment.tracker?"),
 ]
 CASES = [(script, *case) for script in (SAMPLE, EVAL) for case in DECODING]
-CASES += [(EVAL, "evaluation.data_type=code", "row 0: field 'test_method' is missing (data_type=code needs it)")]
+CASES += [(EVAL, "evaluation.data_type=code", "row 0: field 'test_method' is missing")]
 CASES += [(EVAL, "evaluation.seeds=[1,1]", "evaluation.seeds=[1, 1]: give each seed once")]
 CASES += [(EVAL, "evaluation.protocol=fast", "evaluation.protocol=fast: must be one of few_step, full_step, dynamic")]
 CASES += [(EVAL, "evaluation.eval_dataset=A,B/A", "evaluation.eval_dataset=A,B/A: give each data set once")]

@@ -22,12 +22,12 @@ from studies.benchmarks.measure import alternate, in_fresh_process, peak_memory,
 from studies.storymath.problems import generate as story_problem
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.paths import ROOT
-from t3d.data.prompts import render
 from t3d.decode import local
 from t3d.decode.local import LocalEngine
 from t3d.decode.protocol import Request
 from t3d.models import SDARConfig, SDARForCausalLM
 from t3d.models.loading import load_model, load_tokenizer, special_ids
+from t3d.tasks import prompt
 
 TEACHER = str(ROOT / "models" / "embedded-teacher")
 
@@ -92,7 +92,7 @@ class Case:
         model, tokenizer = load_model(TEACHER), load_tokenizer(TEACHER)
         ids, rng = special_ids(model.config, tokenizer, model.generation_config), random.Random(7)
         questions = [story_problem(rng, 2).question for _ in range(prompts)]
-        prompt_ids = [render(question, "math", tokenizer=tokenizer) for question in questions]
+        prompt_ids = [prompt(question, tokenizer)[0].tolist() for question in questions]
         return cls(model, prompt_ids, ids.mask_id, [*ids.forbidden_ids, *ids.stop_ids], max_token)
 
     def engine(self, settings: DecodeSettings, slots: int, fused: bool = True) -> float:

@@ -43,7 +43,7 @@ from t3d.training import cost
 from t3d.training import loop as training
 from t3d.training.settings import TrainConfig
 
-# Lengths of MATH_train's prompts in tokens of SDAR's tokenizer, as t3d.data.prompts renders them: the quantiles 0, .05,
+# Lengths of MATH_train's prompts in tokens of SDAR's tokenizer, as t3d.tasks renders them: the quantiles 0, .05,
 # ... 1 of the 8,451 of 8,523 that max_prompt_len=512 keeps (python -m studies.benchmarks.train_step --measure-lengths).
 PROMPT_QUANTILES = (
     30, 44, 49, 53, 56, 60, 63, 66, 69, 72, 76, 80, 85, 91, 98, 106, 118, 136, 171, 244, 512,
@@ -366,8 +366,8 @@ def print_lengths(shape: Shape) -> None:
 
 def prompt_lengths() -> list[int]:
     """Tokens of every real prompt of MATH_train, ascending, where the data set and SDAR's tokenizer are at hand."""
-    from t3d.data.prompts import render
     from t3d.models.loading import load_tokenizer
+    from t3d.tasks import prompt
 
     shared = ROOT.parent / "shared"
     found = [path for path in (shared / "data", ROOT / "data") if (path / "MATH_train.json").exists()]
@@ -375,7 +375,7 @@ def prompt_lengths() -> list[int]:
         sys.exit("needs MATH_train.json in data/ or ../shared/data, and SDAR's tokenizer in ../shared/sdar-4b-chat")
     tokenizer = load_tokenizer(str(shared / "sdar-4b-chat"))
     questions = [row["question"] for row in json.loads((found[0] / "MATH_train.json").read_text())]
-    return sorted(len(render(question, "math", tokenizer=tokenizer)) for question in questions)
+    return sorted(prompt(question, tokenizer).shape[1] for question in questions)
 
 
 def quantiles(ascending: list[int]) -> list[int]:

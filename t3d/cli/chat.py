@@ -4,7 +4,7 @@
     t3d chat --model TEACHER --student STUDENT     both answer, the student in fewer steps
     echo "..." | t3d chat --model DIR              questions from a pipe, one a line
 
-With --data-type plain it is a conversation: earlier turns stay in the prompt. Else every question stands for itself.
+With --data-type text it is a conversation: earlier turns stay in the prompt. Else every question stands for itself.
 /1, /2, ... asks a sample question, /new begins a new conversation, Ctrl-C stops an answer, /quit or Ctrl-D ends.
 """
 
@@ -22,10 +22,10 @@ from rich.text import Text
 
 from t3d.blocks.settings import STRATEGIES, DecodeSettings
 from t3d.common.errors import UserError, run_main
-from t3d.data.prompts import DATA_TYPES, render
 from t3d.data.trajectory import Trajectory
 from t3d.decode.protocol import Engine, Request, Step
 from t3d.grading.math import extract_answer
+from t3d.tasks import TASKS, find_task, prompt_ids
 
 MASK = "\N{LIGHT SHADE}"
 PLAIN, FRESH, MASKED = "", "bold green", "dim"  # settled text, just unmasked, not yet decided
@@ -33,7 +33,7 @@ EXAMPLES = {
     "math": ("What is the sum of the first 20 odd numbers?", "Solve x^2 - 5x + 6 = 0. What is the larger root?"),
     "code": ("Read two integers and print their greatest common divisor.", "Read a line and print it backwards."),
     "option": ("Which planet is the largest? A) Mars B) Jupiter C) Venus D) Earth",),
-    "plain": ("Why is the sky blue? Answer in two sentences.", "Name three uses of a paper clip."),
+    "text": ("Why is the sky blue? Answer in two sentences.", "Name three uses of a paper clip."),
 }
 STORIES = (  # in the words of the embedded models
     "Tom has 12 apples. Tom buys 7 more. How many apples does Tom have now?",
@@ -208,12 +208,10 @@ class Turns:
 
     def prompt(self, question: str, data_type: str) -> list[int]:
         """The prompt's ids; the oldest turns go where they leave no room for an answer."""
-        plain = data_type == "plain"
-        kind, tokenizer = "math" if plain else data_type, self.speaker.tokenizer
+        task = find_task(data_type, "--data-type")
+        row = task.row(question)
         while True:
-            ids = render(
-                question, kind, tokenizer=tokenizer, instruction=not plain, test_method="stdio", earlier=self.earlier
-            )
+            ids = prompt_ids(task, row, self.speaker.tokenizer, earlier=self.earlier)
             if not self.earlier or len(ids) < self.speaker.positions // 2:
                 return ids
             del self.earlier[:2]
@@ -235,19 +233,19 @@ def ask(question: str, turns: Turns, console: Console, *, data_type: str, delay:
         question.encode()
     except UnicodeEncodeError:  # bytes of another encoding arrive as lone surrogates
         raise UserError("the question is not text in UTF-8; write it in that") from None
-    prompt_ids = turns.prompt(question, data_type)
-    if unknown := prompt_ids.count(speaker.tokenizer.unk_token_id):
+    ids = turns.prompt(question, data_type)
+    if unknown := ids.count(speaker.tokenizer.unk_token_id):
         console.out(f"(the model does not know {unknown} word{'s' if unknown > 1 else ''} of the question)")
-    settings = speaker.settings_for(prompt_ids)
+    settings = speaker.settings_for(ids)
     if not draws(console):
-        answer = speaker.answer(prompt_ids, settings)
+        answer = speaker.answer(ids, settings)
         turns.add(question, answer.text)
         console.out(f"{answer.text}\n{figures(answer, answer.seconds)}")
         return answer, answer.seconds
-    watch = Watch(speaker, console, question, len(prompt_ids), settings.max_token, delay)
+    watch = Watch(speaker, console, question, len(ids), settings.max_token, delay)
     try:
         with watch:
-            answer = speaker.answer(prompt_ids, settings, watch)
+            answer = speaker.answer(ids, settings, watch)
     except KeyboardInterrupt:
         console.print(Text(printable(watch.settled)), Text("(stopped)", MASKED))
         raise
@@ -319,7 +317,7 @@ def questions(source: TextIO, console: Console, examples: Sequence[str]) -> Iter
 
 def chat(speakers: Sequence[Speaker], args: argparse.Namespace, source: TextIO, console: Console) -> None:
     """Let every model answer every question."""
-    longest = (8 if args.data_type == "plain" else 0) if args.turns is None else args.turns
+    longest = (8 if args.data_type == "text" else 0) if args.turns is None else args.turns
     conversations = [Turns(speaker, longest) for speaker in speakers]
     for question in questions(source, console, samples(speakers[0], args.data_type)):
         if question == "/new":
@@ -359,8 +357,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--self-verify", action="store_true", help="let the model check its blocks one token at a time as it goes")
     add("--max-token", type=int, default=2000, metavar="N", help="an answer's longest length; default 2000")
-    add("--data-type", default="math", choices=(*DATA_TYPES, "plain"), help="wording around a question; plain = none")
-    add("--turns", type=int, metavar="N", help="earlier turns that stay in the prompt; default 0, with plain 8")
+    add("--data-type", default="math", choices=tuple(TASKS), help="wording around a question; text = none")
+    add("--turns", type=int, metavar="N", help="earlier turns that stay in the prompt; default 0, with text 8")
     add("--seed", type=int, default=0, metavar="N", help="of the random numbers above temperature 0")
     add("--demo-delay", type=float, default=0.0, metavar="SECONDS", help="pause after every step drawn")
     args = parser.parse_args(argv)

@@ -45,7 +45,7 @@ def read_json_array(path: str | Path, chunk: int = 1 << 20) -> Iterator[dict[str
     path, decoder, count = Path(path), json.JSONDecoder(), 0
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         while (first := _text(file, 1)).isspace():
             pass
         if first != "[":

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t3d.common.errors import UserError
-from t3d.common.jsonfiles import atomic_write, check_characters, read_json_array
+from t3d.common.jsonfiles import atomic_write, check_characters
 from t3d.data.prompts import end_of_turn_id
 from t3d.data.release import read_release_json
+from t3d.data.rows import column, read_rows
 from t3d.data.shards import ReadReport, read_shards, shard_files
 from t3d.data.trajectory import Trajectory
 
@@ -164,7 +165,7 @@ def blocks_within(prompt_len: int, response_len: int, block_size: int, max_gen_l
 def load_examples(
     path: str | Path,
     *,
-    prompt_ids: Callable[[str], list[int]],
+    prompt_ids: Callable[[dict[str, Any]], list[int]],
     answer_ids: Callable[[str], list[int]],
     max_prompt_len: int,
     max_gen_length: int,
@@ -189,6 +190,9 @@ def load_examples(
     `UserError` names the row and the key that is missing; nothing left is one too.
     """
     path = Path(path)
+    if path.is_dir():
+        key = "dataset.optimization_data"
+        raise UserError(f"{key}={path}: a folder; training.objective=sft needs a file of questions and answers", key)
     cache_key = cache_key or _callables_key(prompt_ids, answer_ids)
     end = [] if end_id is None else [end_id]
 
@@ -203,7 +207,7 @@ def load_examples(
                     f"{path}, row {index}: no text under dataset.answer_key={answer_key}; SFT needs solutions"
                 )
             check_characters(f"{path}, row {index}", [question, answers])
-            prompt = prompt_ids(question)
+            prompt = prompt_ids(row | {"question": question})
             for sample, answer in enumerate(answers or [""]):
                 if report.kept == limit:
                     return
@@ -230,58 +234,6 @@ def load_examples(
     columns = ("id", "prompt_ids", "response_ids", "length")
     arguments = (cache_key, end_id, question_key, answer_key, block_size, max_prompt_len, max_gen_length, limit)
     return _build(path, columns, generate, arguments, cache_dir)
-
-
-def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Stream the rows of a .json list, a .jsonl or a .parquet file."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(
-            f"dataset.optimization_data={path}: a folder; training.objective=sft needs a file of rows with a question "
-            "and an answer column"
-        )
-    if path.suffix not in (".jsonl", ".parquet"):
-        yield from read_json_array(path)
-        return
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    if path.suffix == ".parquet":
-        yield from _read_parquet(path)
-        return
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: {error}") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: not a JSON object")
-            yield row
-
-
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet
-
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1000):
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: not a parquet file that can be read: {error}") from error
-
-
-def column(row: dict[str, Any], key: str) -> Any:
-    """The value under a key, or along dots into nested objects and lists ("conversations.0.value"); None where none."""
-    if key in row:
-        return row[key]
-    value: Any = row
-    for part in key.split("."):
-        if isinstance(value, list):
-            value = value[int(part)] if part.isdecimal() and int(part) < len(value) else None
-        else:
-            value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 def hub_rows(source: str, cache_dir: str | Path | None = None) -> Path:
@@ -373,6 +325,3 @@ def _callables_key(*callables: Callable[..., Any]) -> str:
 def _vocabulary_key(tokenizer: Any) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else None
     return hashlib.sha256(repr((type(tokenizer).__qualname__, vocabulary)).encode()).hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------------- training order

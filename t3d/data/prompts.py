@@ -1,8 +1,7 @@
 """The one place that renders prompts: rollouts, training and evaluation see the same ids.
 
-A prompt is a user's turn, worded by the kind of question, in the tokenizer's chat template, followed by the opening of
-the assistant's turn. The wordings are those of the released T3D code, blanks at their ends included, because a model
-answers to the letter of its prompt.
+A prompt is a user's turn (worded by its task, `t3d.tasks`) in the tokenizer's chat template, followed by the opening of
+the assistant's turn.
 """
 
 from __future__ import annotations
@@ -12,64 +11,20 @@ from typing import Any
 
 from t3d.common.errors import UserError
 
-DATA_TYPES = ("math", "code", "option")
 
-_MATH = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
-_MATH_THINK = "You need to put your final answer in \\boxed{{}}. This is the problem:\n{question}"
-_OPTION = (
-    "This is the problem:\n{question}\nYou need to think step by step and put the final option "
-    "(A, B, C, or D only—no other character) in \\boxed{{}}. "
-)
-_CODE = {
-    "stdio": "This is the problem:\n{question}\nYou should put your code in ```python ```. "
-    "Use input() to read input and print() to produce output in your script. ",
-    "function": "This is the problem:\n{question}\nPlace your code within a single Python code block ```python ```. "
-    "Do not include more than one code block. ",
-}
+def render(turn: str, tokenizer: Any, opening: str = "", earlier: Sequence[dict[str, str]] = ()) -> list[int]:
+    """The prompt's ids for a user's turn, up to and including the opening of the assistant's turn.
 
+    `opening`, such as a code problem's first lines or "<think>", follows the chat template's own opening, line break
+    included; the release leaves that line break out. The text is tokenised as a whole, so tokens may span the seam
+    between template and opening as they would in the model's own writing.
 
-def user_turn(question: str, data_type: str, *, start_with_think: bool = False, test_method: str | None = None) -> str:
-    """What the user says. Raises UserError for an unknown `data_type`, or for code without a known `test_method`."""
-    if data_type == "math":
-        wording = _MATH_THINK if start_with_think else _MATH
-    elif data_type == "option":
-        wording = _OPTION
-    elif data_type == "code":
-        if test_method not in _CODE:
-            raise UserError(f"test_method: {test_method!r} is not known; code needs one of {', '.join(_CODE)}")
-        wording = _CODE[test_method]
-    else:
-        raise UserError(f"evaluation.data_type: {data_type!r} is not known; use one of {', '.join(DATA_TYPES)}")
-    return wording.format(question=question)
-
-
-def render(
-    question: str,
-    data_type: str,
-    *,
-    tokenizer: Any,
-    start_with_think: bool = False,
-    instruction: bool = True,
-    prefix: str | None = None,
-    test_method: str | None = None,
-    earlier: Sequence[dict[str, str]] = (),
-) -> list[int]:
-    """The prompt's ids, up to and including the opening of the assistant's turn.
-
-    `prefix` (a code problem's first lines) or, with `start_with_think`, "<think>" opens the assistant's turn; where
-    there is a prefix the answer has begun, and thoughts have no place before it (the release does the same). "<think>"
-    follows the chat template's own opening, line break included; the release leaves that line break out.
-    `instruction=False` leaves the bare question, which is what the released training code used. The text is tokenised
-    as a whole, so tokens may span the seam between template and prefix as they would in the model's own writing.
     `earlier`: the turns of a conversation before this one, {"role": "user" or "assistant", "content": ...}.
 
-    Raises UserError where the kind of question is unknown or the tokenizer has no chat template.
+    Raises UserError where the tokenizer has no chat template.
     """
-    turn = question
-    if instruction:
-        turn = user_turn(question, data_type, start_with_think=start_with_think, test_method=test_method)
-    text = _apply_template(tokenizer, [*earlier, {"role": "user", "content": turn}], add_generation_prompt=True)
-    text += prefix or ("<think>\n" if start_with_think else "")
+    turns = [*earlier, {"role": "user", "content": turn}]
+    text = _apply_template(tokenizer, turns, add_generation_prompt=True) + opening
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

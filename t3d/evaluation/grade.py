@@ -20,37 +20,41 @@ from pathlib import Path
 from t3d.common.errors import UserError, run_main
 from t3d.common.jsonfiles import atomic_write
 from t3d.evaluation.statistics import wilson_interval
-from t3d.grading import Verdict, code, math, sandbox
-from t3d.tasks.problems import Problem, load_problems
+from t3d.grading import Verdict, code
+from t3d.tasks import HELP, Answer, Grading, find_task
+from t3d.tasks.problems import load_problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Grade as ``argv`` (None: the process's own arguments) says; returns the exit code."""
     arguments = _parse(argv)
+    task = find_task(arguments.data_type, "--data_type")
+    how = Grading(
+        workers=arguments.workers,
+        time_limit=arguments.time_limit,
+        allow_unsandboxed=arguments.allow_unsandboxed,
+        extraction=arguments.extraction,
+    )
     problems = load_problems(arguments.problems, arguments.data_type)
     answers = read_answers(arguments.answers, len(problems))
-    if arguments.data_type == "code":
-        for number in sorted({index for index, _ in answers}):
-            code.check_row(problems[number].raw, f"{arguments.problems}: row {number}")
-        how = f"programs run in {sandbox.isolation(arguments.allow_unsandboxed)}"
-    else:
-        how = "math-verify"
+    isolation = task.isolation(how)
     check_writable(arguments.out)
     start = time.monotonic()
-    verdicts = grade(problems, answers, arguments)
+    verdicts = task.grade([Answer(text, problems[index].raw) for index, text in answers], how)
     with atomic_write(arguments.out) as file:
         for (index, _), verdict in zip(answers, verdicts, strict=True):
             line = {"index": index, "correct": verdict.correct, "verdict": verdict.reason}
             file.write(json.dumps(line | {"seconds": round(verdict.grading_seconds, 3)}) + "\n")
     print(summary(answers, verdicts))
-    print(f"{how}; {time.monotonic() - start:.1f} s; {arguments.out}")
+    by = f"programs run in {isolation}; " if isolation else ""
+    print(f"{by}{time.monotonic() - start:.1f} s; {arguments.out}")
     return int(any(verdict.reason == "sandbox" for verdict in verdicts))
 
 
 def read_answers(path: Path, problems: int) -> list[tuple[int, str]]:
     """(index, text) of every line. Raises UserError with the number of the line and its field at fault."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--answers {path}: cannot be read ({error}); give a file of JSON lines") from error
     answers = []
@@ -84,34 +88,28 @@ def check_writable(path: Path) -> None:
         raise UserError(f"--out {path}: cannot be written ({error}); choose another file") from error
 
 
-def grade(problems: list[Problem], answers: list[tuple[int, str]], arguments: argparse.Namespace) -> list[Verdict]:
-    limit = {} if arguments.time_limit is None else {"time_limit": arguments.time_limit}
-    if arguments.data_type == "code":
-        items = [code.CodeItem(text, problems[index].raw) for index, text in answers]
-        limit |= {"allow_unsandboxed": arguments.allow_unsandboxed}
-        return code.grade_all(items, arguments.workers, **limit)
-    return math.grade_all([(text, problems[index].ground_truth) for index, text in answers], arguments.workers, **limit)
-
-
 def summary(answers: list[tuple[int, str]], verdicts: list[Verdict]) -> str:
     """Accuracy over the answers with its 95 % Wilson interval, problems with a right answer, and the verdicts."""
     if not verdicts:
         return "0 answers"
+    reasons = Counter(verdict.reason for verdict in verdicts).most_common()
+    listed = "verdicts: " + ", ".join(f"{reason} {number}" for reason, number in reasons)
+    if any(verdict.correct is None for verdict in verdicts):
+        return listed
     count, correct = len(verdicts), sum(verdict.correct for verdict in verdicts)
     low, high = wilson_interval(correct, count)
     solved = {index for (index, _), verdict in zip(answers, verdicts, strict=True) if verdict.correct}
-    reasons = Counter(verdict.reason for verdict in verdicts).most_common()
     return (
         f"{correct} of {count} answers are correct: {correct / count:.1%} (95 % interval {low:.1%} to {high:.1%})\n"
         f"{len(solved)} of {len({index for index, _ in answers})} problems have a correct answer\n"
-        "verdicts: " + ", ".join(f"{reason} {number}" for reason, number in reasons)
+        f"{listed}"
     )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="t3d grade", description="Grade answers that exist already.")
-    parser.add_argument("--data_type", "--data-type", required=True, choices=("math", "code", "option"))
-    parser.add_argument("--problems", required=True, help="data set: a JSON list of rows, or the name of one in data/")
+    parser.add_argument("--data_type", "--data-type", required=True, help=HELP)
+    parser.add_argument("--problems", required=True, help="data set: a file of rows, or a name in data/")
     parser.add_argument("--answers", required=True, type=Path, help='lines {"index": i, "text": "..."}')
     parser.add_argument("--out", required=True, type=Path, help='lines {"index", "correct", "verdict", "seconds"}')
     parser.add_argument("--workers", type=_positive(int), help="answers graded side by side (one per core)")
@@ -120,6 +118,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--allow-unsandboxed", action="store_true", help="run programs even where files and network are open to them"
+    )
+    parser.add_argument(
+        "--extraction", choices=code.EXTRACTIONS, help="code: the rule that chooses the answer's program"
     )
     return parser.parse_args(argv)
 

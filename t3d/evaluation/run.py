@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -18,8 +17,9 @@ from t3d.evaluation.report import print_table, write_report
 from t3d.evaluation.results import average, find_results, for_people, tell_apart
 from t3d.evaluation.scoring import costs, counts, strategy, summarise
 from t3d.evaluation.settings import EvalConfig
-from t3d.grading import Verdict, math
+from t3d.grading import Verdict
 from t3d.rollout.run import Job, decode_all, node_share, throughput
+from t3d.tasks import Answer, Grading, Task, find_task
 from t3d.tasks.problems import data_type_of, load_problems
 
 
@@ -32,18 +32,19 @@ def evaluate(config: EvalConfig) -> Path:
     tables too. Returns the path of the results file.
     """
     units = units_of(config)
-    isolation = check_sandbox(config, units)  # before hours of decoding, not after
+    for unit in units:
+        unit.task.isolation(unit.grading)  # before hours of decoding, not after
     rows = []
     for job in decode_all([unit.job for unit in units]):
         if is_main_process():
             unit = units[len(rows)]
             assert job is unit.job
-            rows.append(score(unit, isolation))
+            rows.append(score(unit))
             with atomic_write(unit.output) as file:
                 json.dump([rows[-1]], file, indent=2)
             if len(units) > 1:
-                verdicts = counts(rows[-1]["verdicts"])
-                print(f"{unit.output.stem}: {100 * rows[-1]['accuracy']:.1f} % ({verdicts})", flush=True)
+                share = f"{100 * rows[-1]['accuracy']:.1f} % " if unit.task.graded else ""
+                print(f"{unit.output.stem}: {share}({counts(rows[-1]['verdicts'])})", flush=True)
     if len(units) > 1:
         return publish(config, rows)
     if is_main_process():
@@ -63,6 +64,20 @@ class Unit:
     config: EvalConfig
     job: Job
     output: Path
+
+    @property
+    def task(self) -> Task:
+        return find_task(self.config.evaluation.data_type)
+
+    @property
+    def grading(self) -> Grading:
+        execute = self.config.execute
+        return Grading(
+            workers=min(execute.num_chunk, os.cpu_count() or 1),
+            time_limit=execute.time_limit,
+            allow_unsandboxed=execute.allow_unsandboxed,
+            extraction=self.config.evaluation.extraction,
+        )
 
 
 def units_of(config: EvalConfig) -> list[Unit]:
@@ -100,15 +115,6 @@ def dataset_names(given: str) -> list[str]:
     return names
 
 
-def check_sandbox(config: EvalConfig, units: Sequence[Unit]) -> str | None:
-    """How programs will be isolated; None where none is to run. Raises UserError where that is not to be had."""
-    if all(unit.config.evaluation.data_type != "code" for unit in units):
-        return None
-    from t3d.grading import sandbox
-
-    return sandbox.isolation(config.execute.allow_unsandboxed)
-
-
 def results_file(config: EvalConfig) -> Path:
     """Named after all that tells one unit's results apart; ``evaluation.output`` overrides."""
     data, rollout = config.evaluation, config.rollout
@@ -138,7 +144,7 @@ def node_suffix(config: EvalConfig) -> str:
 # One unit's row
 
 
-def score(unit: Unit, isolation: str | None = None) -> dict:
+def score(unit: Unit) -> dict:
     """Grade a unit's answers, write their records and return its row."""
     config, folder = unit.config, unit.job.folder
     samples = range(config.rollout.num_response_per_task)
@@ -152,24 +158,12 @@ def score(unit: Unit, isolation: str | None = None) -> dict:
         answer.ground_truth = wanted[answer.id].ground_truth  # an answer key may have been mended since
     if len(answers) < len(wanted):
         raise UserError(f"{folder}: {len(wanted) - len(answers)} of {len(wanted)} answers are missing; start it again")
-    verdicts = grade(config, answers, [wanted[answer.id].raw for answer in answers])
+    rows = [wanted[answer.id].raw for answer in answers]
+    verdicts = unit.task.grade([Answer(a.text, row) for a, row in zip(answers, rows, strict=True)], unit.grading)
     write_records(folder / "records.jsonl", answers, verdicts)
     row = summarise(config, answers, verdicts, *throughput(folder))
-    return row | {"isolation": isolation} if config.evaluation.data_type == "code" else row
-
-
-def grade(config: EvalConfig, answers: Sequence[Trajectory], rows: Sequence[dict]) -> list[Verdict]:
-    """The verdicts on the answers; `rows` are their problems as they were read."""
-    if config.evaluation.data_type != "code":
-        return math.grade_all([(answer.text, answer.ground_truth) for answer in answers])
-    from t3d.grading import code
-
-    return code.grade_all(
-        [code.CodeItem(answer.text, row) for answer, row in zip(answers, rows, strict=True)],
-        workers=min(config.execute.num_chunk, os.cpu_count() or 1),
-        time_limit=config.execute.time_limit,
-        allow_unsandboxed=config.execute.allow_unsandboxed,
-    )
+    isolation = unit.task.isolation(unit.grading)
+    return row | ({"isolation": isolation} if isolation else {})
 
 
 def write_records(path: Path, answers: list[Trajectory], verdicts: list[Verdict]) -> None:
@@ -195,8 +189,12 @@ def publish(config: EvalConfig, rows: list[dict]) -> Path:
     if not is_main_process():
         return output
     with atomic_write(output) as file:
-        json.dump([*rows, *average(rows)], file, indent=2)
+        json.dump([*rows, *(average(rows) if "accuracy" in rows[0] else [])], file, indent=2)
     options.save(config, output.with_suffix(".yaml"))
+    if "accuracy" not in rows[0]:  # answers that nothing grades
+        print_table(rows)
+        print(f"\n{output}")
+        return output
     tables = []
     if data.protocol:
         rows = beside_others(rows, results_folder(config))

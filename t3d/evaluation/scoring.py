@@ -28,9 +28,10 @@ def summarise(
 ) -> dict:
     """One row of results.
 
-    ``accuracy`` is the share of right answers, over ``n`` answers to ``questions`` questions. Its 95 % interval is
-    Wilson's for one answer per question; several answers to one question are not independent, so with them it is the
-    bootstrap's over questions, and ``pass_at_k`` has the chance that one of k answers is right, for k = 1, 2, 4, ...
+    ``accuracy`` is the share of right answers, over ``n`` answers to ``questions`` questions; a task that grades
+    nothing has none. Its 95 % interval is Wilson's for one answer per question. Several answers to one question are not
+    independent: the interval is then the bootstrap's over questions, and ``pass_at_k`` has the chance that one of k
+    answers is right, for k = 1, 2, 4, ...
 
     ``tokens_per_step`` is the setting, block size / steps, where the strategy fixes it, and the measured mean
     elsewhere; ``measured_tokens_per_step`` counts tokens to the answer's end over denoising steps,
@@ -39,13 +40,6 @@ def summarise(
     answer among all those in flight.
     """
     rollout, count = config.rollout, len(answers)
-    correct = sum(verdict.correct for verdict in verdicts)
-    right: dict[str, list[bool]] = {}
-    for answer, verdict in zip(answers, verdicts, strict=True):
-        right.setdefault(answer.id.rpartition("/")[0], []).append(verdict.correct)
-    samples = rollout.num_response_per_task
-    at_k = pass_at_ks(list(right.values()), samples) if samples > 1 else []
-    low, high = (at_k[0]["ci_low"], at_k[0]["ci_high"]) if at_k else wilson_interval(correct, count)
     tokens, steps, forwards = (sum(getattr(a, name) for a in answers) for name in ("length", "steps", "forwards"))
     fixed = fixed_steps(strategy(rollout))
     latency = [answer.seconds for answer in answers]
@@ -61,10 +55,8 @@ def summarise(
         "temperature": rollout.temperature,
         "seed": rollout.seed,
         "n": count,
-        "questions": len(right),
-        "accuracy": correct / count,
-        "ci_low": low,
-        "ci_high": high,
+        "questions": len({_question(answer) for answer in answers}),
+        **accuracy(answers, verdicts, rollout.num_response_per_task),
         "measured_tokens_per_step": tokens / steps,
         "tokens_per_forward": tokens / forwards,
         "steps_per_answer": steps / count,
@@ -78,8 +70,27 @@ def summarise(
         "verdicts": _tally(verdict.reason for verdict in verdicts),
         "decode": asdict(rollout.decode_settings()),
     }
-    row |= {"pass_at_k": at_k} if at_k else {}
     return row | ({"node": f"{data.node_index}/{data.num_node}"} if data.num_node > 1 else {})
+
+
+def accuracy(answers: Sequence[Trajectory], verdicts: Sequence[Verdict], samples: int) -> dict:
+    """The accuracy of `samples` answers per question, its interval and pass@k; {} where nothing grades the answers."""
+    if any(verdict.correct is None for verdict in verdicts):
+        return {}
+    right: dict[str, list[bool]] = {}
+    for answer, verdict in zip(answers, verdicts, strict=True):
+        right.setdefault(_question(answer), []).append(verdict.correct)
+    correct, count = sum(verdict.correct for verdict in verdicts), len(verdicts)
+    if samples == 1:
+        low, high = wilson_interval(correct, count)
+        return {"accuracy": correct / count, "ci_low": low, "ci_high": high}
+    at_k = pass_at_ks(list(right.values()), samples)
+    first = at_k[0]
+    return {"accuracy": correct / count, "ci_low": first["ci_low"], "ci_high": first["ci_high"], "pass_at_k": at_k}
+
+
+def _question(answer: Trajectory) -> str:
+    return answer.id.rpartition("/")[0]
 
 
 def pass_at_ks(right: Sequence[Sequence[bool]], samples: int) -> list[dict]:

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from t3d.common.options import Released, fault, option
-from t3d.data.prompts import DATA_TYPES
+from t3d.grading import code
 from t3d.rollout.settings import RolloutConfig, SampleConfig, SampleEvaluation, SampleExperiment
+from t3d.tasks import HELP
 
 PROTOCOLS = ("few_step", "full_step", "dynamic", "paper")
 
@@ -17,11 +18,11 @@ class EvalEvaluation(SampleEvaluation):
         "data/<name>.json, or the path of a file; several as A,B or [A, B], with one model load",
         several=True,
     )
-    data_type: str = option(
-        "math",
-        "kind of task: decides prompt and scoring; auto = code for a data set whose first row has a test_method, else "
-        "math",
-        choices=(*DATA_TYPES, "auto"),
+    data_type: str = option("math", f"{HELP}; auto = the kind that recognises a data set's first row")
+    extraction: str = option(
+        code.EXTRACTIONS[0],
+        "code: which block of an answer is its program; last = the release's rule",
+        choices=code.EXTRACTIONS,
     )
     method: str = option("original", "the result's label, for example original or t3d")
     output: str | None = option(None, "results file (JSON); null = <project>/results/<method>-<model>-....json")
@@ -39,8 +40,10 @@ class EvalEvaluation(SampleEvaluation):
 
 @dataclass
 class EvalExecute:
-    num_chunk: int = option(64, "code answers run side by side when they are scored, at most one per core", ge=1)
-    time_limit: float | None = option(None, "CPU seconds of one code answer; null = the row's test_time_limit", gt=0)
+    num_chunk: int = option(64, "answers graded side by side, at most one per core", ge=1)
+    time_limit: float | None = option(
+        None, "CPU seconds to grade one answer; null = 10 for math, the row's test_time_limit for code", gt=0
+    )
     allow_unsandboxed: bool = option(False, "run code answers though network and files cannot be shut off here")
 
 
@@ -62,6 +65,10 @@ class EvalConfig(SampleConfig):
     )
     evaluation: EvalEvaluation = field(default_factory=EvalEvaluation)
     execute: EvalExecute = field(default_factory=EvalExecute)
+
+    def check_task(self) -> None:
+        if self.evaluation.data_type != "auto":
+            super().check_task()
 
     def check(self) -> None:
         super().check()

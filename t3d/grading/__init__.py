@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Verdict:
-    """correct; extracted: the answer, or program, found in the text (None without one); reason: a name from the REASONS
-    of the module that graded; grading_seconds: wall time spent on this answer, queueing not included.
+    """correct: None where nothing was graded; extracted: the answer, or program, found in the text (None without one);
+    reason: a name from the REASONS of the module that graded; grading_seconds: wall time spent on this answer, queueing
+    not included.
     """
 
-    correct: bool
+    correct: bool | None
     extracted: str | None
     reason: str
     grading_seconds: float = field(default=0.0, compare=False)

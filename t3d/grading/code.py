@@ -39,6 +39,7 @@ from t3d.grading.sandbox import Box, Limits, SandboxError, attend, run_script, w
 
 # "error": an exception, a crash, too many processes, a full disk; "sandbox": no box, and so no verdict on the answer.
 REASONS = ("correct", "wrong", "no_code", "error", "timeout", "memory", "output_limit", "sandbox")
+EXTRACTIONS = ("last",)  # rules that choose the answer's program; the first is the default
 _ENDINGS = {"cpu": "timeout", "wall": "timeout", "memory": "memory", "output": "output_limit"}
 _CHECKER = Limits(cpu=10.0)
 
@@ -189,6 +190,7 @@ def grade_all(
     time_limit: float | None = None,
     allow_unsandboxed: bool = False,
     progress: bool = True,
+    extraction: str = EXTRACTIONS[0],
 ) -> list[Verdict]:
     """Verdicts for answers, in their order.
 
@@ -205,7 +207,7 @@ def grade_all(
 
     def grade(item: CodeItem) -> Verdict:
         start = time.monotonic()
-        program = extract_program(item.text, item.row.get("prefix") if _is_function(item.row) else None)
+        program = answer_program(item, extraction)
         reason = "no_code" if program is None else _run(program, item.row, time_limit, kind)
         return Verdict(reason == "correct", program, reason, time.monotonic() - start)
 
@@ -215,6 +217,11 @@ def grade_all(
         return list(tqdm(verdicts, total=len(items), desc="grading", unit="answer", disable=not progress))
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+def answer_program(item: CodeItem, extraction: str = EXTRACTIONS[0]) -> str | None:
+    """The program of an answer to a row; None without one."""
+    return extract_program(item.text, item.row.get("prefix") if _is_function(item.row) else None)
 
 
 def _is_function(row: Mapping[str, Any]) -> bool:

@@ -4,7 +4,6 @@ An objective is one file: its formula, its settings, its noise and its loss. A n
 ``training.objective=<name>``; ``training.objective=my_package.my_module:MyObjective`` takes a class from elsewhere.
 """
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.options import fault, option
+from t3d.common.plugins import load_object
 from t3d.objectives.likelihood import Draw, draw_and_score, token_log_probs
 from t3d.states.base import Batch, State
 
@@ -159,15 +159,7 @@ def find(name: str) -> type[Objective]:
 
 @cache
 def _imported(name: str) -> type[Objective]:
-    module, _, attribute = name.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # a file of the working folder; it hides nothing that is installed
-    try:
-        objective = getattr(import_module(module), attribute)
-    except (ImportError, SyntaxError, ValueError) as error:
-        raise fault("training.objective", name, f"cannot be imported: {error}; write module:Class") from error
-    except AttributeError:
-        raise fault("training.objective", name, f"{module} has no {attribute}; write module:Class") from None
+    objective = load_object(name, "training.objective")
     if not (isinstance(objective, type) and issubclass(objective, Objective)):
         raise fault("training.objective", name, "is no objective; derive it from t3d.objectives.base.Objective")
     if not (is_dataclass(objective.Settings) and issubclass(objective.Settings, ObjectiveSettings)):

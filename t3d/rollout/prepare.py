@@ -13,6 +13,7 @@ from t3d.common.errors import UserError, run_main
 from t3d.common.jsonfiles import read_json_array
 from t3d.common.paths import data_file, json_file, model_name, resolve, rollout_stem
 from t3d.data.release import prepare_training_file
+from t3d.data.rows import read_rows
 from t3d.data.shards import finished_ids, shard_files
 
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Shards hold the question only; the row's other fields come from the question set where it is at hand.
     questions = data_file(args.dataset)
     shards = any(path.is_dir() for path in found)
-    rows = list(read_json_array(questions)) if shards and questions.exists() else None
+    rows = list(read_rows(questions)) if shards and questions.exists() else None
     for path in found:
         print(f"read: {path}")
     result = prepare_training_file(found, output, rows)

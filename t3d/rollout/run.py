@@ -24,16 +24,14 @@ from t3d.blocks.settings import DecodeSettings
 from t3d.common import options, paths
 from t3d.common.errors import UserError
 from t3d.common.processes import is_main_process
-from t3d.data.prompts import render
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
 from t3d.decode.local import LocalEngine
 from t3d.decode.protocol import Engine, Request
-from t3d.grading.code import extract_program
-from t3d.grading.math import extract_answer
 from t3d.models.fingerprint import weights_fingerprint
 from t3d.models.loading import load_config, load_generation_config, load_model, load_tokenizer, special_ids
 from t3d.rollout.settings import SampleConfig
+from t3d.tasks import find_task, prompt_ids
 from t3d.tasks.problems import Problem, load_problems
 
 log = logging.getLogger(__name__)
@@ -41,7 +39,7 @@ log = logging.getLogger(__name__)
 
 def roll_out(config: SampleConfig) -> Path:
     """Decode the data set and write the release's JSON beside the shards; returns the JSON's path."""
-    data = config.evaluation
+    data, task = config.evaluation, find_task(config.evaluation.data_type)
     everything = load_problems(data.eval_dataset, data.data_type, data.limit)
     problems = node_share(everything, data.num_node, data.node_index)
     stem = paths.rollout_stem(
@@ -59,19 +57,12 @@ def roll_out(config: SampleConfig) -> Path:
             output,
             stem if exactly else (t for t in read_shards(stem) if t.id in wanted),
             rows=[problem.raw for problem in everything],
-            extract=lambda text, row: extract(text, row, data.data_type),
+            extract=lambda text, row: task.extract(text, row) or "",
             prompt_text=tokenizer.decode,
             step_map=data.output_unmasking_history,
         )
         print(f"{output}: {count} questions")
     return output
-
-
-def extract(text: str, row: dict, data_type: str) -> str:
-    """What the answer comes to, for the release's `extracted_output`: the program, or what is in the box."""
-    if data_type == "code":
-        return extract_program(text, row.get("prefix") if row.get("test_method") == "function" else None) or ""
-    return extract_answer(text) or ""
 
 
 def node_share(problems: list[Problem], num_node: int, node_index: int) -> list[Problem]:
@@ -211,17 +202,10 @@ def decode_share(job: Job, loaded: Loaded, rank: int, world: int) -> None:
     missing = [(problem, sample) for problem, sample in wanted if f"{problem.id}/{sample}" not in done]
     if not missing:
         return
-    tokenizer = loaded.tokenizer
+    tokenizer, task = loaded.tokenizer, find_task(config.evaluation.data_type)
     requests, problem_of = [], {}
     for problem, sample in missing:
-        ids = render(
-            problem.question,
-            config.evaluation.data_type,
-            tokenizer=tokenizer,
-            start_with_think=rollout.start_with_think,
-            prefix=problem.prefix,
-            test_method=problem.raw.get("test_method"),
-        )
+        ids = prompt_ids(task, problem.raw, tokenizer, rollout.start_with_think)
         requests.append(Request(problem.id, sample, tuple(ids)))
         problem_of[requests[-1].id] = problem
     engine = loaded.engine

@@ -6,7 +6,7 @@ from typing import ClassVar
 from t3d.blocks.attention import ATTENTION, ATTENTION_HELP
 from t3d.blocks.settings import DecodeSettings, conflict
 from t3d.common.options import Released, fault, option
-from t3d.data.prompts import DATA_TYPES
+from t3d.tasks import HELP, find_task
 
 
 @dataclass
@@ -98,7 +98,7 @@ class SampleExperiment:
 class SampleEvaluation:
     checkpoint_path: str = option("JetLM/SDAR-4B-Chat", "model: a folder or a hub id")
     eval_dataset: str = option("MATH_train", "data/<name>.json, or the path of a file")
-    data_type: str = option("math", "kind of task: decides prompt and scoring", choices=DATA_TYPES)
+    data_type: str = option("math", HELP)
     num_node: int = option(1, "machines that share the data set", ge=1)
     node_index: int = option(0, "this machine's share, 0..num_node-1", ge=0)
     output_unmasking_history: bool = option(True, "write the unmask steps (step_map) into the JSON file")
@@ -124,6 +124,7 @@ class SampleConfig:
 
     def check(self) -> None:
         rollout, data = self.rollout, self.evaluation
+        self.check_task()
         if rollout.denoising_steps_per_block > rollout.block_size:
             raise fault(
                 "rollout.denoising_steps_per_block",
@@ -140,3 +141,6 @@ class SampleConfig:
                 data.node_index,
                 f"nodes count from 0; must be below evaluation.num_node={data.num_node}",
             )
+
+    def check_task(self) -> None:
+        find_task(self.evaluation.data_type)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t3d.common.errors import UserError, run_main
-from t3d.common.jsonfiles import atomic_write, read_json_array
+from t3d.common.jsonfiles import atomic_write
 from t3d.common.paths import data_file, resolve
-from t3d.tasks.problems import check_row
+from t3d.data.rows import read_rows
+from t3d.tasks import find_task
+from t3d.tasks.problems import checked
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +53,12 @@ class QuestionSet:
 
 
 def check_questions(path: str | Path, data_type: str) -> QuestionSet:
-    """Check every row of a JSON file for what questions of its kind need; `UserError` names the first row that lacks
+    """Check every row of a file for what questions of its kind need; `UserError` names the first row that lacks
     something.
     """
-    path, count, names = Path(path), 0, {}
-    for row in read_json_array(path):
-        check_row(f"{path}: row {count}", row, data_type)
-        names |= dict.fromkeys(row)
+    path, task, count, names = Path(path), find_task(data_type), 0, {}
+    for row in read_rows(path):
+        names |= dict.fromkeys(checked(row, task, f"{path}: row {count}"))
         count += 1
     if not count:
         raise UserError(f"{path} has no rows")

@@ -1,42 +1,38 @@
-"""Data sets of problems, in the layout of the Gen-Verse sets: a JSON list of rows, checked row by row."""
+"""Data sets of problems: rows of a .json list (the layout of the Gen-Verse sets), a .jsonl or a .parquet file."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from t3d.common import paths
 from t3d.common.errors import UserError
-from t3d.common.jsonfiles import check_characters
-
-# What a row must hold, by kind of question; for code, what its tests need comes on top (`grading.code.check_row`).
-_REQUIRED = {
-    "math": ("question", "ground_truth_answer"),
-    "option": ("question", "ground_truth_answer"),
-    "code": ("question", "test_method"),
-}
+from t3d.data.rows import read_rows
+from t3d.tasks import find_task, recognise
+from t3d.tasks.base import Task, check_sound
 
 
 @dataclass(frozen=True)
 class Problem:
     """One row of a data set.
 
-    id: "<dataset>/<row>", rows counted from 0. ground_truth: the final answer ("" for code, whose tests are in `raw`).
-    solution: a worked solution where the set has one (SFT needs it). raw: the whole row, as it was read.
+    id: "<dataset>/<row>", rows counted from 0. raw: the whole row, as it was read.
     """
 
     id: str
-    question: str
-    ground_truth: str
-    solution: str | None = None
-    raw: dict[str, Any] = field(default_factory=dict)
+    raw: Mapping[str, Any]
 
     @property
-    def prefix(self) -> str | None:
-        """How the answer begins: a function's first lines. A script (test_method stdio) begins with nothing."""
-        return self.raw.get("prefix") if self.raw.get("test_method") == "function" else None
+    def question(self) -> str:
+        return self.raw["question"]
+
+    @property
+    def ground_truth(self) -> str:
+        """The final answer; "" where the row has none, as for code."""
+        return self.raw.get("ground_truth_answer") or ""
 
 
 def load_problems(name_or_path: str | Path, data_type: str, limit: int | None = None) -> list[Problem]:
@@ -45,50 +41,39 @@ def load_problems(name_or_path: str | Path, data_type: str, limit: int | None = 
     Raises UserError, in one line that names file, row, field and remedy, where the file is missing or a row is not
     sound.
     """
-    if data_type not in _REQUIRED:
-        raise UserError(f"evaluation.data_type: {data_type!r} is not known; use one of {', '.join(_REQUIRED)}")
+    task = find_task(data_type)
     if limit is not None and limit < 1:
-        raise UserError(f"limit: {limit} is not a number of problems; use 1 or more, or leave it out")
+        raise UserError(f"limit: {limit} is not a number of problems; use 1 or more, or leave it out", "limit")
     path = paths.data_file(name_or_path)
-    rows = _read_rows(path)[:limit]
-    return [_problem(path, index, row, data_type) for index, row in enumerate(rows)]
+    rows = enumerate(islice(_rows(path), limit))
+    if problems := [Problem(f"{path.stem}/{index}", checked(row, task, f"{path}: row {index}")) for index, row in rows]:
+        return problems
+    raise UserError(f"{path} has no rows; check the file")
 
 
 def data_type_of(name_or_path: str | Path, given: str) -> str:
-    """The kind of a data set's questions: as given, or for "auto" code where the first row has a test_method, else
-    math.
-    """
+    """The kind of a data set's questions: as given, or for "auto" the kind that recognises the first row."""
     if given != "auto":
         return given
-    first = _read_rows(paths.data_file(name_or_path))[0]
-    return "code" if isinstance(first, dict) and "test_method" in first else "math"
+    path = paths.data_file(name_or_path)
+    where = f"{path}: row 0"
+    for row in _rows(path):
+        check_sound(row, where)
+        return recognise(row, where)
+    raise UserError(f"{path} has no rows; check the file")
 
 
-def check_row(where: str, row: Any, data_type: str) -> None:
-    """Raise UserError, "<where>: field ...", unless the row has what questions of its kind need."""
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object, found {type(row).__name__}; mend or remove the row")
-    check_characters(where, row)
-    for name in _REQUIRED[data_type]:
-        _check(where, row, name, f"data_type={data_type} needs it")
-    if row.get("solution") is not None:
-        _check(where, row, "solution", "where it is given")
-    if data_type == "code":
-        from t3d.grading import code
-
-        code.check_row(row, where)
+def checked(row: Any, task: Task, where: str) -> dict[str, Any]:
+    """The row. Raises UserError, "<where>: field ...", unless it has what the task needs."""
+    check_sound(row, where)
+    task.check_row(row, where)
+    return row
 
 
-def _read_rows(path: Path) -> list[Any]:
+def _rows(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {_remedy(path.stem)}")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); download it again") from error
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{path}: expected a JSON list of problems with at least one row; check the file")
-    return rows
+    return read_rows(path)
 
 
 def _remedy(name: str) -> str:
@@ -100,26 +85,3 @@ def _remedy(name: str) -> str:
     if name.startswith("StoryMath_"):
         return "make it with: python -m studies.storymath" + " --sft" * (name == "StoryMath_sft")
     return f"give a file, or the name of a set: {', '.join(SETS)}"
-
-
-def _problem(path: Path, index: int, row: Any, data_type: str) -> Problem:
-    check_row(f"{path}: row {index}", row, data_type)
-    return Problem(
-        id=f"{path.stem}/{index}",
-        question=row["question"],
-        ground_truth=row.get("ground_truth_answer") or "",
-        solution=row.get("solution"),
-        raw=row,
-    )
-
-
-def _check(where: str, row: dict[str, Any], name: str, reason: str) -> None:
-    value = row.get(name)
-    if value is None:
-        raise UserError(f"{where}: field {name!r} is missing ({reason}); add it, or remove the row")
-    if not isinstance(value, str):
-        raise UserError(f"{where}: field {name!r} must be text, found {value!r}; put it in quotation marks")
-    # An empty ground truth is no obstacle: rollouts need none, and in evaluation no answer matches it. MATH_train has
-    # two.
-    if name != "ground_truth_answer" and not value.strip():
-        raise UserError(f"{where}: field {name!r} is empty ({reason}); fill it, or remove the row")

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from t3d.models.loading import export_model, load_model, load_tokenizer, special
 from t3d.objectives.base import Context, Objective, find
 from t3d.states.base import State, collate, generator_for
 from t3d.states.packing import micro_batches
+from t3d.tasks import find_task
 from t3d.training import adapters, checkpoint, planning
 from t3d.training.averaging import WeightAverage
 from t3d.training.distribution import accumulation, all_names, declare_head, make_accelerator, zero_stage
@@ -160,26 +162,25 @@ def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds, mo
 
     Returns it with the block that the data come from: the rollouts', or for SFT the model's own.
     """
-    training, data_type = config.training, config.dataset.data_type
-    prompt_ids = partial(render, data_type=data_type, tokenizer=tokenizer, instruction=training.instruction)
+    training, task = config.training, find_task(config.dataset.data_type, "dataset.data_type")
+    turn = task.turn if training.instruction else itemgetter("question")
     limits = {
         "max_prompt_len": training.max_prompt_len,
         "max_gen_length": training.max_gen_length,
         "limit": config.dataset.limit,
     }
     if find(training.objective).data == "examples":
-        encode = partial(answer_ids, tokenizer=tokenizer)
         samples, _ = load_examples(
             path,
-            prompt_ids=prompt_ids,
-            answer_ids=encode,
+            prompt_ids=lambda row: render(turn(row), tokenizer),
+            answer_ids=partial(answer_ids, tokenizer=tokenizer),
             question_key=config.dataset.question_key,
             answer_key=config.dataset.answer_key,
             block_size=training.block_size or model_block,
             **limits,
         )
         return samples, model_block
-    bare = None if training.instruction else prompt_ids
+    bare = None if training.instruction else partial(render, tokenizer=tokenizer)
     samples, report = load_trajectories(path, tokenizer=tokenizer, mask_id=ids.mask_id, prompt_ids=bare, **limits)
     return samples, report.block_size
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, get_type_hints
 
 from t3d.blocks.attention import ATTENTION
 from t3d.common.options import Released, fault, option
-from t3d.data.prompts import DATA_TYPES
 from t3d.objectives.base import Objective, ObjectiveSettings, find, registered
+from t3d.tasks import HELP, find_task
 
 
 @dataclass
@@ -62,7 +62,7 @@ class TrainDataset:
         "data/<name>.json, or the path of a JSON file or a folder of shards; sft: also .jsonl, .parquet or "
         "hub:owner/name[:split]",
     )
-    data_type: str = option("math", "kind of task: decides the prompt", choices=DATA_TYPES)
+    data_type: str = option("math", HELP)
     limit: int | None = option(None, "the first N rows only; null = all", ge=1)
     question_key: str = option("question", "objective sft: the column with the question; dots lead into nested ones")
     answer_key: str = option("solution", "objective sft: the column with the answer to learn, likewise")
@@ -277,6 +277,7 @@ class TrainConfig:
 
     def check(self) -> None:
         training = self.training
+        find_task(self.dataset.data_type, "dataset.data_type")
         objective_settings(training).check(training)
         if training.lora.rank and not training.lora.target_modules:
             raise fault("training.lora.target_modules", [], "name at least one layer, for example [q_proj,v_proj]")

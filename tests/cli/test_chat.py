@@ -125,7 +125,7 @@ def test_a_piped_session(story_teacher, monkeypatch):
 
 
 def test_teacher_and_student_answer_the_same_question(story_teacher, monkeypatch):
-    argv = ("--model", story_teacher, "--student", story_teacher, "--max-token", 12, "--data-type", "plain")
+    argv = ("--model", story_teacher, "--student", story_teacher, "--max-token", 12, "--data-type", "text")
     written = session(monkeypatch, io.StringIO(), QUESTION, *argv)
     assert re.search(r"\nteacher, 4 steps a block\n.*\nstudent, 1 step a block\n", written, re.DOTALL)
     assert re.search(r"\nstudent: [\d.]+x the teacher's tokens/step, [\d.]+x its tokens/s", written)
@@ -212,7 +212,7 @@ def test_a_conversation_keeps_its_turns(story_teacher, monkeypatch):
     asked = []
     render = chat.render
     monkeypatch.setattr(chat, "render", lambda *a, **k: asked.append(list(k["earlier"])) or render(*a, **k))
-    argv = ("--model", story_teacher, "--max-token", 4, "--data-type", "plain")
+    argv = ("--model", story_teacher, "--max-token", 4, "--data-type", "text")
     session(monkeypatch, io.StringIO(), f"{QUESTION}\n{QUESTION}\n/new\n{QUESTION}", *argv)
     assert [len(turns) for turns in asked] == [0, 2, 0]
     assert asked[1][0] == {"role": "user", "content": QUESTION} and asked[1][1]["role"] == "assistant"

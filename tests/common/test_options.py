@@ -414,7 +414,7 @@ STRATEGIES = "low_confidence_static, low_confidence_dynamic, sequential, entropy
             "rollout.remasking_strategy=low_confidence_statik",
             f"must be one of {STRATEGIES}; did you mean low_confidence_static?",
         ),
-        (SampleConfig, "evaluation.data_type=maths", "must be one of math, code, option; did you mean math?"),
+        (SampleConfig, "evaluation.data_type=maths", "must be one of math, code, option, text, or my_module:MyTask"),
         (SampleConfig, "evaluation.node_index=1", "nodes count from 0; must be below evaluation.num_node=1"),
         (EvalConfig, "model_base=llada", "SDAR is the only model family"),
         (EvalConfig, "rollout.engine=vllm", "must be one of local, sglang"),

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from t3d.common.errors import UserError
-from t3d.data.dataset import blocks_within, hub_rows, load_examples, load_trajectories, read_rows
+from t3d.data.dataset import blocks_within, hub_rows, load_examples, load_trajectories
 from t3d.data.release import write_release_json
+from t3d.data.rows import read_rows
 from t3d.data.shards import ShardWriter
 from t3d.data.trajectory import Trajectory, response_blocks
 from t3d.training.order import SampleOrder
@@ -196,7 +197,7 @@ def examples(path, tmp_path, **changes):
     arguments = dict(max_prompt_len=4, max_gen_length=4, end_id=END, cache_key="toy", cache_dir=tmp_path / "cache")
     return load_examples(
         path,
-        prompt_ids=lambda question: encode("a " + question, add_special_tokens=False),
+        prompt_ids=lambda row: encode("a " + row["question"], add_special_tokens=False),
         answer_ids=lambda text: encode(text, add_special_tokens=False),
         **(arguments | changes),
     )
@@ -255,8 +256,9 @@ NESTED = {"question_key": "conversations.0.value", "answer_key": "conversations.
 
 def test_what_holds_no_examples_is_told(tmp_path):
     (tmp_path / "shard-00000.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="a folder; training.objective=sft needs a file of rows with a question and"):
+    with pytest.raises(UserError) as error:
         examples(tmp_path, tmp_path)
+    assert error.value.key == "dataset.optimization_data"
     (tmp_path / "set.jsonl").write_bytes(b'{"question": "\xff"}\n')
     with pytest.raises(UserError, match="set.jsonl, line 1: 'utf-8' codec can't decode"):
         examples(tmp_path / "set.jsonl", tmp_path)

@@ -9,7 +9,6 @@ from transformers import AutoTokenizer
 
 from t3d.common.errors import UserError
 from t3d.common.options import load
-from t3d.data.prompts import render
 from t3d.data.shards import ShardWriter, read_shards, shard_files
 from t3d.data.trajectory import Trajectory
 from t3d.evaluation.run import dataset_names, evaluate, results_file, units_of
@@ -18,6 +17,7 @@ from t3d.grading import math as math_grading
 from t3d.grading import sandbox
 from t3d.rollout import run as rollout
 from t3d.rollout.settings import SampleConfig
+from t3d.tasks import TASKS, prompt_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -315,13 +315,10 @@ def test_code_prompts_are_the_releases(config, tmp_path, story_teacher):
     project = (f"experiment.project={tmp_path}", f"evaluation.checkpoint_path={story_teacher}")
     released = rollout.roll_out(load(SampleConfig, [*code, *project]))
     tokenizer = AutoTokenizer.from_pretrained(story_teacher)
-    function = render(ADD["question"], "code", tokenizer=tokenizer, test_method="function", prefix=ADD["prefix"])
-    stdio = render(DOUBLE["question"], "code", tokenizer=tokenizer, test_method="stdio")
+    function, stdio = (prompt_ids(TASKS["code"], row, tokenizer) for row in (ADD, DOUBLE))
     for folder in (units_of(settings)[0].job.folder, released.with_suffix("")):
         assert [answer.prompt_ids for answer in read_shards(folder, ordered=True)] == [function, stdio]
     assert [row["extracted_output"] for row in json.loads(released.read_text())] == [[""], [""]]
-    assert rollout.extract("    return a + b\n```", ADD, "code") == "def add(a, b):\n    return a + b\n"
-    assert rollout.extract("```python\nx\n```", DOUBLE, "code") == "x\n"
 
 
 def test_options_are_letters(config, tmp_path, monkeypatch):
@@ -331,7 +328,7 @@ def test_options_are_letters(config, tmp_path, monkeypatch):
     data.write_text(json.dumps(rows))
     settings = config(f"evaluation.eval_dataset={data}", "evaluation.data_type=option")
     (unit,) = units_of(settings)
-    texts = {"Choice/0/0": "so \\boxed{B}", "Choice/1/0": "so \\boxed{C}", "Choice/2/0": "so B"}
+    texts = {"Choice/0/0": "so \\boxed{B. Rome}", "Choice/1/0": "so \\boxed{C}", "Choice/2/0": "so B"}
     answered(unit.job.folder, {f"Choice/{i}": row["question"] for i, row in enumerate(rows)}, texts)
     (row,) = json.loads(evaluate(settings).read_text())
     assert row["verdicts"] == {"correct": 1, "wrong": 1, "no_answer": 1}
@@ -459,10 +456,10 @@ def test_an_interrupted_set_of_units_goes_on(config, tmp_path, loads, monkeypatc
     more = ("evaluation.seeds=[1,2,3]", "evaluation.limit=3")
     grade_all = math_grading.grade_all
 
-    def stop_at_the_second(pairs):
+    def stop_at_the_second(*given):
         if len(list((tmp_path / "results").glob("*.json"))) == 1:
             raise KeyboardInterrupt
-        return grade_all(pairs)
+        return grade_all(*given)
 
     with monkeypatch.context() as patch:
         patch.setattr(math_grading, "grade_all", stop_at_the_second)

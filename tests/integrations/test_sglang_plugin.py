@@ -13,12 +13,12 @@ from studies.storymath.problems import generate as problem
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import UserError
 from t3d.common.paths import ROOT
-from t3d.data.prompts import render
 from t3d.decode.local import LocalEngine
 from t3d.decode.protocol import Request
 from t3d.decode.sglang import SGLangEngine, Weights, _Run
 from t3d.integrations.sglang_plugin import KEY, Rules, asked, denoise
 from t3d.models.loading import load_model, load_tokenizer, special_ids
+from t3d.tasks import prompt
 from tests.conftest import MASK, PAD, STOP, VOCAB, tiny_model
 from tests.decode.test_local import requests
 from tests.integrations.fake_sglang import NEUTRAL, FakeSGLang, TheirScheduler, dllm_config
@@ -59,9 +59,7 @@ def test_the_embedded_teachers_greedy_trajectories(make_server, fdfo, steps):
     ids = special_ids(model.config, tokenizer, model.generation_config)
     settings = DecodeSettings(temperature=0.0, denoising_steps_per_block=steps, max_token=80)
     rng = random.Random(1)
-    asked = [
-        Request(f"Story/{i}", 0, tuple(render(problem(rng, 2).question, "math", tokenizer=tokenizer))) for i in range(4)
-    ]
+    asked = [Request(f"Story/{i}", 0, tuple(prompt(problem(rng, 2).question, tokenizer)[0].tolist())) for i in range(4)]
     local = LocalEngine(model, mask_id=ids.mask_id, stop_ids=ids.stop_ids, forbidden_ids=ids.forbidden_ids)
     expected = essence(local.generate(asked, settings, seed=0))
     model.config.block_size = settings.block_size

@@ -18,12 +18,12 @@ from transformers import AutoTokenizer
 
 from t3d.common.errors import UserError
 from t3d.common.options import load
-from t3d.data.prompts import render
 from t3d.data.release import read_release_json
 from t3d.data.shards import read_shards, shard_files
 from t3d.models.fingerprint import weights_fingerprint
 from t3d.rollout.run import node_share, roll_out, throughput
 from t3d.rollout.settings import SampleConfig
+from t3d.tasks import TASKS, prompt_ids
 from t3d.tasks.problems import load_problems
 from tests.conftest import ROOT, launch_line
 
@@ -271,8 +271,8 @@ def test_start_with_think(rolled, story_teacher, story_questions):
     question = json.loads(story_questions.read_text())[0]["question"]
     folder = rolled("think", "rollout.start_with_think=true", "evaluation.limit=1")
     (record,) = read_shards(folder)
-    assert record.prompt_ids == render(question, "math", tokenizer=tokenizer, start_with_think=True)
-    assert record.prompt_ids != render(question, "math", tokenizer=tokenizer)
+    assert record.prompt_ids == prompt_ids(TASKS["math"], {"question": question}, tokenizer, think=True)
+    assert record.prompt_ids != prompt_ids(TASKS["math"], {"question": question}, tokenizer)
     assert record.prompt_ids[-5:] == tokenizer("\n<think>\n", add_special_tokens=False)["input_ids"]
 
 

@@ -19,36 +19,37 @@ def test_rows_become_problems(tmp_path):
     rows = [
         {"question": "1+1?", "ground_truth_answer": "2", "level": 1},
         {"question": "2+2?", "ground_truth_answer": ""},
-        {"question": "3+3?", "ground_truth_answer": "6", "solution": "3+3=6"},
     ]
     path = write(tmp_path, rows)
     problems = load_problems(path, "math")
-    assert problems[0] == Problem("Sums/0", "1+1?", "2", None, rows[0])
-    assert [p.id for p in problems] == ["Sums/0", "Sums/1", "Sums/2"]
-    assert problems[2].solution == "3+3=6"
+    assert problems == [Problem("Sums/0", rows[0]), Problem("Sums/1", rows[1])]
+    assert [(p.question, p.ground_truth) for p in problems] == [("1+1?", "2"), ("2+2?", "")]
     assert load_problems(str(path), "math", limit=1) == problems[:1]
 
 
-def test_code_rows_need_tests_and_no_answer(tmp_path):
+def test_some_kinds_need_no_answer(tmp_path):
     row = {"question": "Add.", "prefix": "def f", "test_list": ["assert f"], "test_method": "function"}
     script = {"question": "Add.", "test_method": "stdio", "test_input": ["1"], "test_output": ["2"], "prefix": "x"}
-    function, stdio = load_problems(write(tmp_path, [row, script]), "code")
-    assert function.ground_truth == "" and function.prefix == "def f"
-    assert stdio.prefix is None and stdio.raw == script
+    path = write(tmp_path, [row, script])
+    for kind in ("code", "text"):
+        assert [(p.raw, p.ground_truth) for p in load_problems(path, kind)] == [(row, ""), (script, "")]
 
 
-def test_the_kind_of_a_data_set_can_be_told_by_its_first_row(tmp_path):
+def test_the_first_row_tells_the_kind_of_a_data_set(tmp_path):
     sums = write(tmp_path, [{"question": "q", "ground_truth_answer": "1"}])
-    code = write(tmp_path, [{"question": "q", "test_method": "stdio"}], "Code.json")
+    code = write(tmp_path, [{"question": "q", "test_method": "stdio", "ground_truth_answer": "1"}], "Code.json")
     assert [data_type_of(path, "auto") for path in (sums, code)] == ["math", "code"]
     assert data_type_of(sums, "option") == "option"
+    with pytest.raises(UserError) as error:
+        data_type_of(write(tmp_path, [{"question": "q"}]), "auto")
+    assert error.value.key == "evaluation.data_type" and "Sums.json: row 0" in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("rows", "data_type", "message"),
     [
         ([{"question": "q"}], "math", r"Sums.json: row 0: field 'ground_truth_answer' is missing"),
-        ([{"question": "q", "ground_truth_answer": "1"}, 5], "math", r"row 1: expected an object, found int"),
+        ([{"question": "q", "ground_truth_answer": "1"}, 5], "math", r"row 1: not a JSON object"),
         ([{"question": " ", "ground_truth_answer": "1"}], "math", r"row 0: field 'question' is empty"),
         (
             [{"question": "\ud83d", "ground_truth_answer": "1"}],
@@ -61,9 +62,10 @@ def test_the_kind_of_a_data_set_can_be_told_by_its_first_row(tmp_path):
         ([{"question": "q", "test_method": "function", "test_list": []}], "code", r"row 0: field 'test_list' must be"),
         ([{"question": "q", "test_method": "stdio", "test_input": ["1"]}], "code", r"row 0: field 'test_output' must"),
         ([{"question": "q", "test_method": "judge", "test_list": ["x"]}], "code", r"row 0: field 'test_method' is 'ju"),
-        ([{"question": "q", "ground_truth_answer": "1"}], "poem", r"evaluation.data_type: 'poem' is not known"),
-        ([], "math", r"at least one row"),
-        ("{", "math", r"not readable as JSON"),
+        ([{"question": "q", "ground_truth_answer": "1"}], "poem", r"evaluation.data_type=poem: must be one of"),
+        ([], "math", r"Sums.json has no rows"),
+        ("{", "math", r"Sums.json is not a JSON list"),
+        ('[{"question"', "math", r"Sums.json, row 0: incomplete or broken JSON"),
     ],
 )
 def test_errors_name_file_row_field_and_remedy(tmp_path, rows, data_type, message):

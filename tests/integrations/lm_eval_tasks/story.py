@@ -5,7 +5,7 @@ import random
 from datasets import Dataset, DatasetDict
 
 from studies.storymath.problems import generate
-from t3d.data.prompts import user_turn
+from t3d.tasks import TASKS
 
 PROBLEMS = 12
 
@@ -20,7 +20,7 @@ def load(**_) -> DatasetDict:
         choices = [problem.solution, wrong] if row % 3 else [wrong, problem.solution]
         rows.append(
             {
-                "prompt": user_turn(problem.question, "math"),
+                "prompt": TASKS["math"].turn({"question": problem.question}),
                 "answer": problem.answer,
                 "choices": choices,
                 "label": choices.index(problem.solution),

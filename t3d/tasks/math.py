@@ -1,0 +1,30 @@
+"""Mathematics: a question and its final answer, which a model puts into \\boxed{}."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from t3d.grading import Verdict, math
+from t3d.tasks.base import Answer, Grading, Row, Task
+
+# The wordings of this and the other kinds are those of the released T3D code, blanks at their ends included, because a
+# model answers to the letter of its prompt.
+_TURN = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+_TURN_THINK = "You need to put your final answer in \\boxed{{}}. This is the problem:\n{question}"
+
+
+class Math(Task):
+    """Rows need `question` and `ground_truth_answer`. Equal values are right, in whatever form."""
+
+    def recognises(self, row: Row) -> bool:
+        return "ground_truth_answer" in row
+
+    def turn(self, row: Row, think: bool = False) -> str:
+        return (_TURN_THINK if think else _TURN).format(question=row["question"])
+
+    def extract(self, text: str, row: Row) -> str | None:
+        return math.extract_answer(text)
+
+    def grade(self, answers: Sequence[Answer], how: Grading) -> list[Verdict]:
+        limit = {} if how.time_limit is None else {"time_limit": how.time_limit}
+        return math.grade_all([(answer.text, answer.truth) for answer in answers], how.workers, **limit)
