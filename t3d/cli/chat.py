@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TextIO
 
-from t3d.blocks.settings import STRATEGIES, DecodeSettings
+from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.strategy import names, strategy_named
 from t3d.common.errors import UserError, run_main
+from t3d.common.options import fault
 from t3d.data.prompts import DATA_TYPES, render
 from t3d.data.trajectory import Trajectory
 from t3d.decode.protocol import Engine, Request, Step
@@ -170,13 +172,16 @@ def load_speaker(name: str, source: str, steps: int | None, args: argparse.Names
         block_size=block,
         denoising_steps_per_block=block if steps is None else steps,
         remasking_strategy=args.strategy,
-        dynamic_threshold=args.threshold,
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
         max_token=args.max_token,
         self_verify=args.self_verify,
     )
+    if args.threshold is not None:
+        if (threshold := strategy_named(checked(settings).remasking_strategy).threshold) is None:
+            raise fault("--threshold", args.threshold, f"{args.strategy} has none; leave it out")
+        settings = replace(settings, **{threshold: args.threshold})
     checked(settings)
     ids = special_ids(model.config, tokenizer, model.generation_config)
     engine = LocalEngine(
@@ -350,8 +355,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--student", metavar="DIR", help="a second model that answers the same questions in --steps steps")
     add("--steps", type=int, metavar="N", help="denoising steps a block; default all, for a student 1")
     add("--block-size", type=int, metavar="N", help="positions of a block; default the model's own")
-    add("--strategy", default=STRATEGIES[0], metavar="NAME", help=f"of choosing positions: {', '.join(STRATEGIES)}")
-    add("--threshold", type=float, default=0.9, metavar="P", help=f"{STRATEGIES[1]}: unmask all above it; default 0.9")
+    strategy = DecodeSettings.remasking_strategy
+    add("--strategy", default=strategy, metavar="NAME", help=f"of choosing positions: {', '.join(names())}")
+    add("--threshold", type=float, metavar="P", help="of the strategy, where it has one")
     add("--temperature", type=float, default=0.0, metavar="T", help="0 (default) = greedy")
     add("--top-k", type=int, default=0, metavar="K", help="draw among the K most likely tokens; default 0 = all")
     add(

@@ -23,7 +23,7 @@ from t3d.evaluation.plots import (
     training_charts,
 )
 from t3d.evaluation.protocol import paper_tables
-from t3d.evaluation.results import AVERAGE, compare, for_people, pool_nodes, read_results, tell_apart
+from t3d.evaluation.results import AVERAGE, compare, for_people, pool_nodes, read_results, strategy_label, tell_apart
 from t3d.evaluation.tables import Table, percent
 
 _COLUMNS = {
@@ -61,7 +61,7 @@ def _cell(row: Row, key: str) -> str:
     if key == "method":
         return method_name(value)
     if key == "strategy":
-        return value.removeprefix("low_confidence_")
+        return strategy_label(value)
     if key == "accuracy":
         return f"{percent(row)} %"
     if key == "seeds":
