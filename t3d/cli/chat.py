@@ -158,16 +158,11 @@ def load_speaker(name: str, source: str, steps: int | None, args: argparse.Names
     Raises:
         UserError: no such model, or settings that it cannot decode with.
     """
-    import torch
-
-    from t3d.decode.local import LocalEngine
+    from t3d.models.decoder import load_decoder
     from t3d.models.generation import checked
-    from t3d.models.loading import load_model, load_tokenizer, special_ids
 
-    key = f"--{name}"
-    model = load_model(source, device="cuda" if torch.cuda.is_available() else "cpu", key=key)
-    tokenizer = load_tokenizer(source, key=key)
-    block = model.config.block_size if args.block_size is None else args.block_size
+    decoder = load_decoder(source, key=f"--{name}", max_active=1)
+    block = decoder.model.config.block_size if args.block_size is None else args.block_size
     settings = DecodeSettings(
         block_size=block,
         denoising_steps_per_block=block if steps is None else steps,
@@ -183,12 +178,10 @@ def load_speaker(name: str, source: str, steps: int | None, args: argparse.Names
             raise fault("--threshold", args.threshold, f"{args.strategy} has none; leave it out")
         settings = replace(settings, **{threshold: args.threshold})
     checked(settings)
-    ids = special_ids(model.config, tokenizer, model.generation_config)
-    engine = LocalEngine(
-        model, mask_id=ids.mask_id, stop_ids=ids.stop_ids, forbidden_ids=ids.forbidden_ids, max_active=1
+    ids = decoder.ids
+    speaker = Speaker(
+        name, decoder.engine, decoder.tokenizer, settings, decoder.positions, ids.mask_id, ids.stop_ids, args.seed
     )
-    positions = model.config.max_position_embeddings
-    speaker = Speaker(name, engine, tokenizer, settings, positions, ids.mask_id, ids.stop_ids, args.seed)
     speaker.answer([ids.pad_id] * block, replace(settings, max_token=1))
     return speaker
 

@@ -14,12 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from t3d.blocks.decoding import choose, project_and_draw, stream_key, uniforms
 from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.special_ids import SpecialIds
 from t3d.blocks.strategy import strategy_named
 from t3d.common.errors import UserError
 from t3d.data.trajectory import Trajectory
@@ -67,6 +69,18 @@ class LocalEngine:
         self.compile = compile
         if compile:
             model.model.compile(dynamic=False)
+
+    @classmethod
+    def of(cls, model, ids: SpecialIds, **options: Any) -> "LocalEngine":
+        """The engine of a model with these special ids. ``options``: max_active, fused_commit, compile."""
+        return cls(
+            model,
+            mask_id=ids.mask_id,
+            stop_ids=ids.stop_ids,
+            forbidden_ids=ids.forbidden_ids,
+            ordinary_ids=ids.ordinary_ids,
+            **options,
+        )
 
     @torch.inference_mode()
     def generate(

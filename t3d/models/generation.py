@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import ModelOutput
 
 from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.special_ids import SpecialIds
 from t3d.common.options import validate
 from t3d.decode.local import LocalEngine
 from t3d.decode.protocol import Request, Step, refuse_conflict
@@ -114,13 +115,9 @@ class BlockDiffusionMixin:
         samples = config.num_return_sequences or 1
         requests = [Request(str(row), k, tuple(ids)) for row, ids in enumerate(prompts) for k in range(samples)]
         stops = _ids(config.eos_token_id)
-        engine = LocalEngine(
-            self,
-            mask_id=self.config.mask_token_id,
-            stop_ids=stops,
-            forbidden_ids=forbidden,
-            max_active=len(requests),
-        )
+        pad = next(iter([*_ids(config.pad_token_id), *stops]), 0)  # without either all answers are equally long
+        ids = SpecialIds(self.config.mask_token_id, pad, tuple(stops), tuple(forbidden), torch.tensor([]))
+        engine = LocalEngine.of(self, ids, max_active=len(requests))
         on_step = None
         if streamer is not None:
             if len(requests) > 1:
@@ -132,7 +129,6 @@ class BlockDiffusionMixin:
             streamer.end()
 
         answers = [answers[request.id] for request in requests]
-        pad = next(iter([*_ids(config.pad_token_id), *stops]), 0)  # without either all answers are equally long
         device = input_ids.device
         new = _padded([answer.response_ids[: answer.length] for answer in answers], pad, device)
         sequences = torch.cat([input_ids.repeat_interleave(samples, 0), new], 1)
