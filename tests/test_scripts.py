@@ -71,7 +71,7 @@ DECODING = [
     ("rollout.block_size=0", "rollout.block_size=0: must be at least 1"),
     (
         "rollout.denoising_steps_per_block=5",
-        "rollout.denoising_steps_per_block=5: more steps than the block has positions; at most rollout.block_size=4",
+        "rollout.denoising_steps_per_block=5: more steps than the block has positions; at most block_size=4",
     ),
     ("rollout.temperature=-0.1", "rollout.temperature=-0.1: must be at least 0"),
     ("rollout.remasking_strategy=low_confidence", "rollout.remasking_strategy=low_confidence: must be one of "),

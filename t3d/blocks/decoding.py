@@ -1,8 +1,7 @@
 """One denoising step of a block: which token is drawn at each masked position, and which positions are unmasked.
 
 Pure functions of tensors. Nothing here knows of a model, a cache or a file; the engines own those.
-Sources: MaskGIT confidence ordering as used by SDAR (arXiv 2510.06303) for static and dynamic decoding,
-EB-Sampler (arXiv 2505.24857) for the entropy bound.
+Which positions are unmasked is the strategy's to say (t3d.blocks.strategy).
 """
 
 import hashlib
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.strategy import StepView, strategy_named
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Random numbers: a pure function of (seed, prompt id, sample, position, step), so that batch size, order, number of
@@ -73,15 +73,42 @@ def draw(logits: Tensor, u: Tensor, settings: DecodeSettings, *, need_entropy: b
         temperature, top-k, top-p and softmax are applied in this order, the token is drawn by inverse CDF in the order
         of the ids, and the confidence is its filtered probability.
     """
-    parts = [
-        _draw_rows(chunk.float(), u_chunk, settings, need_entropy)
-        for chunk, u_chunk in zip(logits.split(rows_at_once), u.split(rows_at_once), strict=True)
-    ]
-    if not parts:
-        empty = logits.new_zeros(0, dtype=torch.float32)
-        return logits.new_zeros(0, dtype=torch.long), empty, empty if need_entropy else None
+    return _join(
+        [
+            _draw_rows(chunk.float(), u_chunk, settings, need_entropy)
+            for chunk, u_chunk in zip(logits.split(rows_at_once), u.split(rows_at_once), strict=True)
+        ]
+    )
+
+
+def project(hidden: Tensor, weight: Tensor, forbidden: Tensor) -> Tensor:
+    """(rows, width) last hidden states -> (rows, vocab) fp32 logits, the ids ``forbidden`` (n,) at -inf."""
+    return (hidden @ weight.T).float().index_fill_(-1, forbidden, -torch.inf)
+
+
+def project_and_draw(
+    hidden: Tensor,
+    weight: Tensor,
+    forbidden: Tensor,
+    u: Tensor,
+    settings: DecodeSettings,
+    *,
+    need_entropy: bool,
+    rows_at_once: int,
+    rows_drawn: int = 256,
+):
+    """``draw`` from the last hidden states (rows, width), with the logits of ``rows_at_once`` rows in memory."""
+    return _join(
+        [
+            draw(project(h, weight, forbidden), of_rows, settings, need_entropy=need_entropy, rows_at_once=rows_drawn)
+            for h, of_rows in zip(hidden.split(rows_at_once), u.split(rows_at_once), strict=True)
+        ]
+    )
+
+
+def _join(parts: list[tuple]) -> tuple[Tensor, Tensor, Tensor | None]:
     token, confidence, entropy = zip(*parts, strict=True)
-    return torch.cat(token), torch.cat(confidence), torch.cat(entropy) if need_entropy else None
+    return torch.cat(token), torch.cat(confidence), None if entropy[0] is None else torch.cat(entropy)
 
 
 def _draw_rows(logits: Tensor, u: Tensor, settings: DecodeSettings, need_entropy: bool):
@@ -167,44 +194,49 @@ def _nucleus(sorted_logits: Tensor, probability: Tensor, top_p: float) -> Tensor
 # Choosing the positions
 
 
-def quota(settings: DecodeSettings, device=None) -> Tensor:
-    """Tokens that step s = 0, 1, ... unmasks: (denoising_steps_per_block,), the remainder goes to the first steps."""
+def share(stage: Tensor, settings: DecodeSettings) -> Tensor:
+    """Tokens that the steps ``stage`` = 0, 1, ... of a block unmask, shaped like it; the first take the remainder."""
     base, extra = divmod(settings.block_size, settings.denoising_steps_per_block)
-    steps = torch.arange(settings.denoising_steps_per_block, device=device)
-    return base + (steps < extra).long()
+    return base + (stage < extra).long()
+
+
+def quota(settings: DecodeSettings, device=None) -> Tensor:
+    """The shares of all steps of a block: (denoising_steps_per_block,)."""
+    return share(torch.arange(settings.denoising_steps_per_block, device=device), settings)
+
+
+def on_grid(masked: Tensor, values: Tensor | None) -> Tensor | None:
+    """``values``, one for each True of ``masked`` (rows, block), in its shape; 0 elsewhere. None stays None."""
+    if values is None:
+        return None
+    return torch.zeros(masked.shape, dtype=values.dtype, device=values.device).masked_scatter(masked, values)
 
 
 def choose(
-    masked: Tensor, confidence: Tensor, share: Tensor, settings: DecodeSettings, entropy: Tensor | None, order: Tensor
+    masked: Tensor,
+    confidence: Tensor,
+    entropy: Tensor | None,
+    settings: DecodeSettings,
+    *,
+    key: Tensor,
+    position: Tensor,
+    step: Tensor,
+    stage: Tensor,
 ) -> Tensor:
-    """The positions unmasked in this step.
+    """The positions that the strategy of ``settings`` unmasks in one step.
 
     Args:
-        masked: (rows, block) bool, what is still masked.
-        confidence: (rows, block) of the drawn tokens; ignored where not masked.
-        share: (rows,) the step's quota; it never exceeds what is masked.
-        entropy: (rows, block), for the entropy-bounded strategy.
-        order: (rows, block) uniforms, for the random strategy.
+        masked: (rows, block) bool, the positions still masked.
+        confidence, entropy: (rows, block), see StepView.
+        key, step: (rows,), random stream and the number of this step in the answer. position: (rows, block), absolute.
+        stage: (rows,), steps done in the block.
 
     Returns:
-        (rows, block) bool, a subset of ``masked``; at least one position of every row that has any. Ties go left.
+        (rows, block) bool, a subset of ``masked``. The last of max(steps, positions) steps unmasks all that is left, so
+        every block ends, whatever the strategy.
     """
-    strategy = settings.remasking_strategy
-    if strategy == "sequential":
-        score = -torch.arange(masked.shape[1], device=masked.device, dtype=torch.float32).expand(masked.shape)
-    elif strategy == "random":
-        score = order
-    elif strategy == "entropy_bounded":
-        score = -entropy
-    else:
-        score = confidence
-    ranked = score.masked_fill(~masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    rank = ranked.argsort(-1)
-    number = share.unsqueeze(-1)
-    if strategy == "low_confidence_dynamic":
-        above = (masked & (confidence > settings.dynamic_threshold)).sum(-1, keepdim=True)
-        number = torch.maximum(number, above)
-    elif strategy == "entropy_bounded":
-        in_order = entropy.masked_fill(~masked, torch.inf).gather(-1, ranked)
-        number = (in_order.cumsum(-1) <= settings.eb_threshold).sum(-1, keepdim=True).clamp(min=1)
-    return masked & (rank < number)
+    order = uniforms(key.unsqueeze(-1), position, step.unsqueeze(-1), stream=1)
+    view = StepView(masked, confidence, entropy, order, stage, share(stage, settings))
+    chosen = strategy_named(settings.remasking_strategy).choose(view, settings)
+    last = max(settings.block_size, settings.denoising_steps_per_block) - 1
+    return masked & (chosen | (stage >= last).unsqueeze(-1))

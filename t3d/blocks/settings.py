@@ -3,31 +3,32 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from t3d.blocks.strategy import names, strategy_named
+
 
 def _setting(default: Any, help: str, **limits: Any) -> Any:
-    """A field with its help and its limits (``ge``, ``gt``, ``le``, ``lt``, ``choices``).
+    """A field with its help and its limits (``ge``, ``gt``, ``le``, ``lt``, ``choices``, ``own``).
 
     The configuration engine checks them. This room imports no other, so it writes the metadata itself.
     """
     return field(default=default, metadata={"help": help, **limits})
 
 
-STRATEGIES = ("low_confidence_static", "low_confidence_dynamic", "sequential", "entropy_bounded", "random")
-
-
 @dataclass
 class DecodeSettings:
     """How an answer is decoded; the same record serves rollouts and evaluation.
 
-    A block of ``block_size`` positions is denoised in at most ``denoising_steps_per_block`` steps (static, dynamic,
-    sequential, random) or in as many steps as the entropy bound asks for.
+    A block of ``block_size`` positions is denoised in ``denoising_steps_per_block`` steps, or in as many as the
+    strategy asks for.
     """
 
     block_size: int = _setting(4, "positions of one block", ge=1)
     denoising_steps_per_block: int = _setting(
         4, "steps in which a block is denoised, 1..block_size (block_size / this = tokens per step)", ge=1
     )
-    remasking_strategy: str = _setting("low_confidence_static", "which positions a step unmasks", choices=STRATEGIES)
+    remasking_strategy: str = _setting(
+        "low_confidence_static", "which positions a step unmasks", choices=names(), own=True
+    )
     dynamic_threshold: float = _setting(0.9, "low_confidence_dynamic: unmask all above it", ge=0, le=1)
     eb_threshold: float = _setting(0.1, "entropy_bounded: bound on a step's summed entropy (nats)", ge=0)
     temperature: float = _setting(0.1, "0 = greedy", ge=0)
@@ -55,7 +56,13 @@ class DecodeSettings:
 
 def conflict(settings: DecodeSettings) -> tuple[str, str] | None:
     """The name of a setting that others rule out, and the remedy; None if all go together."""
-    single = settings.block_size == 1
+    try:
+        strategy = strategy_named(settings.remasking_strategy)
+    except ValueError as error:
+        return "remasking_strategy", str(error)
+    single, steps, block = settings.block_size == 1, settings.denoising_steps_per_block, settings.block_size
+    if steps > block and not strategy.may_choose_none:
+        return "denoising_steps_per_block", f"more steps than the block has positions; at most block_size={block}"
     if settings.self_verify and single:
         return "self_verify", "a block of one token is its own verification; take block_size 2 or more, or leave it off"
     if settings.energy_candidates > 1:

@@ -20,8 +20,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from t3d.blocks.settings import STRATEGIES, DecodeSettings
+from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.strategy import names, strategy_named
 from t3d.common.errors import UserError, run_main
+from t3d.common.options import fault
 from t3d.data.trajectory import Trajectory
 from t3d.decode.protocol import Engine, Request, Step
 from t3d.grading.math import extract_answer
@@ -90,34 +92,30 @@ def load_speaker(name: str, source: str, steps: int | None, args: argparse.Names
     Raises:
         UserError: no such model, or settings that it cannot decode with.
     """
-    import torch
-
-    from t3d.decode.local import LocalEngine
+    from t3d.models.decoder import load_decoder
     from t3d.models.generation import checked
-    from t3d.models.loading import load_model, load_tokenizer, special_ids
 
-    key = f"--{name}"
-    model = load_model(source, device="cuda" if torch.cuda.is_available() else "cpu", key=key)
-    tokenizer = load_tokenizer(source, key=key)
-    block = model.config.block_size if args.block_size is None else args.block_size
+    decoder = load_decoder(source, key=f"--{name}", max_active=1)
+    block = decoder.model.config.block_size if args.block_size is None else args.block_size
     settings = DecodeSettings(
         block_size=block,
         denoising_steps_per_block=block if steps is None else steps,
         remasking_strategy=args.strategy,
-        dynamic_threshold=args.threshold,
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
         max_token=args.max_token,
         self_verify=args.self_verify,
     )
+    if args.threshold is not None:
+        if (threshold := strategy_named(checked(settings).remasking_strategy).threshold) is None:
+            raise fault("--threshold", args.threshold, f"{args.strategy} has none; leave it out")
+        settings = replace(settings, **{threshold: args.threshold})
     checked(settings)
-    ids = special_ids(model.config, tokenizer, model.generation_config)
-    engine = LocalEngine(
-        model, mask_id=ids.mask_id, stop_ids=ids.stop_ids, forbidden_ids=ids.forbidden_ids, max_active=1
+    ids = decoder.ids
+    speaker = Speaker(
+        name, decoder.engine, decoder.tokenizer, settings, decoder.positions, ids.mask_id, ids.stop_ids, args.seed
     )
-    positions = model.config.max_position_embeddings
-    speaker = Speaker(name, engine, tokenizer, settings, positions, ids.mask_id, ids.stop_ids, args.seed)
     speaker.answer([ids.pad_id] * block, replace(settings, max_token=1))
     return speaker
 
@@ -348,8 +346,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--student", metavar="DIR", help="a second model that answers the same questions in --steps steps")
     add("--steps", type=int, metavar="N", help="denoising steps a block; default all, for a student 1")
     add("--block-size", type=int, metavar="N", help="positions of a block; default the model's own")
-    add("--strategy", default=STRATEGIES[0], metavar="NAME", help=f"of choosing positions: {', '.join(STRATEGIES)}")
-    add("--threshold", type=float, default=0.9, metavar="P", help=f"{STRATEGIES[1]}: unmask all above it; default 0.9")
+    strategy = DecodeSettings.remasking_strategy
+    add("--strategy", default=strategy, metavar="NAME", help=f"of choosing positions: {', '.join(names())}")
+    add("--threshold", type=float, metavar="P", help="of the strategy, where it has one")
     add("--temperature", type=float, default=0.0, metavar="T", help="0 (default) = greedy")
     add("--top-k", type=int, default=0, metavar="K", help="draw among the K most likely tokens; default 0 = all")
     add(

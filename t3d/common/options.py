@@ -47,13 +47,15 @@ def option(
     le: float | None = None,
     lt: float | None = None,
     several: bool = False,
+    own: bool = False,
 ) -> Any:
     """A dataclass field with its help and its limits; for a list the limits hold for every item.
 
-    ``several`` marks a text that may name several things: a list given for it is joined by commas.
+    ``several`` marks a text that may name several things: a list given for it is joined by commas. ``own`` marks a
+    choice that may also be ``module:Object``, an object of the user's; the reader of the key loads it.
     """
     limits = {"choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt}
-    limits["several"] = several or None
+    limits |= {"several": several or None, "own": own or None}
     metadata = {"help": help} | {name: limit for name, limit in limits.items() if limit is not None}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -224,7 +226,7 @@ def _program() -> str:
 class _Item:
     value: Any
     hint: Any
-    limits: Any  # the field's metadata: help, choices, ge, gt, le, lt, several
+    limits: Any  # the field's metadata: help, choices, ge, gt, le, lt, several, own
 
 
 def _items(config: Any, prefix: str = "") -> dict[str, _Item]:
@@ -387,7 +389,7 @@ def fault(key: str, value: Any, remedy: str) -> UserError:
 def _violation(value: Any, limits: Any) -> str | None:
     """Why a value is not allowed and what is, or None."""
     choices = limits.get("choices")
-    if choices is not None and value not in choices:
+    if choices is not None and value not in choices and not (limits.get("own") and ":" in str(value)):
         close = difflib.get_close_matches(str(value), choices, n=1)
         return f"must be {_limits_text(limits)}" + (f"; did you mean {close[0]}?" if close else "")
     if isinstance(value, float) and not math.isfinite(value):
@@ -403,7 +405,8 @@ def _violation(value: Any, limits: Any) -> str | None:
 
 def _limits_text(limits: Any) -> str:
     if choices := limits.get("choices"):
-        return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
+        own = ", or module:Object" if limits.get("own") else ""
+        return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices) + own
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     return " and ".join(f"{word} {limits[name]}" for name, word in words.items() if name in limits)
 

@@ -7,14 +7,16 @@ all, without a cache. How a token is drawn, which one is unmasked, and the rando
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from t3d.blocks.decoding import choose, draw, stream_key, uniforms
+from t3d.blocks.decoding import choose, on_grid, project_and_draw, stream_key, uniforms
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
+from t3d.blocks.strategy import strategy_named
 from t3d.data.trajectory import Trajectory
 from t3d.decode.runner import TOKENS_PREFILLED
 from t3d.states.base import Batch, State, clean_sequence, collate, state_without_order
@@ -108,17 +110,16 @@ def complete_batch(
     first = where.masked_fill(~present, torch.iinfo(where.dtype).max).amin(-1)
     done = first - prompts[of_sequence]  # a token was a step in the earlier blocks, too
     ids, step = batch.input_ids.flatten().clone(), torch.zeros_like(place)
-    one = torch.ones_like(done)
-    for stage in range(1, settings.block_size + 1):
-        masked = present & (step == 0)
-        when = (done + stage).unsqueeze(-1).expand(place.shape)
-        u = uniforms(keys[of_sequence].unsqueeze(-1), where, when)[masked]
-        token, confidence = torch.zeros_like(place), torch.zeros(place.shape, device=place.device)
-        token[masked], confidence[masked] = draw_at(model, batch, ids, place[masked], u, settings, forbidden, chunk)
-        order = uniforms(keys[of_sequence].unsqueeze(-1), where, when, stream=1)
-        unmask = choose(masked, confidence, one, settings, None, order)
+    settings, key = replace(settings, denoising_steps_per_block=settings.block_size), keys[of_sequence]
+    for stage in range(settings.block_size):
+        masked, when = present & (step == 0), done + stage + 1
+        u = uniforms(key.unsqueeze(-1), where, when.unsqueeze(-1))[masked]
+        drawn = draw_at(model, batch, ids, place[masked], u, settings, forbidden, chunk)
+        token, confidence, entropy = (on_grid(masked, values) for values in drawn)
+        at = {"key": key, "position": where, "step": when, "stage": torch.full_like(when, stage)}
+        unmask = choose(masked, confidence, entropy, settings, **at)
         ids[place[unmask]] = token[unmask]
-        step = torch.where(unmask, when, step)
+        step = torch.where(unmask, when.unsqueeze(-1), step)
     return ids[batch.loss_index], step[group, column]
 
 
@@ -131,17 +132,13 @@ def draw_at(
     settings: DecodeSettings,
     forbidden: Tensor,
     chunk: int,
-) -> tuple[Tensor, Tensor]:
-    """One forward of the batch at ``ids``: (rows,) tokens drawn at the places, and their confidences."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One forward of the batch at ``ids``: what ``draw`` returns for the places (rows,)."""
+    need_entropy = strategy_named(settings.remasking_strategy).needs_entropy
 
-    def head(hidden: Tensor, weight: Tensor) -> list[tuple]:
-        drawn = []
-        for rows, of_rows in zip(hidden.flatten(0, 1)[place].split(chunk), u.split(chunk), strict=True):
-            logits = (rows @ weight.T).float().index_fill_(-1, forbidden, -torch.inf)
-            drawn.append(draw(logits, of_rows, settings)[:2])
-        return drawn
+    def head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        rows = hidden.flatten(0, 1)[place]
+        return project_and_draw(rows, weight, forbidden, u, settings, need_entropy=need_entropy, rows_at_once=chunk)
 
     shaped = ids.view_as(batch.input_ids)
-    drawn = model(shaped, batch.attention_mask, position_ids=batch.position_ids, use_cache=False, head=head)
-    tokens, confidence = zip(*drawn, strict=True)
-    return torch.cat(tokens), torch.cat(confidence)
+    return model(shaped, batch.attention_mask, position_ids=batch.position_ids, use_cache=False, head=head)

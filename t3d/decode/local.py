@@ -14,12 +14,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from t3d.blocks.decoding import choose, draw, quota, stream_key, uniforms
+from t3d.blocks.decoding import choose, project_and_draw, stream_key, uniforms
 from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.special_ids import SpecialIds
+from t3d.blocks.strategy import strategy_named
 from t3d.common.errors import UserError
 from t3d.data.trajectory import Trajectory
 from t3d.decode.cache import Slots
@@ -66,6 +69,18 @@ class LocalEngine:
         self.compile = compile
         if compile:
             model.model.compile(dynamic=False)
+
+    @classmethod
+    def of(cls, model, ids: SpecialIds, **options: Any) -> "LocalEngine":
+        """The engine of a model with these special ids. ``options``: max_active, fused_commit, compile."""
+        return cls(
+            model,
+            mask_id=ids.mask_id,
+            stop_ids=ids.stop_ids,
+            forbidden_ids=ids.forbidden_ids,
+            ordinary_ids=ids.ordinary_ids,
+            **options,
+        )
 
     @torch.inference_mode()
     def generate(
@@ -170,7 +185,7 @@ class Run:
         self.lanes = self.runner.lanes
         self.requests: list[Request | None] = [None] * lanes
         self.began = [0.0] * lanes
-        self.quota = quota(settings, engine.device)
+        self.strategy = strategy_named(settings.remasking_strategy)
         # Sampling is passes over the vocabulary. On a CPU they cost several times less on rows that stay in its cache,
         # whose temporaries the allocator reuses (8 MiB); a GPU wants few launches.
         cpu = engine.device.type == "cpu"
@@ -179,8 +194,7 @@ class Run:
         self.energy = Energy(self.runner) if settings.energy_candidates > 1 else None
         # Lanes with a fixed number of steps a block start their blocks together, so that one forward in `steps` is the
         # wide one that commits. With a varying number of steps there is nothing to align.
-        fixed = settings.remasking_strategy in ("low_confidence_static", "sequential", "random")
-        fixed = fixed and not settings.self_verify
+        fixed = self.strategy.fixed_steps and not settings.self_verify
         self.period = settings.denoising_steps_per_block if fixed else 1
         self.phase = 0
         self.ahead = Ahead()
@@ -263,9 +277,8 @@ class Run:
         state.forwards += turn.long()
         state.steps += turn.long()
 
-        share = self.quota[state.stage.clamp(max=len(self.quota) - 1)]
-        order = uniforms(state.key.unsqueeze(-1), position, state.steps.unsqueeze(-1), stream=1)
-        unmask = choose(masked, confidence, share, self.settings, entropy, order)
+        at = {"key": state.key, "position": position, "step": state.steps, "stage": state.stage}
+        unmask = choose(masked, confidence, entropy, self.settings, **at)
         current = state.ids.gather(1, position)
         when = state.unmask_step.gather(1, position)
         state.ids.scatter_(1, position, torch.where(unmask, tokens, current))
@@ -292,27 +305,30 @@ class Run:
         lane, column = first // masked.shape[1], first % masked.shape[1]
         stream = state.key[lane], position[lane, column], state.steps[lane] + 1
         u = uniforms(*stream) if self.energy is None else candidate_uniforms(*stream, settings.energy_candidates)
-        need_entropy = settings.remasking_strategy == "entropy_bounded"
 
         def head(hidden: Tensor, weight: Tensor):
             hidden = hidden[:, -settings.block_size :][lane, column]
             if self.verifier is not None:
                 self.verifier.drafts.hidden[lane, column] = hidden
-            drawn = []
-            for h, u_rows in zip(hidden.split(runner.rows_at_once), u.split(runner.rows_at_once), strict=True):
-                logits = runner.logits(h, weight)
-                drawn.append(draw(logits, u_rows, settings, need_entropy=need_entropy, rows_at_once=self.rows_drawn))
-            return drawn
+            return project_and_draw(
+                hidden,
+                weight,
+                runner.forbidden_ids,
+                u,
+                settings,
+                need_entropy=self.strategy.needs_entropy,
+                rows_at_once=runner.rows_at_once,
+                rows_drawn=self.rows_drawn,
+            )
 
-        grids = []
-        for parts in zip(*self.runner.block_forward(wide, turn, head), strict=True):
-            if parts[0] is None:
-                grids.append(None)
-                continue
-            values = torch.cat(parts)
-            grids.append(torch.zeros(masked.shape + values.shape[1:], dtype=values.dtype, device=values.device))
-            grids[-1][lane, column] = values
-        return *grids, masked, position
+        def grid(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            filled = torch.zeros(masked.shape + values.shape[1:], dtype=values.dtype, device=values.device)
+            filled[lane, column] = values
+            return filled
+
+        return *map(grid, runner.block_forward(wide, turn, head)), masked, position
 
     def _masked(self, turn: Tensor) -> tuple[Tensor, Tensor]:
         """Of the current blocks: what is masked in those of the lanes ``turn``, and the positions; (lanes, block)."""

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.settings import DecodeSettings, conflict
 from t3d.common.errors import UserError
+from t3d.common.options import fault
 from t3d.data.trajectory import Trajectory
 
 
@@ -54,6 +55,28 @@ class Step:
     response_ids: list[int]
     unmasked: list[int]
     block_complete: bool
+
+
+def refuse_conflict(settings: DecodeSettings, prefix: str = "") -> None:
+    """Raises UserError for a setting, its key behind ``prefix``, that does not go together with the others."""
+    if found := conflict(settings):
+        name, remedy = found
+        raise fault(prefix + name, getattr(settings, name), remedy)
+
+
+# Decode settings that SGLang does not support, each with its remedy. They must be at their defaults.
+NOT_WITH_SGLANG = {
+    "self_verify": "not with rollout.engine=sglang; leave it off",
+    "energy_candidates": "not with rollout.engine=sglang; leave it at 1",
+    "random_init_ratio": "not with rollout.engine=sglang, whose blocks begin as masks; leave it at 0",
+}
+
+
+def refuse_unserved(settings: DecodeSettings, prefix: str = "") -> None:
+    """Raises UserError for a setting, its key behind ``prefix``, that SGLang does not support."""
+    for name, remedy in NOT_WITH_SGLANG.items():
+        if (value := getattr(settings, name)) != getattr(DecodeSettings, name):
+            raise fault(prefix + name, value, remedy)
 
 
 class Engine(Protocol):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from t3d.blocks.attention import cache_mask
-from t3d.blocks.decoding import initial_tokens
+from t3d.blocks.decoding import initial_tokens, project
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import UserError
 from t3d.decode.cache import CACHE_NAME, Slots
@@ -137,4 +137,4 @@ class ModelRunner:
 
     def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """(rows, width) -> (rows, vocab) fp32, the ids that may not be drawn at -inf."""
-        return (hidden @ weight.T).float().index_fill_(-1, self.forbidden_ids, -torch.inf)
+        return project(hidden, weight, self.forbidden_ids)

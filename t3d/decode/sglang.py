@@ -25,7 +25,7 @@ from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import UserError
 from t3d.common.paths import model_name
 from t3d.data.trajectory import Trajectory
-from t3d.decode.protocol import Request, Step, refuse_mask_in_prompts
+from t3d.decode.protocol import Request, Step, refuse_mask_in_prompts, refuse_unserved
 
 
 class ServerDown(Exception):
@@ -241,12 +241,7 @@ class SGLangEngine:
         """
         if on_step is not None:
             raise UserError("rollout.engine=sglang: it does not show its steps; use the local engine")
-        if settings.self_verify:
-            raise UserError("rollout.self_verify=true: not with rollout.engine=sglang; leave it off")
-        if settings.energy_candidates > 1:
-            raise UserError("rollout.energy_candidates: not with rollout.engine=sglang; leave it at 1")
-        if settings.random_init_ratio:
-            raise UserError("rollout.random_init_ratio: not with rollout.engine=sglang; leave it at 0")
+        refuse_unserved(settings, "rollout.")
         refuse_mask_in_prompts(requests, self.mask_id)
         if not requests:
             return

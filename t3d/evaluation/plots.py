@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t3d.evaluation.results import strategy_label
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -83,7 +85,7 @@ def _draw_accuracy(ax: Axes, rows: Sequence[Row], colours: Mapping[str, str]) ->
         # Lines stand slightly apart, so that intervals at the same speed do not cover each other.
         x = [row["tokens_per_step"] * 1.04 ** (i - (len(lines) - 1) / 2) for row in points]
         y, low, high = 100 * np.array([_with_ends(row) for row in points]).T
-        name = method_name(method) + ("" if one_strategy else f", {strategy.removeprefix('low_confidence_')}")
+        name = method_name(method) + ("" if one_strategy else f", {strategy_label(strategy)}")
         line, mark = ("-", "o") if one_strategy or "static" in strategy else ("--", "D")
         bars = (y - low, high - y)
         ax.errorbar(x, y, bars, color=colour, label=name, ls=line, marker=mark, capsize=4, elinewidth=1.5)

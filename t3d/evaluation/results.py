@@ -14,18 +14,25 @@ from typing import Any
 
 import pandas as pd
 
+from t3d.blocks.strategy import names, strategy_named
 from t3d.common.errors import UserError
 from t3d.evaluation.statistics import difference_interval, mcnemar_exact, mean_and_sem, wilson_interval
 
 Row = Mapping[str, Any]
 AVERAGE = "average"  # the name that averages over data sets carry in place of a data set's
-FIXED_STEPS = ("low_confidence_static", "sequential", "random")
 _OF_A_SETTING = ("run", "method", "dataset", "datasets", "n", "block_size", "strategy", "temperature", "decode")
 
 
 def fixed_steps(strategy: str) -> bool:
     """Whether block size / steps says the tokens per step. An energy changes what is drawn, not how much."""
-    return strategy.partition("+energy")[0] in FIXED_STEPS
+    name = strategy.partition("+energy")[0]
+    return name in names() and strategy_named(name).fixed_steps
+
+
+def strategy_label(strategy: str) -> str:
+    """The strategy of a row as tables show it."""
+    name, plus, rest = strategy.partition("+")
+    return ((name in names() and strategy_named(name).label) or name) + plus + rest
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

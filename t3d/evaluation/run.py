@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from t3d.blocks.strategy import strategy_named
 from t3d.common import options, paths
 from t3d.common.errors import UserError
 from t3d.common.jsonfiles import atomic_write
@@ -122,8 +123,8 @@ def results_file(config: EvalConfig) -> Path:
         output = paths.output(data.output)
         stem = output.name.removesuffix(".json")  # a name may have dots of its own
         return output.with_name(f"{stem}{node_suffix(config)}.json")
-    threshold = {"low_confidence_dynamic": rollout.dynamic_threshold, "entropy_bounded": rollout.eb_threshold}
-    at = threshold.get(rollout.remasking_strategy, "")
+    threshold = strategy_named(rollout.remasking_strategy).threshold
+    at = getattr(rollout, threshold) if threshold else ""
     model, dataset = paths.model_name(data.checkpoint_path), paths.data_name(data.eval_dataset)
     return results_folder(config) / (
         f"{data.method}-{model}-{dataset}-{strategy(rollout)}{at}"

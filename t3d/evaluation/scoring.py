@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from statistics import median
 
+from t3d.blocks.strategy import strategy_named
 from t3d.common import paths
 from t3d.data.trajectory import Trajectory
-from t3d.evaluation.results import fixed_steps
 from t3d.evaluation.settings import EvalConfig
 from t3d.evaluation.statistics import pass_at_k, share_interval, wilson_interval
 from t3d.grading import Verdict
@@ -16,7 +16,7 @@ from t3d.rollout.settings import RolloutConfig
 def strategy(rollout: RolloutConfig) -> str:
     """What tells the ways of decoding apart in tables, charts and file names."""
     energy = f"+energy{rollout.energy_candidates}" if rollout.energy_candidates > 1 else ""
-    return rollout.remasking_strategy + ("+verify" if rollout.self_verify else "") + energy
+    return rollout.remasking_strategy.replace(":", ".") + ("+verify" if rollout.self_verify else "") + energy
 
 
 def summarise(
@@ -41,7 +41,7 @@ def summarise(
     """
     rollout, count = config.rollout, len(answers)
     tokens, steps, forwards = (sum(getattr(a, name) for a in answers) for name in ("length", "steps", "forwards"))
-    fixed = fixed_steps(strategy(rollout))
+    fixed = strategy_named(rollout.remasking_strategy).fixed_steps and not rollout.self_verify
     latency = [answer.seconds for answer in answers]
     data = config.evaluation
     row = {

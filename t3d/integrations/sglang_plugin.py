@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t3d.blocks.decoding import choose, draw, quota, stream_key, uniforms
+from t3d.blocks.decoding import choose, draw, on_grid, stream_key, uniforms
 from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.strategy import strategy_named
 from t3d.common.options import validate
+from t3d.decode.protocol import refuse_conflict, refuse_unserved
 from t3d.decode.sglang import KEY, NAME
 
 # What a request may bring beside; SGLang's samplers, which a dLLM algorithm bypasses, own these. name -> no effect
@@ -71,17 +73,11 @@ def denoise(
     rows[:, mask_id] = -torch.inf
     rows[:, words:] = -torch.inf
     u = uniforms(key.unsqueeze(-1), position, step.unsqueeze(-1))[masked]
-    bounded = settings.remasking_strategy == "entropy_bounded"
-    token, *scores = draw(rows, u, settings, need_entropy=bounded)
-    tokens = ids.masked_scatter(masked, token)
-    confidence, entropy = (
-        None if score is None else torch.zeros(ids.shape, device=ids.device).masked_scatter(masked, score)
-        for score in scores
-    )
-    share = quota(settings, ids.device)[stage.clamp(max=settings.denoising_steps_per_block - 1)]
-    order = uniforms(key.unsqueeze(-1), position, step.unsqueeze(-1), stream=1)
-    unmask = choose(masked, confidence, share, settings, entropy, order)
-    return torch.where(unmask, tokens, ids), unmask
+    need_entropy = strategy_named(settings.remasking_strategy).needs_entropy
+    drawn = draw(rows, u, settings, need_entropy=need_entropy)
+    token, confidence, entropy = (on_grid(masked, values) for values in drawn)
+    unmask = choose(masked, confidence, entropy, settings, key=key, position=position, step=step, stage=stage)
+    return torch.where(unmask, token, ids), unmask
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,14 +125,8 @@ def asked(req: Any) -> Asked:
     }
     settings = DecodeSettings(**given)
     validate(settings)
-    if settings.denoising_steps_per_block > settings.block_size:
-        raise ValueError(f"denoising_steps_per_block={settings.denoising_steps_per_block}: at most the block size")
-    if settings.self_verify:
-        raise ValueError(f"self_verify: {NAME} does not support it; leave it out")
-    if settings.energy_candidates > 1:
-        raise ValueError(f"energy_candidates: {NAME} does not support it; leave it out")
-    if settings.random_init_ratio:
-        raise ValueError(f"random_init_ratio: {NAME} does not support it; leave it out")
+    refuse_conflict(settings)
+    refuse_unserved(settings)
     if key is None:
         key = stream_key(sampling.sampling_seed or 0, str(req.rid), 0)
     return Asked(settings, key, words)

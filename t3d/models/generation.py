@@ -9,10 +9,11 @@ from torch import LongTensor, Tensor
 from transformers import GenerationConfig
 from transformers.modeling_outputs import ModelOutput
 
-from t3d.blocks.settings import DecodeSettings, conflict
-from t3d.common.options import fault, validate
+from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.special_ids import SpecialIds
+from t3d.common.options import validate
 from t3d.decode.local import LocalEngine
-from t3d.decode.protocol import Request, Step
+from t3d.decode.protocol import Request, Step, refuse_conflict
 
 # What `generate` reads of transformers' own fields, and what makes no difference to it. Any other field that is not at
 # its default is an error.
@@ -34,7 +35,7 @@ class BlockDiffusionGenerationConfig(GenerationConfig):
         block_size: positions of one block; default the model's.
         denoising_steps_per_block: 1..block_size; default block_size, one token a step.
         remasking_strategy, dynamic_threshold, eb_threshold, self_verify, energy_candidates: see
-            t3d.blocks.decoding.DecodeSettings.
+            t3d.blocks.settings.DecodeSettings.
         seed: of the answers' random streams; default drawn from torch's global generator.
     """
 
@@ -114,13 +115,9 @@ class BlockDiffusionMixin:
         samples = config.num_return_sequences or 1
         requests = [Request(str(row), k, tuple(ids)) for row, ids in enumerate(prompts) for k in range(samples)]
         stops = _ids(config.eos_token_id)
-        engine = LocalEngine(
-            self,
-            mask_id=self.config.mask_token_id,
-            stop_ids=stops,
-            forbidden_ids=forbidden,
-            max_active=len(requests),
-        )
+        pad = next(iter([*_ids(config.pad_token_id), *stops]), 0)  # without either all answers are equally long
+        ids = SpecialIds(self.config.mask_token_id, pad, tuple(stops), tuple(forbidden), torch.tensor([]))
+        engine = LocalEngine.of(self, ids, max_active=len(requests))
         on_step = None
         if streamer is not None:
             if len(requests) > 1:
@@ -132,7 +129,6 @@ class BlockDiffusionMixin:
             streamer.end()
 
         answers = [answers[request.id] for request in requests]
-        pad = next(iter([*_ids(config.pad_token_id), *stops]), 0)  # without either all answers are equally long
         device = input_ids.device
         new = _padded([answer.response_ids[: answer.length] for answer in answers], pad, device)
         sequences = torch.cat([input_ids.repeat_interleave(samples, 0), new], 1)
@@ -218,12 +214,7 @@ def _settings(config: BlockDiffusionGenerationConfig, model_config: Any, width: 
 def checked(settings: DecodeSettings) -> DecodeSettings:
     """The settings, if every value is possible. Raises UserError (a ValueError) that names the one that is not."""
     validate(settings)
-    steps, block = settings.denoising_steps_per_block, settings.block_size
-    if steps > block:
-        raise fault("denoising_steps_per_block", steps, f"a block has {block} positions; give 1..{block}")
-    if found := conflict(settings):
-        name, remedy = found
-        raise fault(name, getattr(settings, name), remedy)
+    refuse_conflict(settings)
     return settings
 
 

@@ -26,10 +26,10 @@ from t3d.common.errors import UserError
 from t3d.common.processes import is_main_process
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
-from t3d.decode.local import LocalEngine
 from t3d.decode.protocol import Engine, Request
+from t3d.models.decoder import load_decoder
 from t3d.models.fingerprint import weights_fingerprint
-from t3d.models.loading import load_config, load_generation_config, load_model, load_tokenizer, special_ids
+from t3d.models.loading import load_config, load_generation_config, load_tokenizer, special_ids
 from t3d.rollout.settings import SampleConfig
 from t3d.tasks import find_task, prompt_ids
 from t3d.tasks.problems import Problem, load_problems
@@ -271,25 +271,17 @@ def make_engine(config: SampleConfig, source: str, tokenizer, rank: int) -> Engi
     if rollout.engine == "sglang":
         return make_sglang_engine(config, source, tokenizer)
     gpus = torch.cuda.device_count()
-    device = torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
-    model = load_model(
+    return load_decoder(
         source,
         dtype=rollout.dtype,
         attn_implementation=rollout.attn_implementation,
-        device=device,
+        device=torch.device("cuda", rank % gpus) if gpus else None,
+        tokenizer=tokenizer,
         key="evaluation.checkpoint_path",
-    ).eval()
-    ids = special_ids(model.config, tokenizer, model.generation_config)
-    return LocalEngine(
-        model,
-        mask_id=ids.mask_id,
-        stop_ids=ids.stop_ids,
-        forbidden_ids=ids.forbidden_ids,
         max_active=min(rollout.max_active, rollout.batch_size or rollout.max_active),
         fused_commit=rollout.fused_commit,
-        ordinary_ids=ids.ordinary_ids,
         compile=rollout.compile,
-    )
+    ).engine
 
 
 def make_sglang_engine(config: SampleConfig, source: str, tokenizer) -> Engine:

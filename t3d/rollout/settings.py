@@ -4,8 +4,9 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from t3d.blocks.attention import ATTENTION, ATTENTION_HELP
-from t3d.blocks.settings import DecodeSettings, conflict
+from t3d.blocks.settings import DecodeSettings
 from t3d.common.options import Released, fault, option
+from t3d.decode.protocol import NOT_WITH_SGLANG, refuse_conflict
 from t3d.tasks import HELP, find_task
 
 
@@ -55,9 +56,7 @@ def check_engine(rollout: RolloutConfig) -> None:
         }
     else:
         unsupported = {
-            "self_verify": "not with rollout.engine=sglang; leave it off",
-            "energy_candidates": "not with rollout.engine=sglang; leave it at 1",
-            "random_init_ratio": "SGLang's blocks begin as masks; leave it at 0",
+            **NOT_WITH_SGLANG,
             "compile": "SGLang compiles by itself; leave it off",
             "fused_commit": "SGLang writes a block's cache in a forward of its own; leave it at true",
             "attn_implementation": "SGLang chooses its own kernels; leave it at null",
@@ -125,16 +124,8 @@ class SampleConfig:
     def check(self) -> None:
         rollout, data = self.rollout, self.evaluation
         self.check_task()
-        if rollout.denoising_steps_per_block > rollout.block_size:
-            raise fault(
-                "rollout.denoising_steps_per_block",
-                rollout.denoising_steps_per_block,
-                f"more steps than the block has positions; at most rollout.block_size={rollout.block_size}",
-            )
         check_engine(rollout)
-        if found := conflict(rollout):
-            name, remedy = found
-            raise fault(f"rollout.{name}", getattr(rollout, name), remedy)
+        refuse_conflict(rollout, "rollout.")
         if data.node_index >= data.num_node:
             raise fault(
                 "evaluation.node_index",

@@ -165,16 +165,8 @@ class Rounds:
         log.info("%s: %d answers decoded anew in %.0f s", target, len(requests), time.perf_counter() - clock)
 
     def _answers(self, student, requests: Sequence[Request], seed: int) -> Iterator[Trajectory]:
-        ids = self.ids
         with decoding(student):
-            engine = LocalEngine(
-                student,
-                mask_id=ids.mask_id,
-                stop_ids=ids.stop_ids,
-                forbidden_ids=ids.forbidden_ids,
-                max_active=self.training.refresh_max_active,
-                ordinary_ids=ids.ordinary_ids,
-            )
+            engine = LocalEngine.of(student, self.ids, max_active=self.training.refresh_max_active)
             yield from engine.generate(requests, decode_settings(self.training), seed)
 
     def _with_targets(self, answers: Iterator[Trajectory], seed: int) -> Iterator[Trajectory]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from t3d.blocks.decoding import choose, draw, filter_logits, quota, stream_key, uniforms
-from t3d.blocks.settings import STRATEGIES, DecodeSettings
+from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.strategy import StepView, names, strategy_named
 
 NONE = -math.inf
 
@@ -60,7 +61,7 @@ def slow_choice(masked, confidence, share, settings, entropy, order) -> list[boo
     return [i in picked for i in range(len(masked))]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", names())
 @pytest.mark.parametrize("block", [1, 4, 7])
 def test_choice_equals_the_slow_rule(strategy, block):
     """With many ties (values on a coarse grid), shares beyond what is masked, and rows without a mask."""
@@ -70,7 +71,8 @@ def test_choice_equals_the_slow_rule(strategy, block):
     masked = torch.rand(rows, block, generator=generator) < 0.6
     confidence, entropy, order = (torch.randint(5, (rows, block), generator=generator) / 4 for _ in range(3))
     share = torch.randint(1, block + 2, (rows,), generator=generator)
-    got = choose(masked, confidence, share, settings, entropy, order)
+    view = StepView(masked, confidence, entropy, order, torch.zeros_like(share), share)
+    got = strategy_named(strategy).choose(view, settings)
     tables = [values.tolist() for values in (masked, confidence, share, entropy, order)]
     expected = [slow_choice(m, c, n, settings, e, o) for m, c, n, e, o in zip(*tables, strict=True)]
     assert got.tolist() == expected
@@ -80,9 +82,10 @@ def test_choice_equals_the_slow_rule(strategy, block):
 
 def test_ties_go_left():
     masked, flat = torch.tensor([[False, True, True, True]]), torch.full((1, 4), 0.5)
-    for strategy in STRATEGIES:
+    for strategy in names():
         settings = DecodeSettings(remasking_strategy=strategy, eb_threshold=1.2)
-        got = choose(masked, flat, torch.tensor([2]), settings, flat, flat)
+        view = StepView(masked, flat, flat, flat, torch.tensor([0]), torch.tensor([2]))
+        got = strategy_named(strategy).choose(view, settings)
         assert got.tolist() == [[False, True, True, False]], strategy
 
 
@@ -90,11 +93,11 @@ def test_a_sure_position_that_is_not_masked_is_never_chosen():
     """The release's static top-k overwrote prompt tokens when fewer positions than the share were masked."""
     masked = torch.tensor([[False, False, False, True]])
     confidence = torch.tensor([[9.0, 9.0, 9.0, 0.0]])
-    for strategy in STRATEGIES:
+    for strategy in names():
         settings = DecodeSettings(remasking_strategy=strategy)
-        assert choose(masked, confidence, torch.tensor([4]), settings, -confidence, confidence).tolist() == [
-            [False, False, False, True]
-        ]
+        at = {"key": torch.tensor([1]), "position": torch.arange(4)[None], "step": torch.tensor([1])}
+        got = choose(masked, confidence, -confidence, settings, stage=torch.tensor([0]), **at)
+        assert got.tolist() == [[False, False, False, True]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.strategy import names
 from t3d.common import options
 from t3d.common.errors import UserError
 from t3d.common.options import load
@@ -351,7 +352,7 @@ def test_help_explains_the_usual_keys_and_names_the_others(schema, flag, capsys)
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
-STRATEGIES = "low_confidence_static, low_confidence_dynamic, sequential, entropy_bounded, random"
+STRATEGIES = ", ".join([*names(), "or module:Object"])
 
 
 @pytest.mark.parametrize(
@@ -399,7 +400,7 @@ STRATEGIES = "low_confidence_static, low_confidence_dynamic, sequential, entropy
         (
             SampleConfig,
             "rollout.denoising_steps_per_block=5",
-            "more steps than the block has positions; at most rollout.block_size=4",
+            "more steps than the block has positions; at most block_size=4",
         ),
         (SampleConfig, "rollout.denoising_steps_per_block=0", "must be at least 1"),
         (SampleConfig, "rollout.temperature=-0.1", "must be at least 0"),

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from t3d.blocks.decoding import choose, distribution, draw, inverse_cdf, quota, stream_key, uniforms
-from t3d.blocks.settings import STRATEGIES, DecodeSettings
+from t3d.blocks.decoding import choose, distribution, draw, inverse_cdf, stream_key, uniforms
+from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.strategy import names
 from t3d.common.errors import UserError
 from t3d.common.options import load
 from t3d.decode import energy
@@ -44,7 +45,7 @@ def slow_energy(model, request: Request, settings: DecodeSettings, seed: int) ->
         start = len(ids) // size * size
         known, at = len(ids) - start, [0] * size
         ids += [MASK] * (size - known)
-        for share in quota(settings).tolist() + [1] * size:
+        for stage in range(2 * size):
             masked = torch.tensor([token == MASK for token in ids[start:]])
             if not masked.any():
                 break
@@ -62,8 +63,8 @@ def slow_energy(model, request: Request, settings: DecodeSettings, seed: int) ->
                 weights.append(weight - sure.log()[masked].sum())
             u = uniforms(key, torch.tensor([start]), now, stream=4)
             token, sure = fillings[int(inverse_cdf(torch.stack(weights).softmax(-1)[None], u))]
-            order = uniforms(key, position, now, stream=1)
-            picked = choose(masked[None], sure[None], torch.tensor([share]), settings, entropy[None], order[None])[0]
+            here = {"key": key, "position": position[None], "step": now[None], "stage": torch.tensor([stage])}
+            picked = choose(masked[None], sure[None], entropy[None], settings, **here)[0]
             for i in picked.nonzero().flatten().tolist():
                 ids[start + i], at[i] = int(token[i]), steps
         when += at[known:]
@@ -95,7 +96,7 @@ def test_equals_the_oracle(settings):
     assert any(plain[name].response_ids != found[name].response_ids for name in found)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", names())
 def test_lanes_order_commits_and_portions_change_nothing(model, strategy, monkeypatch):
     settings = DecodeSettings(
         temperature=1.0, max_token=12, denoising_steps_per_block=2, energy_candidates=5, remasking_strategy=strategy

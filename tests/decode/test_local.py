@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from t3d.blocks.decoding import choose, draw, initial_tokens, quota, stream_key, uniforms
+from t3d.blocks.decoding import choose, draw, initial_tokens, stream_key, uniforms
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import UserError
 from t3d.common.paths import ROOT
@@ -50,7 +50,7 @@ def oracle(model, request: Request, settings: DecodeSettings, seed: int):
         known = len(ids) - start
         block = ids[start:] + [MASK] * (size - known)
         unmasked_at = [0] * size
-        for share in quota(settings).tolist() + [1] * size:
+        for stage in range(2 * size):
             masked = torch.tensor([[token == MASK for token in block]])
             if not masked.any():
                 break
@@ -61,8 +61,8 @@ def oracle(model, request: Request, settings: DecodeSettings, seed: int):
             position = torch.arange(start, start + size)
             u = uniforms(key, position, torch.tensor(steps))
             token, confidence, entropy = draw(logits, u, settings, need_entropy=True)
-            order = uniforms(key, position, torch.tensor(steps), stream=1)
-            picked = choose(masked, confidence[None], torch.tensor([share]), settings, entropy[None], order[None])[0]
+            at = {"key": key, "position": position[None], "step": torch.tensor([steps]), "stage": torch.tensor([stage])}
+            picked = choose(masked, confidence[None], entropy[None], settings, **at)[0]
             for i in picked.nonzero().flatten().tolist():
                 block[i], unmasked_at[i] = int(token[i]), steps
         ids = ids[:start] + block

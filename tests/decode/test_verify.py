@@ -6,8 +6,9 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from t3d.blocks.decoding import choose, distribution, draw, inverse_cdf, quota, stream_key, uniforms
-from t3d.blocks.settings import STRATEGIES, DecodeSettings
+from t3d.blocks.decoding import choose, distribution, draw, inverse_cdf, stream_key, uniforms
+from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.strategy import names
 from t3d.common.errors import UserError
 from t3d.common.options import load
 from t3d.data.shards import claim_folder
@@ -90,7 +91,7 @@ def slow_self_verify(model, request: Request, settings: DecodeSettings, seed: in
         drawn_from: list = [None] * size
         while settled < start + size:
             if settled < start + size - 1 or not any(at):  # the last position alone needs no second draft
-                for share in quota(settings).tolist() + [1] * size:
+                for stage in range(2 * size):
                     masked = torch.tensor([[token == MASK for token in ids[start:]]])
                     if not masked.any():
                         break
@@ -99,8 +100,9 @@ def slow_self_verify(model, request: Request, settings: DecodeSettings, seed: in
                     token, sure, entropy = draw(
                         logits, uniforms(key, position, torch.tensor(steps)), settings, need_entropy=True
                     )
-                    order = uniforms(key, position, torch.tensor(steps), stream=1)
-                    picked = choose(masked, sure[None], torch.tensor([share]), settings, entropy[None], order[None])[0]
+                    here = {"key": key, "position": position[None]}
+                    here |= {"step": torch.tensor([steps]), "stage": torch.tensor([stage])}
+                    picked = choose(masked, sure[None], entropy[None], settings, **here)[0]
                     for i in picked.nonzero().flatten().tolist():
                         ids[start + i], at[i] = int(token[i]), steps
                         drawn_from[i] = distribution(logits, settings)[i] if settings.temperature else None
@@ -146,7 +148,7 @@ def test_equals_the_oracle(settings, fused):
     assert redrafted  # or nothing was ever rejected, and the test shows nothing
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", names())
 @pytest.mark.parametrize("steps", [1, 3])
 def test_greedy_is_sequential_decoding_at_block_size_1(strategy, steps):
     """Whatever drafted it: strategies and steps change the forwards, never the answer."""

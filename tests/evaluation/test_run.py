@@ -276,7 +276,7 @@ def answered(unit_folder, problems: dict[str, str], texts: dict[str, str]) -> No
 
 
 def test_programs_are_run_against_their_tests(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("t3d.rollout.run.load_model", None)  # all is decoded: no model is needed
+    monkeypatch.setattr("t3d.rollout.run.load_decoder", None)  # all is decoded: no model is needed
     data = tmp_path / "Code.json"
     data.write_text(json.dumps([ADD, DOUBLE]))
     settings = config(
@@ -322,7 +322,7 @@ def test_code_prompts_are_the_releases(config, tmp_path, story_teacher):
 
 
 def test_options_are_letters(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("t3d.rollout.run.load_model", None)
+    monkeypatch.setattr("t3d.rollout.run.load_decoder", None)
     data = tmp_path / "Choice.json"
     rows = [{"question": f"Which, {i}?", "ground_truth_answer": "B"} for i in range(3)]
     data.write_text(json.dumps(rows))
@@ -348,7 +348,7 @@ def test_without_a_sandbox_nothing_is_decoded(config, tmp_path, monkeypatch):
 
 
 def test_several_answers_per_question_give_pass_at_k(config, story_questions, monkeypatch):
-    monkeypatch.setattr("t3d.rollout.run.load_model", None)
+    monkeypatch.setattr("t3d.rollout.run.load_decoder", None)
     questions = json.loads(story_questions.read_text())
     settings = config("rollout.num_response_per_task=3", "evaluation.limit=4")
     (unit,) = units_of(settings)
@@ -376,8 +376,8 @@ def test_several_answers_per_question_give_pass_at_k(config, story_questions, mo
 @pytest.fixture
 def loads(monkeypatch):
     """How often a model was loaded."""
-    load_model, count = rollout.load_model, []
-    monkeypatch.setattr(rollout, "load_model", lambda *args, **kw: count.append(args) or load_model(*args, **kw))
+    load, count = rollout.load_decoder, []
+    monkeypatch.setattr(rollout, "load_decoder", lambda *args, **kw: count.append(args) or load(*args, **kw))
     return count
 
 

@@ -26,9 +26,9 @@ from t3d.common.paths import model_source
 from t3d.decode.local import LocalEngine
 from t3d.decode.protocol import Request
 from t3d.integrations.lm_eval.bound import bound_states, weighted_log_probs
+from t3d.models.decoder import load_decoder
 from t3d.models.fingerprint import weights_fingerprint
 from t3d.models.generation import checked
-from t3d.models.loading import load_model, load_tokenizer, special_ids
 from t3d.states.base import State, generator_for
 
 log = logging.getLogger(__name__)
@@ -98,9 +98,8 @@ class SDARHarness(TemplateLM):
             self._device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
             if self._device.type == "cuda" and not torch.cuda.is_available():
                 raise fault("device", args.device, "there is no GPU that PyTorch can use; leave it out")
-        self.tokenizer = load_tokenizer(self.source, key="pretrained")
-        self.model = load_model(self.source, dtype=args.dtype, device=self._device, key="pretrained")
-        self.ids = special_ids(self.model.config, self.tokenizer, self.model.generation_config)
+        decoder = load_decoder(self.source, dtype=args.dtype, device=self._device, key="pretrained")
+        self.model, self.tokenizer, self.ids = decoder.model, decoder.tokenizer, decoder.ids
         self.block_size = args.block_size or self.model.config.block_size
         self._decoding({})  # settings that do not go together are an error now, not after the tasks are built
 
@@ -203,7 +202,8 @@ class SDARHarness(TemplateLM):
         bar = tqdm(total=len(requests), desc="decode", unit="answer", disable=disable_tqdm or self.rank != 0)
         for (settings, until), group in groups.items():
             index_of = {request.id: index for index, request in group}
-            engine = self._engine(self._stop_ids(until))
+            ids = dataclasses.replace(self.ids, stop_ids=self._stop_ids(until))
+            engine = LocalEngine.of(self.model, ids, max_active=self.args.max_active)
             for found in engine.generate([r for _, r in group], DecodeSettings(*settings), self.args.seed):
                 index = index_of[found.id]
                 text = self.tokenizer.decode(found.response_ids[: found.length], skip_special_tokens=True)
@@ -237,23 +237,14 @@ class SDARHarness(TemplateLM):
         values["max_token"] = next((int(limit) for limit in limits if limit is not None), args.max_token)
         return checked(DecodeSettings(**{name: value for name, value in values.items() if value is not None})), until
 
-    def _stop_ids(self, until: Sequence[str]) -> set[int]:
+    def _stop_ids(self, until: Sequence[str]) -> tuple[int, ...]:
         """The model's, and stop strings that are a single token: those end the decoding, the others cut its text."""
         stops = set(self.ids.stop_ids)
         for text in until:
             ids = self.tok_encode(text)
             if len(ids) == 1 and self.tokenizer.decode(ids) == text:
                 stops.add(ids[0])
-        return stops
-
-    def _engine(self, stop_ids: set[int] | tuple[int, ...]) -> LocalEngine:
-        return LocalEngine(
-            self.model,
-            mask_id=self.ids.mask_id,
-            stop_ids=stop_ids,
-            forbidden_ids=self.ids.forbidden_ids,
-            max_active=self.args.max_active,
-        )
+        return tuple(sorted(stops))
 
     # -- likelihoods --------------------------------------------------------------------------------------------------
 
@@ -350,7 +341,7 @@ class SDARHarness(TemplateLM):
             key = tuple(context)
             longest[key] = max(longest.get(key, 0), len(continuation))
         decoded: dict[tuple[int, ...], list[int]] = {}
-        engine = self._engine(self.ids.stop_ids)
+        engine = LocalEngine.of(self.model, self.ids, max_active=self.args.max_active)
         for length in sorted(set(longest.values())):
             contexts = [context for context, needed in longest.items() if needed == length]
             requests = [Request("greedy", k, context) for k, context in enumerate(contexts)]

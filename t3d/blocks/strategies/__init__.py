@@ -1,0 +1,1 @@
+"""The unmasking strategies, one a file (see t3d.blocks.strategy)."""

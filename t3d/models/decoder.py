@@ -1,0 +1,59 @@
+"""One way to a model that decodes: from a folder or a hub id to the model, its tokenizer, special ids and engine."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from t3d.blocks.special_ids import SpecialIds
+from t3d.decode.local import LocalEngine
+from t3d.models.block_diffusion import SDARForCausalLM
+from t3d.models.loading import load_model, load_tokenizer, special_ids
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """A model in eval mode with all that decoding takes.
+
+    Attributes:
+        ids: the model's special ids. engine: decodes requests (t3d.decode.protocol.Engine).
+    """
+
+    model: SDARForCausalLM
+    tokenizer: Any
+    ids: SpecialIds
+    engine: LocalEngine
+
+    @property
+    def positions(self) -> int:
+        """Of the model: the longest prompt and answer together, in tokens."""
+        return self.model.config.max_position_embeddings
+
+
+def load_decoder(
+    source: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str | None = None,
+    device: str | torch.device | None = None,
+    tokenizer: Any = None,
+    key: str = "model.pretrained_model",
+    **engine: Any,
+) -> Decoder:
+    """Load the model ``source`` to decode with it. A model in memory is ``LocalEngine.of``'s to take.
+
+    Args:
+        source: a folder or a hub id. dtype, attn_implementation: see ``load_model``.
+        device: None = the GPU if there is one, else the CPU.
+        tokenizer: the model's, where it is loaded already.
+        key: the setting that named ``source``, for error messages.
+        engine: options of LocalEngine: max_active, fused_commit, compile.
+
+    Raises:
+        UserError: no such model or tokenizer, or one that lacks a special id.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(source, dtype=dtype, attn_implementation=attn_implementation, device=device, key=key)
+    tokenizer = load_tokenizer(source, key=key) if tokenizer is None else tokenizer
+    ids = special_ids(model.config, tokenizer, model.generation_config)
+    return Decoder(model, tokenizer, ids, LocalEngine.of(model, ids, **engine))
