@@ -1,14 +1,18 @@
-r"""Grading of programs: the answer's ```python block against the tests of its row, in boxes (`sandbox`).
+r"""Grading of programs: the program in an answer against the tests of its row, in boxes (`sandbox`).
+
+`extract_program` says which of an answer's blocks is its program.
 
 A row with test_method "function" has test code: statements that call what the program defines. Program and tests run in
-two boxes, and calls cross between them as data (`inside/roles.py`). A program can therefore neither read the tests, nor
-the values they expect, nor say that they were passed: the verdict comes from the tests' box, with a token that the
+two boxes, and calls cross between them (`sandbox/inside/values.py`). A program can therefore neither read the tests,
+nor the values they expect, nor say that they were passed: the verdict comes from the tests' box, with a token that the
 grader made up for this one answer. What the tests call by a name of Python's, or take from the row's prefix, is
-Python's and the prefix's, whatever the program defines. What cannot cross is graded wrong: an instance whose operators
-the tests use, an exception class of the program's in their `except`, a function they hand over, an endless generator.
+Python's and the prefix's, whatever the program defines (`plan`). The program is a module that the tests import: its
+`__name__` is not "__main__". A value that cannot cross has a verdict of its own, "unsupported_value": a module or a
+file that the tests hand over, or an object of the program that claims to equal data of the tests.
 
-A row with test_method "stdio" has inputs and outputs. The program runs once per input, in a new box; what it printed is
-compared here, word by word: the kind and amount of white space do not count (as in the released T3D code).
+A row with test_method "stdio" has inputs and outputs. The program runs once per input, in a new box, as `python
+answer.py` runs it. Its output is compared here, word by word: the kind and amount of white space do not count (as in
+the released T3D code). Prompts of input() do not count either, nor does the number that it hands to exit().
 
 Time limits are CPU seconds of the program, from the moment when its own process exists.
 """
@@ -16,16 +20,12 @@ Time limits are CPU seconds of the program, from the moment when its own process
 from __future__ import annotations
 
 import ast
-import builtins
-import functools
 import json
 import logging
 import os
 import re
 import secrets
 import socket
-import symtable
-import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -35,11 +35,15 @@ from typing import Any
 
 from t3d.common.errors import UserError
 from t3d.grading import Verdict
+from t3d.grading.plan import plan_tests, prefix_program
 from t3d.grading.sandbox import Box, Limits, SandboxError, attend, run_script, walls
 
-# "error": an exception, a crash, too many processes, a full disk; "sandbox": no box, and so no verdict on the answer.
-REASONS = ("correct", "wrong", "no_code", "error", "timeout", "memory", "output_limit", "sandbox")
-EXTRACTIONS = ("last",)  # rules that choose the answer's program; the first is the default
+# "error": an exception, a crash, too many processes, a full disk. "unsupported_value": the tests need a value that
+# cannot cross between program and tests. "sandbox": no box, and so no verdict on the answer.
+REASONS = (
+    "correct", "wrong", "no_code", "error", "timeout", "memory", "output_limit", "unsupported_value", "sandbox",
+)  # fmt: skip
+EXTRACTIONS = ("defining", "last")
 _ENDINGS = {"cpu": "timeout", "wall": "timeout", "memory": "memory", "output": "output_limit"}
 _CHECKER = Limits(cpu=10.0)
 
@@ -84,101 +88,130 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
 
 # --- the program in the answer ---------------------------------------------------------------------------------------
 
-_BLOCK = re.compile(r"```python(.*?)```", re.DOTALL)
-
-
-def extract_program(text: str, prefix: str | None = None) -> str | None:
-    """The last complete ```python block of prefix + text, as in the release; None without one, as for an answer cut
-    off in its block. Line ends become newlines, a common indentation goes.
-
-    A prefix opens a block, which the answer continues. If the answer opens one of its own instead, that one counts,
-    after the prefix's lines.
-    """
-    text, prefix = (part.replace("\r\n", "\n").replace("\r", "\n") for part in (text, prefix or ""))
-    before, fence, _ = text.partition("```python")
-    if prefix and fence and "```" not in before and not re.search(r"^[ \t]+\S", before, re.MULTILINE):
-        program = extract_program(text)
-        return None if program is None else f"{_prefix_program(prefix)}\n{program}"
-    blocks = _BLOCK.findall(prefix + text)
-    return textwrap.dedent(blocks[-1]).strip("\n") + "\n" if blocks else None
-
-
-def _prefix_program(prefix: str) -> str:
-    """The lines of the block that a prefix opens, or all of them."""
-    return prefix.rpartition("```python")[2]
-
-
-# --- what the tests may ask of it ------------------------------------------------------------------------------------
+_RELEASE = re.compile(r"```python(.*?)```", re.DOTALL)
+_INLINE = re.compile(r"```python\b(.*?)```", re.DOTALL)
+_OPENING = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`{]*)[^`]*")
+_PYTHON = re.compile(r"(?:py|python)[\d.]*", re.IGNORECASE)
+_FAR = 300  # lines from a fence that may end a block to the one that does
+_PRINTS = re.compile(r"\bprint\s*\(|\bstdout\b|^\s*(?:import|from)\s+\w", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """tests: code to run; names: what it takes from the program; helpers: code of the prefix that it runs itself."""
+class _Block:
+    """A complete block of code: its lines, and whether its fence names Python (or no language)."""
 
-    tests: tuple[str, ...]
-    names: tuple[str, ...]
-    helpers: str
+    code: str
+    tagged: bool
 
 
-@functools.lru_cache(maxsize=1024)
-def plan_tests(tests: tuple[str, ...], prefix: str = "") -> Plan:
-    """Which names of the tests are the program's: the global ones that the tests do not define themselves.
+def extract_program(
+    text: str, prefix: str | None = None, names: Sequence[str] = (), extraction: str = "defining"
+) -> str | None:
+    """The program in an answer; None without a complete block. Line ends become newlines, a common indentation goes.
 
-    A built-in function is the program's only where the prefix defines it, or the tests end with check(<it>), or they
-    ask for nothing else: no program can slip its own `abs` into the tests. Nor its own `math`: modules that the tests
-    use without an import, x in x.y, and what the prefix imports, are imported on the tests' side. Functions which the
-    prefix gives in full, such as an encoder whose decoder is asked for, are run there, with what stands before them.
-    And check(check), of a row that asks for a function `check`, means the program's: the tests' own gets another name.
+    prefix: the start of the answer, which opens a block. names: what the tests take from the program. extraction:
+
+    - "defining": the last block that defines all the names, or most of them; without names, or where no block defines
+      any, the last complete block. Fences named python, Python, py or python3 count, and fences without a name: these
+      only where they define a name, or hold a program and not its output, or where the answer has no named one.
+    - "last": the release's rule: the last complete ```python block.
+
+    An answer goes on with the block of its prefix, or opens blocks of its own. A program out of the answer's own block
+    stands behind the prefix's lines.
     """
-    trees = [ast.parse(test) for test in tests]
-    calls = [node.value for tree in trees for node in tree.body if isinstance(node, ast.Expr)]
-    calls = [call for call in calls if isinstance(call, ast.Call) and call.args and isinstance(call.func, ast.Name)]
-    entries = {call.args[0].id for call in calls if isinstance(call.args[0], ast.Name)}
-    own = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
-    for call in calls:
-        name = call.func.id
-        if name in entries and name in own:
-            call.func.id = own[name].name = f"{name}_program"
-    used = set()
-    for tree in trees:
-        used |= _globals_read(symtable.symtable(ast.unparse(tree), "tests", "exec"))
-    used -= {name for tree in trees for name in _bound(tree)}
-
-    try:
-        given = ast.parse(_prefix_program(prefix)).body
-    except SyntaxError:
-        given = []
-    functions = {node.name: node for node in given if isinstance(node, ast.FunctionDef)}
-    imports = [node for node in given if isinstance(node, ast.Import | ast.ImportFrom)]
-    imports = [node for node in imports if _bound(ast.Module([node], [])) & used - entries]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    modules = used & sys.stdlib_module_names - entries - called - _bound(ast.Module(given, []))
-    imports += [ast.Import([ast.alias(name)]) for name in sorted(modules)]
-    used = used - _bound(ast.Module(imports, [])) or used
-    asked = {name for name in used if not hasattr(builtins, name) or name in functions or name in entries} or used
-    whole = {
-        name
-        for name, function in functions.items()
-        if name in asked - entries
-        and function is not given[-1]  # that one is for the answer to go on with
-        and (len(function.body) > 1 or ast.get_docstring(function) is None)
-    }
-    helpers = imports + (given[:-1] if whole else [])
-    return Plan(tuple(map(ast.unparse, trees)), tuple(sorted(asked - whole)), ast.unparse(ast.Module(helpers, [])))
+    if extraction not in EXTRACTIONS:
+        raise UserError(f"evaluation.extraction={extraction}: use one of {', '.join(EXTRACTIONS)}")
+    text, prefix = (part.replace("\r\n", "\n").replace("\r", "\n") for part in (text, prefix or ""))
+    if extraction == "last":
+        return _last_program(text, prefix)
+    start = prefix_program(prefix)
+    goes_on = bool(prefix) and not _opens_its_own(text)
+    blocks = _blocks(prefix + text if goes_on else text)
+    if not blocks:
+        return None
+    number = _choose(blocks, names)
+    program = blocks[number].code
+    if not prefix or (goes_on and number == 0):
+        return _tidy(program)
+    if program.strip("\n")[:1] in " \t" and not _definitions(_tidy(program), names):
+        return _tidy(f"{start}\n{program}")  # the rest of the prefix's function
+    return f"{start}\n{_tidy(program)}"
 
 
-def _globals_read(table: symtable.SymbolTable) -> set[str]:
-    """Names that the code looks up in its module or among the built-ins."""
-    module = table.get_type() == "module"
-    names = {s.get_name() for s in table.get_symbols() if s.is_referenced() and (module or s.is_global())}
-    return names.union(*map(_globals_read, table.get_children()))
+def _choose(blocks: list[_Block], names: Sequence[str]) -> int:
+    """The number of the block with the program."""
+    defined = [_definitions(_tidy(block.code), names) for block in blocks]
+    if most := max(defined):
+        return max(number for number, count in enumerate(defined) if count == most)
+    programs = [number for number, block in enumerate(blocks) if block.tagged or _PRINTS.search(block.code)]
+    return (programs or range(len(blocks)))[-1]
 
 
-def _bound(tree: ast.Module) -> set[str]:
-    """Names that the code binds at its top level."""
-    symbols = symtable.symtable(ast.unparse(tree), "tests", "exec").get_symbols()
-    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+def _definitions(program: str, names: Sequence[str]) -> int:
+    """How many of the names the program defines at its top level, by the look of its lines."""
+    found = re.findall(r"^(?:async\s+)?(?:def|class)\s+(\w+)|^(\w+)\s*(?::[^=\n]+)?=(?!=)", program, re.MULTILINE)
+    imported = re.findall(r"^(?:from\s.*)?import\b(.*)", program, re.MULTILINE)
+    defined = {name for pair in found for name in pair}.union(*(re.findall(r"\w+", line) for line in imported))
+    return len(defined.intersection(names))
+
+
+def _blocks(text: str) -> list[_Block]:
+    """The complete blocks of Python, in their order.
+
+    A block ends at a fence alone on its line, no deeper than its start; failing that, at the next fence.
+    """
+    blocks, lines, at = [], text.split("\n"), 0
+    while at < len(lines):
+        opening = _OPENING.fullmatch(lines[at])
+        at += 1
+        if opening is None:
+            continue
+        indentation, fence, name = opening.groups()
+        end, last_line = _closing(lines, at, fence, len(indentation))
+        if end is None:
+            continue
+        if not name or _PYTHON.fullmatch(name):
+            blocks.append(_Block("\n".join([*lines[at:end], last_line]), bool(name)))
+        at = end + 1
+    return blocks or [_Block(code, True) for code in _INLINE.findall(text)]
+
+
+def _closing(lines: list[str], start: int, fence: str, depth: int) -> tuple[int | None, str]:
+    """The line where a block ends, and the code on that line; None where it is cut off."""
+    alone = re.compile(rf"([ \t]*){fence[0]}{{{len(fence)},}}[ \t]*")
+    loose = None
+    for number in range(start, len(lines)):
+        line = lines[number]
+        closing = alone.fullmatch(line)
+        if closing and len(closing[1]) <= depth + 3:
+            return number, ""
+        opening = _OPENING.fullmatch(line)
+        if (opening and opening[3]) or (loose and number > loose[0] + _FAR):
+            break  # the next block begins: this one ended before, if at all
+        if loose is None and line.rstrip().endswith(fence):
+            loose = number, line.rstrip().rstrip(fence[0])
+    return loose or (None, "")
+
+
+def _tidy(program: str) -> str:
+    return textwrap.dedent(program).strip("\n") + "\n"
+
+
+def _opens_its_own(text: str) -> bool:
+    """Whether an answer to a prefix starts a block instead of going on with the prefix's."""
+    before, fence, after = text.partition("```")
+    name = after.partition("\n")[0].strip()
+    opens = bool(fence) and (bool(_PYTHON.fullmatch(name)) or (not name and "```" in after))
+    return opens and not re.search(r"^[ \t]+\S", before, re.MULTILINE)
+
+
+def _last_program(text: str, prefix: str) -> str | None:
+    before, fence, _ = text.partition("```python")
+    if prefix and fence and "```" not in before and not re.search(r"^[ \t]+\S", before, re.MULTILINE):
+        program = _last_program(text, "")
+        return None if program is None else f"{prefix_program(prefix)}\n{program}"
+    blocks = _RELEASE.findall(prefix + text)
+    return _tidy(blocks[-1]) if blocks else None
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
@@ -190,12 +223,12 @@ def grade_all(
     time_limit: float | None = None,
     allow_unsandboxed: bool = False,
     progress: bool = True,
-    extraction: str = EXTRACTIONS[0],
+    extraction: str = "defining",
 ) -> list[Verdict]:
     """Verdicts for answers, in their order.
 
     workers: answers graded side by side (default: one per core, at most 64). time_limit: CPU seconds for an answer, for
-    each input of "stdio"; None = the row's test_time_limit, 1 without one.
+    each input of "stdio"; None = the row's test_time_limit, 1 without one. extraction: see `extract_program`.
 
     Raises UserError where a row is not sound, or the machine has no sandbox and `allow_unsandboxed` is false.
     """
@@ -219,9 +252,12 @@ def grade_all(
         threads.shutdown(cancel_futures=True)
 
 
-def answer_program(item: CodeItem, extraction: str = EXTRACTIONS[0]) -> str | None:
+def answer_program(item: CodeItem, extraction: str = "defining") -> str | None:
     """The program of an answer to a row; None without one."""
-    return extract_program(item.text, item.row.get("prefix") if _is_function(item.row) else None)
+    if not _is_function(item.row):
+        return extract_program(item.text, extraction=extraction)
+    prefix = item.row.get("prefix") or ""
+    return extract_program(item.text, prefix, plan_tests(tuple(item.row["test_list"]), prefix).names, extraction)
 
 
 def _is_function(row: Mapping[str, Any]) -> bool:
@@ -243,7 +279,7 @@ def _run(program: str, row: Mapping[str, Any], time_limit: float | None, kind: s
 def _run_function(program: str, tests: list[str], prefix: str, limits: Limits, kind: str) -> str:
     token = secrets.token_hex(16)
     patient = replace(_CHECKER, wall=limits.wall_seconds + 60)  # it waits for the program
-    order = asdict(plan_tests(tuple(tests), prefix)) | {"token": token}
+    order = {"plan": asdict(plan_tests(tuple(tests), prefix)), "token": token}
     theirs, ours = socket.socketpair()
     with theirs, ours:
         with (
@@ -268,12 +304,27 @@ def _run_function(program: str, tests: list[str], prefix: str, limits: Limits, k
 
 
 def _run_stdio(program: str, inputs: list[str], outputs: list[str], limits: Limits, kind: str) -> str:
+    prompts = True
     for given, expected in zip(inputs, outputs, strict=True):
-        box = run_script(program, limits, kind, stdin=given)
-        if (box.ending["end"], box.ending.get("code")) != ("exit", 0):
-            if box.stderr.rstrip().endswith(b"MemoryError"):
-                return "memory"
-            return _ENDINGS.get(box.ending["end"], "error")
-        if box.stdout.decode(errors="replace").split() != expected.split():
-            return "wrong"
+        reason = _run_once(program, given, expected, limits, kind, prompts)
+        if reason == "wrong" and prompts and _PROMPT.search(program):
+            prompts = False
+            reason = _run_once(program, given, expected, limits, kind, prompts)
+        if reason != "correct":
+            return reason
     return "correct"
+
+
+_PROMPT = re.compile(r"\binput\b(?!\s*\(\s*\))")
+_CRASH = re.compile(rb'^(?:Traceback \(most recent call last\):|  File ".*answer\.py", line \d+)$', re.MULTILINE)
+
+
+def _run_once(program: str, given: str, expected: str, limits: Limits, kind: str, prompts: bool) -> str:
+    box = run_script(program, limits, kind, stdin=given, prompts=prompts)
+    if box.ending["end"] != "exit":
+        return _ENDINGS.get(box.ending["end"], "error")
+    if box.ending["code"] == 1 and box.stderr.rstrip().endswith(b"MemoryError"):
+        return "memory"
+    if box.ending["code"] == 1 and _CRASH.search(box.stderr):  # and not exit(1): any number is an orderly end
+        return "error"
+    return "correct" if box.stdout.decode(errors="replace").split() == expected.split() else "wrong"

@@ -81,15 +81,15 @@ FUNCTION = {
         "    return 0"
     ),
     "harness_functions": (
-        "import sys\n"
+        "import gc, sys\n"
         "def f(n):\n"
         "    frame = sys._getframe(1)\n"
         "    while frame:\n"
         "        space = frame.f_globals\n"
-        "        if '_send' in space:\n"
-        "            send = space['_send']\n"
-        "            space['_send'] = lambda c, m: send(c, ['passed', {'reason': 'passed', 'token': None}, []])\n"
-        "            space['_describe'] = lambda e: ['value', True, []]\n"
+        "        if 'Peer' in space:\n"
+        "            peer, send = space['Peer'], space['Peer'].send\n"
+        "            peer.send = lambda self, m: send(self, ['passed', {'reason': 'passed', 'token': None}, []])\n"
+        "            peer._reply = lambda self, m: ['value', True, []]\n"
         "        frame = frame.f_back\n"
         "    return 0"
     ),
@@ -129,9 +129,54 @@ FUNCTION = {
     "object_numbers": (
         "import os, struct, json\n"
         "def f(n):\n"
-        "    d = json.dumps(['value', ['object', {'__class__': 'int'}], [[0, 6765]]]).encode()\n"
+        "    d = json.dumps(['value', ['mine', {'__class__': 'int'}, 'int', ['__eq__']], [[0, ['list', [6765]]]]]).encode()\n"
         "    os.write(3, struct.pack('>I', len(d)) + d)\n    return 0"
     ),
+    "forged_requests": (
+        "import os, struct, json\n"
+        "def ask(message):\n"
+        "    d = json.dumps(message).encode()\n    os.write(3, struct.pack('>I', len(d)) + d)\n"
+        "    return os.read(3, struct.unpack('>I', os.read(3, 4))[0])\n"
+        "def f(n):\n"
+        "    text = b''\n"
+        "    for message in (\n"
+        "        ['get', 'marker'], ['get', 'token'], ['call', ['builtin', 'type'], ['tuple', [3]], ['tuple', []]],\n"
+        "        ['attribute', ['yours', 0], '__globals__'], ['attribute', ['builtin', 'object'], '__subclasses__'],\n"
+        "        ['attribute', ['builtin', 'int'], 'mro'], ['apply', ['tuple', [1]], '__len__'], ['offer', 'f', 3],\n"
+        "        ['set', ['builtin', 'int'], 'x', 1], ['next', ['yours', -1], 1], ['resume', ['yours', 0], 'gi_frame'],\n"
+        "        ['update', ['yours', 0], ['tuple', []]], ['call', ['yours', 0], ['tuple', []], ['tuple', []]],\n"
+        "    ):\n"
+        "        reply = ask(message)\n        text += reply if reply.startswith(b'[\"value') else b''\n"
+        "    return 6765 if text else 0"
+    ),
+    "forged_classes": (
+        "import os, struct, json\n"
+        "def f(n):\n"
+        "    for module, name in (('builtins', 'AssertionError'), ('check', 'Gone'), ('values', 'Unsupported'), ('os', 'system')):\n"
+        "        d = json.dumps(['error', ['exception', ['exception class', None, module, name, []], ['tuple', ['id']],"
+        " ['tuple', [['tuple', ['__class__', 3]]]], None, 'x'], []]).encode()\n"
+        "        os.write(3, struct.pack('>I', len(d)) + d)\n"
+        "    return 0"
+    ),
+    "class_that_lies": (
+        "import enum, collections\n"
+        "class A(collections.namedtuple('A', 'x')):\n    def __eq__(self, o): return True\n    __hash__ = None\n"
+        "def f(n): return A(1)"
+    ),
+    "enum_that_lies": (
+        "import enum\n"
+        "class A(enum.IntEnum):\n    X = 3\n    def __eq__(self, o): return True\n    __hash__ = int.__hash__\n"
+        "def f(n): return A.X"
+    ),
+    "float_that_lies": "class A(float):\n    def __eq__(self, o): return True\n    __hash__ = float.__hash__\ndef f(n): return A(3)",
+    "text_that_lies": "class A(str):\n    def __eq__(self, o): return True\n    __hash__ = str.__hash__\ndef f(n): return A('x')",
+    "metaclass_that_lies": (
+        "class M(type):\n    def __eq__(self, o): return True\n    def __instancecheck__(self, o): return True\n    __hash__ = type.__hash__\n"
+        "class A(metaclass=M): pass\ndef f(n): return A"
+    ),
+    "system_exit_kept": "class E(SystemExit): pass\ndef f(n): raise E(0)",
+    "generator_exit": "def f(n): raise GeneratorExit",
+    "module_of_the_tests": "import os\nopen('check.py', 'w').write('x')\nopen('json.py', 'w').write('raise SystemExit')\ndef f(n): return 0",
     # values that weigh
     "deep_value": "def f(n):\n    x = []\n    for _ in range(100000): x = [x]\n    return x",
     "cyclic_value": "def f(n):\n    x = []\n    x.append(x)\n    return x",

@@ -2,13 +2,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from t3d.common.errors import UserError
 from t3d.grading import code, sandbox
-from t3d.grading.code import CodeItem, check_row, extract_program, grade_all, plan_tests
+from t3d.grading.code import CodeItem, check_row, extract_program, grade_all
+from t3d.grading.plan import plan_tests
+from tests.grading.crossings import CROSSING, UNSUPPORTED, WRONG
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 ROOT = Path(code.__file__).resolve().parents[2]
@@ -63,7 +66,8 @@ def block(program: str) -> str:
         ("```python\r\nif x:\r\n    y = 1\r\n```", None, "if x:\n    y = 1\n"),
         ("```python\n    if x:\n        y = 1\n    ```", None, "if x:\n    y = 1\n"),
         ("```python\nx = 1", None, None),
-        ("```\nx = 1\n```", None, None),
+        ("```\nx = 1\n```", None, "x = 1\n"),
+        ("```bash\npip install x\n```", None, None),
         ("x = 1", None, None),
         ("", PREFIX, None),
         ("    return 2 * x\n```", PREFIX, 'def double(x):\n    """ Twice x. """\n\n    return 2 * x\n'),
@@ -77,6 +81,111 @@ def block(program: str) -> str:
 )
 def test_the_program_of_an_answer(text, prefix, program):
     assert extract_program(text, prefix) == program
+
+
+SOLVED = "```python\ndef f(x):\n    return 2 * x\n```"
+EXAMPLE = "```python\nprint(f(3))\n```"
+
+
+@pytest.mark.parametrize(
+    "fence", ["python", "Python", "PYTHON", "py", "python3", "Python3.11", "py3", "", " python", "python  "]
+)
+def test_fences_that_count(fence):
+    assert extract_program(f"So:\n```{fence}\nx = 1\n```\nDone.") == "x = 1\n"
+
+
+@pytest.mark.parametrize("fence", ["bash", "text", "output", "pycon", "cpp", "json", "pythonic"])
+def test_fences_that_do_not_count(fence):
+    assert extract_program(f"So:\n```{fence}\nx = 1\n```\nDone.") is None
+    assert extract_program(f"```python\nx = 2\n```\n```{fence}\nx = 1\n```\n") == "x = 2\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        (f"{SOLVED}\nFor example:\n{EXAMPLE}\n", "def f(x):\n    return 2 * x\n"),
+        (f"{SOLVED}\nTests:\n```py\nassert f(1) == 2\n```\n```\n6\n```", "def f(x):\n    return 2 * x\n"),
+        (f"```python\ndef f(x): pass\n```\nBetter:\n{SOLVED}\n{EXAMPLE}", "def f(x):\n    return 2 * x\n"),
+        (f"{SOLVED}\n```\nf = abs\n```", "f = abs\n"),
+        (f"{SOLVED}\n```python\ndef f(x):\n    return", "def f(x):\n    return 2 * x\n"),  # cut off
+        ("```python\nfrom operator import neg as f\n```\n" + EXAMPLE, "from operator import neg as f\n"),
+        ("```python\nclass f:\n    x = 1\n```\n" + EXAMPLE, "class f:\n    x = 1\n"),
+        ("```python\nasync def f(): pass\n```\n" + EXAMPLE, "async def f(): pass\n"),
+        ("```python\ng = 1\n```\n" + EXAMPLE, "print(f(3))\n"),  # none defines it: the last
+        ("```python\ndef f(x):\n    return x```\nand so on\n" + EXAMPLE, "def f(x):\n    return x\n"),
+        (
+            '```python\ndef f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n```\n',
+            'def f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n',
+        ),
+        ("~~~python\ndef f(): pass\n~~~\n" + EXAMPLE, "def f(): pass\n"),
+        ("````python\ndef f(): pass\n````\n", "def f(): pass\n"),
+        ("1. First\n\n   ```python\n   def f(): pass\n   ```\n", "def f(): pass\n"),
+    ],
+)  # fmt: skip
+def test_the_block_that_defines_what_the_tests_call(text, program):
+    assert extract_program(text, None, ("f",)) == program
+    assert extract_program(text.replace("\n", "\r\n"), None, ("f",)) == program
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("```python\nprint(1)\n```\nIt prints:\n```\n1\n```\n", "print(1)\n"),
+        ("```python\nprint(1)\n```\nAt last:\n```\nprint(2)\n```\n", "print(2)\n"),
+        ("```python\nprint(1)\n```\n```python\nprint(2)\n```\n```python\nprint(3)", "print(2)\n"),
+        ("```\nprint(1)\n```\n", "print(1)\n"),
+        ("Inline: ```python print(1)```", "print(1)\n"),
+    ],
+)
+def test_the_last_complete_block_of_a_whole_program(text, program):
+    assert extract_program(text).strip() == program.strip()
+
+
+def test_an_answer_goes_on_with_its_prefix_or_not():
+    given = 'def double(x):\n    """ Twice x. """\n\n'
+    ask = ("double",)
+    after = "    return 2 * x\n```\nExample:\n```python\nprint(double(3))\n```"
+    assert extract_program(after, PREFIX, ask) == given + "    return 2 * x\n"
+    again = "    return x\n```\nNo:\n```python\ndef double(x): return 2 * x\n```"
+    assert extract_program(again, PREFIX, ask) == f"\n{given}\ndef double(x): return 2 * x\n"
+    body = "Here:\n```python\n    return 2 * x\n```"
+    assert extract_program(body, PREFIX, ask) == given + "\n    return 2 * x\n"
+    own = "Sure.\n```\ndef double(x): return 2 * x\n```\n```python\nprint(double(1))\n```"
+    assert extract_program(own, PREFIX, ask) == f"\n{given}\ndef double(x): return 2 * x\n"
+
+
+def test_the_rule_of_the_release():
+    text = f"{SOLVED}\n{EXAMPLE}\n"
+    assert extract_program(text, None, ("f",), "last") == "print(f(3))\n"
+    assert extract_program("```\nx = 1\n```", extraction="last") is None
+    assert extract_program("```Python\nx = 1\n```", extraction="last") is None
+    with pytest.raises(UserError, match="extraction=first"):
+        extract_program(text, extraction="first")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\n" * 20_000,
+        "```\n" * 20_001,
+        "```x\n" * 20_000,
+        "        ```\n" * 20_000,
+        "```python\n" + "`` `" * 50_000,
+    ],
+)
+def test_choosing_takes_no_time(text):
+    start = time.process_time()
+    extract_program(text, PREFIX, ("f",))
+    assert time.process_time() - start < 5
+
+
+def test_the_example_is_not_run(boxed):
+    text = f"{SOLVED}\nFor example:\n```python\nprint(f(input()))\n```\n"
+    row = function("assert f(2) == 4")
+    assert reasons((text, row)) == ["correct"]
+    assert reasons((text, row), extraction="last") == ["error"]
+    printed = "```python\nprint(3)\n```\nIt prints\n```\n3\n```\n"
+    assert reasons((printed, SUM | {"test_input": [""], "test_output": ["3"]})) == ["correct"]
 
 
 # --- what the tests take from it -------------------------------------------------------------------------------------
@@ -219,13 +328,64 @@ def test_values_arrive_as_they_are(boxed):
     assert reasons((program.replace("\n```\nThat is all.", "\n" + more), function(tests + iterators))) == ["correct"]
 
 
+def crossing(pairs: dict[str, tuple[str, str]]) -> dict[str, str]:
+    items = [(block(program), function(tests)) for program, tests in pairs.values()]
+    return dict(zip(pairs, reasons(*items), strict=True))
+
+
+def test_values_keep_their_behaviour(boxed):
+    pytest.importorskip("numpy")
+    assert crossing(CROSSING) == dict.fromkeys(CROSSING, "correct")
+
+
+def test_what_cannot_cross_is_not_wrong(boxed):
+    assert crossing(UNSUPPORTED) == dict.fromkeys(UNSUPPORTED, "unsupported_value")
+    assert crossing(WRONG) == dict.fromkeys(WRONG, "wrong")
+
+
+def test_no_program_skips_its_tests(boxed):
+    tests = (
+        "import io, unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1), 1)\n"
+        "tests = unittest.defaultTestLoader.loadTestsFromTestCase(T)\n"
+        "assert unittest.TextTestRunner(stream=io.StringIO()).run(tests).wasSuccessful()"
+    )
+    programs = ["def f(x): return x", "import unittest\ndef f(x): raise unittest.SkipTest"]
+    assert reasons(*((block(program), function(tests)) for program in programs)) == ["correct", "wrong"]
+
+
+def test_no_future_of_the_graders_is_inherited(boxed):
+    missing = block("def f(x: Undefined): return x")
+    reads = block("def f(x: int): return f.__annotations__ == {'x': int}")
+    row = function("def check(c: Nothing): assert c(1)\ncheck(f)")
+    fine = function("assert f(1)")
+    assert reasons((missing, fine), (reads, fine), (reads, row)) == ["error", "correct", "error"]
+
+
+def test_a_program_that_prompts_is_right_with_its_prompts_and_without(boxed):
+    program = block("name = input('name? ')\nprint(name)")
+    row = SUM | {"test_input": ["a\n", "b\n"]}
+    outputs = (["a", "b"], ["name? a", "name? b"], ["a", "c"])
+    assert reasons(*((program, row | {"test_output": list(each)}) for each in outputs)) == [
+        "correct",
+        "correct",
+        "wrong",
+    ]
+
+
+def test_a_number_for_exit_is_an_orderly_end_and_a_crash_is_none(boxed):
+    row = SUM | {"test_input": [""], "test_output": ["3"]}
+    ends = ["exit(1)", "raise SystemExit('words')", "import sys; sys.exit(2)", "1 / 0", "raise KeyError", "x ="]
+    expected = ["correct"] * 3 + ["error"] * 3
+    assert reasons(*((block(f"print(3)\n{end}"), row) for end in ends)) == expected
+
+
 def test_numpys_numbers_are_numbers(boxed):
     pytest.importorskip("numpy")
     program = block("import numpy as np\ndef f(n): return np.arange(n).sum()\ndef g(n): return np.bool_(n > 1)")
     assert reasons((program, function("assert f(4) == 6\nassert g(2) is True\nassert f(3) == 3.0"))) == ["correct"]
 
 
-WRONG = {
+FAILING = {
     "wrong": [("    return x\n```", ROW), ("    return 2 * x if x == 2 else 'a'\n```", ROW), (block("print(3)"), SUM)],
     "error": [
         ("    return y\n```", ROW),
@@ -242,7 +402,7 @@ WRONG = {
 
 
 def test_wrong_programs_fail_for_their_reason(boxed):
-    items = [(reason, item) for reason, several in WRONG.items() for item in several]
+    items = [(reason, item) for reason, several in FAILING.items() for item in several]
     graded = reasons(*(item for _, item in items), time_limit=0.5)
     assert graded == [reason for reason, _ in items]
 
@@ -269,7 +429,7 @@ def test_every_program_starts_anew(boxed):
     leave = block("open('left', 'w').close()\nprint(3)")
     find = block("import os\nprint(os.listdir())")
     row = SUM | {"test_input": [""], "test_output": ["3"]}
-    assert reasons((leave, row), (find, row | {"test_output": ["[]"]}), workers=1) == ["correct"] * 2
+    assert reasons((leave, row), (find, row | {"test_output": ["['answer.py']"]}), workers=1) == ["correct"] * 2
 
 
 def test_the_limit_counts_work_and_not_waiting(boxed):

@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from t3d.common.errors import UserError
 from t3d.grading import code, sandbox
 from t3d.grading.code import CodeItem
-from t3d.grading.sandbox import Limits
+from t3d.grading.sandbox import Limits, boxes, choice, world
 from tests.grading.attacks import FUNCTION, STDIO
+from tests.grading.programs import INPUT, PROGRAMS, SNIPPETS, variations
 
 TESTS = "marker = 'TOP-SECRET'\n\ndef check(candidate):\n    assert candidate(20) == 6765\n\ncheck(f)"
 FUNCTION_ROW = {"test_method": "function", "test_list": [TESTS], "test_time_limit": 0.5}
@@ -28,10 +30,10 @@ def working_walls() -> list[str]:
 
 def boxes_alive() -> list[str]:
     """Processes, of any user, that were started for a box of this checkout."""
-    sign, found = str(Path(sandbox.__file__).parent / "inside").encode(), []
+    signs, found = (str(world._INSIDE).encode(), b"\0answer.py\0", world._CODE.encode()), []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if sign in path.read_bytes():
+            if any(sign in path.read_bytes() for sign in signs):
                 found.append(path.parent.name)
         except OSError:
             pass
@@ -104,7 +106,7 @@ def test_an_attack_does_not_pass_and_does_not_outlive_its_limit(name):
         "output": "output_limit",
         "output_on_stderr": "output_limit",
         "stdio_output": "output_limit",
-        "always_equal": "wrong",
+        "always_equal": "unsupported_value",
         "frames_and_garbage": "wrong",
         "read_files": "wrong",
         "write_elsewhere": "wrong",
@@ -123,6 +125,72 @@ def test_the_search_for_the_tests_would_find_them(name):
     program = f"leak = b'TOP-SECRET'\n{FUNCTION[name]}"
     best_walls()
     assert code.grade_all([CodeItem(f"```python\n{program}\n```", FUNCTION_ROW)], progress=False)[0].correct
+
+
+SPIES = {
+    "globals": "def f(g, node, numbers): return g.__globals__",
+    "code": "def f(g, node, numbers): return g.__code__.co_consts",
+    "closure": "def f(g, node, numbers): return g.__closure__[0].cell_contents",
+    "class": "def f(g, node, numbers): return node.__class__.__init__.__globals__",
+    "method": "def f(g, node, numbers): return node.show.__func__.__globals__",
+    "self": "def f(g, node, numbers): return node.show.__self__.__dict__",
+    "frame": "def f(g, node, numbers): return numbers.gi_frame.f_back.f_globals",
+    "subclasses": "def f(g, node, numbers): return Node.__subclasses__()",
+    "setting": "def f(g, node, numbers):\n    node.__class__ = int\n    return 1",
+    "class attribute": "def f(g, node, numbers):\n    Node.show = lambda self: True\n    return 1",
+}
+
+
+LIAR = (
+    "seen = []\n"
+    "class A:\n    def __eq__(self, o): seen.append(o); return {eq}\n    def __hash__(self): return hash(6765)\n"
+    "    def __lt__(self, o): seen.append(o); return True\n    __le__ = __gt__ = __ge__ = __contains__ = __lt__\n"
+    "    def __sub__(self, o): seen.append(o); return self\n    __rsub__ = __add__ = __radd__ = __sub__\n"
+    "    def __abs__(self): return self\n    def __bool__(self): return True\n"
+    "class L(list):\n    def __contains__(self, o): seen.append(o); return True\n"
+    "def f(n): return next((x for x in seen if isinstance(x, int)), {made})"
+)
+TRUSTING = [
+    "assert f(20) == 6765",
+    "assert not f(20) != 6765",
+    "assert 6765 in f(20)",
+    "assert f(20) in [6765]",
+    "assert f(20) in {6765}",
+    "assert abs(f(20) - 6765) < 1e-6",
+    "assert abs(6765 - f(20)) < 1e-6",
+    "assert f(20) >= 6765 and f(20) <= 6765",
+    "assert [f(20)] == [6765]",
+    "assert {6765: True}[f(20)]",
+    "right = 0\nfor _ in range(2):\n    right = f(20) == 6765\nassert right",
+    "try:\n    assert f(20) == 6765\nexcept BaseException:\n    assert f(20) == 6765",
+]
+
+
+@pytest.mark.parametrize("made", ["A()", "L()"])
+def test_no_object_says_that_it_is_right_or_sees_what_would_be(made):
+    best_walls()
+    programs = [LIAR.replace("{eq}", eq).replace("{made}", made) for eq in ("True", "False", "NotImplemented")]
+    items = [
+        CodeItem(f"```python\n{program}\n```", FUNCTION_ROW | {"test_list": [tests], "test_time_limit": 2})
+        for program in programs
+        for tests in TRUSTING
+    ]
+    verdicts = code.grade_all(items, progress=False)
+    assert [item.row["test_list"] for item, v in zip(items, verdicts, strict=True) if v.correct] == []
+
+
+def test_a_program_sees_no_more_of_what_the_tests_hand_over_than_it_needs():
+    best_walls()
+    tests = (
+        "secret = 'TOP-SECRET'\nclass Node:\n    def __init__(self): self.value = 1\n    def show(self): return 0\n"
+        "def g(x): return (x, secret)[0]\nnode = Node()\nseen = f(g, node, (i for i in range(3)))\n"
+        "assert 'TOP-SECRET' in str(seen) or type(seen) is dict or type(seen) is list or node.show() or Node().show()"
+    )
+    items = [
+        CodeItem(f"```python\n{program}\n```", FUNCTION_ROW | {"test_list": [tests]}) for program in SPIES.values()
+    ]
+    verdicts = code.grade_all(items, progress=False)
+    assert {name: v.reason for name, v in zip(SPIES, verdicts, strict=True) if v.reason not in ("error", "wrong")} == {}
 
 
 def test_memory_is_counted_over_the_tree():
@@ -159,7 +227,7 @@ def test_the_attacks_fail_behind_all_walls(walls):
 
 
 def test_without_walls_nothing_runs_unless_asked_for(monkeypatch):
-    monkeypatch.setattr(sandbox, "_best_walls", lambda: ("rlimits", "namespaces-user: unshare: not permitted"))
+    monkeypatch.setattr(choice, "_best_walls", lambda: ("rlimits", "namespaces-user: unshare: not permitted"))
     with pytest.raises(UserError, match="unshare: not permitted.*allow_unsandboxed=true"):
         code.grade_all([CodeItem("```python\nf = 1\n```", FUNCTION_ROW)], progress=False)
     assert sandbox.isolation(allow_unsandboxed=True) == "rlimits"
@@ -169,7 +237,7 @@ def test_limits_alone_still_end_everything(monkeypatch, tmp_path):
     if sys.platform != "linux":
         pytest.skip("boxes need Linux")
     monkeypatch.setattr(code, "walls", lambda allow_unsandboxed: "rlimits")
-    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(boxes.tempfile, "tempdir", str(tmp_path))
     right = "def f(n):\n    a, b = 0, 1\n    for _ in range(n): a, b = b, a + b\n    return a"
     signals = "import os\ndef f(n):\n    os.kill(os.getppid(), 0)\n    return 6765"
     attacks = ("endless_loop", "daemon", "disk", "memory", "always_equal", "os_exit", "confuse_the_supervisor")
@@ -190,7 +258,7 @@ def test_a_killed_grader_takes_its_boxes_along():
         "print('go', flush=True)\n"
         f"run_script('import time; time.sleep(3600)', Limits(wall=3600.0), {walls!r})"
     )
-    root = str(Path(sandbox.__file__).parents[2])
+    root = str(Path(sandbox.__file__).parents[3])
     grader = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": root}
     )
@@ -208,8 +276,109 @@ def test_a_killed_grader_takes_its_boxes_along():
 
 def test_a_box_that_cannot_start_is_no_verdict(monkeypatch):
     monkeypatch.setattr(code, "walls", lambda allow_unsandboxed: "namespaces-user")
-    monkeypatch.setattr(sandbox, "_python", lambda: "/nowhere/python")
-    sandbox._world.cache_clear()
+    monkeypatch.setattr(world, "python", lambda: "/nowhere/python")
+    world.describe.cache_clear()
     verdict = code.grade_all([CodeItem("```python\ndef f(n): return 0\n```", FUNCTION_ROW)], progress=False)[0]
-    sandbox._world.cache_clear()
+    world.describe.cache_clear()
     assert (verdict.correct, verdict.reason) == (False, "sandbox")
+
+
+# --- as `python answer.py` runs them ---------------------------------------------------------------------------------
+
+
+def outcome(stdout: bytes, code: int, stderr: bytes) -> tuple[bytes, int, bytes]:
+    """What a program printed, its exit code, and the class of the exception that ended it."""
+    lines = stderr.rstrip().split(b"\n")
+    return stdout, code, lines[-1].partition(b":")[0] if code else b""
+
+
+def run_plainly(program: str, folder: Path) -> tuple[bytes, int, bytes]:
+    folder.mkdir()
+    (folder / "answer.py").write_text(program, newline="")
+    (folder.parent / "input").write_text(INPUT, newline="")
+    environment = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "1"}
+    environment |= {"TZ": os.environ["TZ"]} if "TZ" in os.environ else {}
+    with open(folder.parent / "input", "rb") as given:
+        run = subprocess.run(
+            [world.python(), "answer.py"], stdin=given, capture_output=True, cwd=folder, env=environment, timeout=60
+        )
+    return outcome(run.stdout, run.returncode, run.stderr)
+
+
+def run_boxed(program: str, walls: str) -> tuple[bytes, int, bytes]:
+    box = sandbox.run_script(program, Limits(cpu=10.0), walls, stdin=INPUT)
+    assert box.ending["end"] == "exit"
+    return outcome(bytes(box.stdout), box.ending["code"], bytes(box.stderr))
+
+
+def compare(programs: list[str], folder: Path) -> None:
+    walls, different = best_walls(), {}
+    for number, program in enumerate(programs):
+        boxed, plain = run_boxed(program, walls), run_plainly(program, folder / str(number))
+        if boxed != plain:
+            different[program] = boxed, plain
+    assert different == {}
+
+
+def test_programs_run_as_python_runs_them(tmp_path):
+    compare([variations(snippet)[number % 3] for number, snippet in enumerate(SNIPPETS)][::2], tmp_path)
+
+
+@pytest.mark.slow
+def test_all_programs_run_as_python_runs_them(tmp_path):
+    assert len(PROGRAMS) >= 200
+    compare(PROGRAMS, tmp_path)
+
+
+def test_the_time_zone_is_this_machines(tmp_path, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    program = "import time\nprint(time.tzname, time.timezone)"
+    boxed = run_boxed(program, best_walls())
+    assert boxed == run_plainly(program, tmp_path / "plain")
+    assert b"-20700" in boxed[0] or not Path("/usr/share/zoneinfo/Asia/Kathmandu").exists()
+
+
+# --- an interpreter behind links --------------------------------------------------------------------------------------
+
+
+def linked_environment(folder: Path) -> Path:
+    """A virtual environment whose interpreter lies behind a link in a linked folder."""
+    (folder / "real").mkdir()
+    (folder / "real" / "python").symlink_to(sys.base_prefix)
+    (folder / "link").symlink_to("real")
+    home = folder / "link" / "python" / "bin"
+    interpreter = next(path for path in (home / f"python3.{sys.version_info[1]}", home / "python3") if path.exists())
+    (folder / "venv" / "bin").mkdir(parents=True)
+    (folder / "venv" / "bin" / "python").symlink_to(interpreter)
+    (folder / "venv" / "pyvenv.cfg").write_text(f"home = {home}\n")
+    (folder / "linked").symlink_to("venv")
+    return folder / "linked" / "bin" / "python"
+
+
+def test_the_interpreter_may_lie_behind_links(tmp_path):
+    best_walls()
+    script = (
+        "import sys\n"
+        "from t3d.grading import sandbox\n"
+        "box = sandbox.run_script('import ssl, ctypes, json; print(42)', sandbox.Limits(), sandbox.walls())\n"
+        "print(box.stdout.decode(), sys.base_prefix)"
+    )
+    packages = [str(Path(code.__file__).parents[2]), sysconfig.get_path("purelib")]
+    run = subprocess.run(
+        [linked_environment(tmp_path), "-c", script],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(packages)},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["42", str(tmp_path / "link" / "python")]
+
+
+def test_every_link_on_the_way_is_known(tmp_path):
+    (tmp_path / "store" / "lib").mkdir(parents=True)
+    (tmp_path / "a").symlink_to(tmp_path / "store")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "store" / "loop").symlink_to("lib")
+    links = dict(world._links_to(str(tmp_path / "b" / "loop")))
+    assert links == {
+        str(tmp_path / "b"): str(tmp_path / "store"),
+        str(tmp_path / "store" / "loop"): str(tmp_path / "store" / "lib"),
+    }

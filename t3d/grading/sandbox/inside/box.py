@@ -14,16 +14,15 @@ files and network are then not protected.
 from __future__ import annotations
 
 import ctypes
-import json
+import fcntl
+import marshal
 import os
 import resource
 import select
 import signal
 import struct
+import sys
 import time
-import traceback
-
-import roles
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -43,34 +42,32 @@ _DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
 def main() -> None:
-    """Reads the order from fd 0: its length in 8 bytes, then JSON as `sandbox.Box` writes it."""
+    """Reads the order from fd 0: its length in 8 bytes, then marshal's data as `boxes.Box` writes it."""
     # Pid 1 receives only signals that it handles: without Python's handler not the program's SIGINT either. And
     # SIGCHLD, ignored by a parent perhaps, would be so here: the kernel then keeps no account of children.
     for number in (signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     with open(0, "rb", buffering=0, closefd=False) as control:
         size = struct.unpack(">Q", _read_exactly(control, 8))[0]
-        order = json.loads(_read_exactly(control, size))
-    child = None
+        order = marshal.loads(_read_exactly(control, size))
+    child, status = None, order["status"]
     try:
         proc = _enter(order)
         child = os.fork()
         if child:
             report = _supervise(order, proc, child)
         else:
-            _become_program(order)
-    except BaseException:
-        os.write(order["status"], _line({"end": "failed", "detail": traceback.format_exc()}))
+            status = _become_program(order)
+            _run(order, status)
+    except BaseException as error:
+        _report(status, {"end": "failed", "detail": f"{type(error).__name__}: {error}"})
         os._exit(1)
-    if child:
-        os.write(order["status"], _line(report))
-        os._exit(0)
-    # Only the program comes here, and ends as any script does.
-    roles.run(getattr(roles, order["role"]), order)
+    _report(status, report)
+    os._exit(0)
 
 
-def _line(report: dict) -> bytes:
-    return json.dumps(report).encode() + b"\n"
+def _report(status: int, report: dict) -> None:
+    os.write(status, marshal.dumps(report))
 
 
 def _read_exactly(file, size: int) -> bytes:
@@ -139,7 +136,10 @@ def _enter_namespaces(order: dict) -> int:
 
 def _mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
     names = [text.encode() if text is not None else None for text in (source, target, kind)]
-    _call("mount", *names, ctypes.c_ulong(flags), options.encode() if options else None)
+    try:
+        _call("mount", *names, ctypes.c_ulong(flags), options.encode() if options else None)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: {target}") from error
 
 
 def _set_attributes(target: str, attributes: int, recursive: bool) -> None:
@@ -149,18 +149,39 @@ def _set_attributes(target: str, attributes: int, recursive: bool) -> None:
 
 
 def _build_root(order: dict) -> int:
-    """A root of its own: the interpreter and its libraries read-only, five devices, /tmp. No /proc, no /sys, no /etc.
+    """A root of its own: interpreter and libraries read-only, five devices, /dev/stdin, /tmp. No /proc, no /sys.
 
     The supervisor keeps the namespace's /proc as an open folder that has no path.
     """
     user = _NOBODY if order["walls"] == "namespaces-user" else order["user"]
+    given = _input(order)
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     point = order["mountpoint"]
-    _mount("tmpfs", point, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+    _mount("tmpfs", point, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={len(given) + (2 << 20)},mode=755")
     os.mkdir(f"{point}/old")
     _call("pivot_root", point.encode(), f"{point}/old".encode())
     os.chdir("/")
     os.umask(0o022)
+    os.mkdir("/tmp")  # first: the interpreter may lie in this machine's /tmp
+    size = f"size={order['disk']},nr_inodes=4096,mode=700,uid={user},gid={user}"
+    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, size)
+    _show(order)
+    with open("/dev/stdin", "wb") as file:
+        file.write(given)
+    os.symlink("/tmp", "/dev/shm")
+    os.mkdir("/proc")
+    _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    for path in ("/proc", "/old"):
+        _call("umount2", path.encode(), _MNT_DETACH)
+        os.rmdir(path)
+    _set_attributes("/", _ATTR_RDONLY, recursive=False)
+    _call("sethostname", b"box", ctypes.c_size_t(3))
+    return proc
+
+
+def _show(order: dict) -> None:
+    """The parts of the machine that the order names, and a copy of this code: others may not read the original."""
     for path, target in order["links"]:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.symlink(target, path)
@@ -171,19 +192,20 @@ def _build_root(order: dict) -> int:
         _set_attributes(path, _ATTR_RDONLY, recursive=False)
     for device in _DEVICES:
         _bind(f"/old/dev/{device}", f"/dev/{device}", _ATTR_NOSUID)
-    os.symlink("/tmp", "/dev/shm")
-    os.mkdir("/tmp")
-    size = f"size={order['disk']},nr_inodes=4096,mode=700,uid={user},gid={user}"
-    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, size)
-    os.mkdir("/proc")
-    _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-    for path in ("/proc", "/old"):
-        _call("umount2", path.encode(), _MNT_DETACH)
-        os.rmdir(path)
-    _set_attributes("/", _ATTR_RDONLY, recursive=False)
-    _call("sethostname", b"box", ctypes.c_size_t(3))
-    return proc
+    _copy(f"/old{order['code_source']}", order["code"])
+
+
+def _copy(source: str, target: str) -> None:
+    """A folder's files, with their times, by which Python knows its compiled files."""
+    os.makedirs(target)
+    for entry in os.scandir(source):
+        path = os.path.join(target, entry.name)
+        if entry.is_dir():
+            _copy(entry.path, path)
+            continue
+        with open(entry.path, "rb") as old, open(path, "wb") as new:
+            new.write(old.read())
+        os.utime(path, ns=(entry.stat().st_atime_ns, entry.stat().st_mtime_ns))
 
 
 def _bind(source: str, target: str, attributes: int) -> None:
@@ -199,15 +221,24 @@ def _bind(source: str, target: str, attributes: int) -> None:
 # --- the program's process -------------------------------------------------------------------------------------------
 
 
-def _become_program(order: dict) -> None:
-    """In the child: its own session, its limits, no privileges, and no file descriptor but those it needs."""
+def _become_program(order: dict) -> int:
+    """In the child: its own session, its limits, no privileges, and no file descriptor but those it needs.
+
+    Returns the descriptor for a report of failure. Starting another program closes it.
+    """
     os.setsid()
+    os.umask(0o022)
     os.chdir(order["folder"])
-    os.umask(0o077)
-    os.dup2(_standard_input(order.get("stdin")), 0)
-    if order.get("channel") not in (None, 3):
-        os.dup2(order["channel"], 3)
-    os.closerange(3 if order.get("channel") is None else 4, 1 << 16)
+    if "program" in order:
+        _write_program(order)
+    os.dup2(_standard_input(order), 0)
+    channel, status = order["channel"], _out_of_the_way(order["status"])
+    if channel is None:
+        os.closerange(3, 4)
+    elif channel != 3:
+        os.dup2(channel, 3)
+    os.dup2(status, 4, inheritable=False)
+    os.closerange(5, 1 << 16)
     _limit(order)
     if order["user"] is not None and order["walls"] != "namespaces-user":
         os.setgroups([])
@@ -216,18 +247,64 @@ def _become_program(order: dict) -> None:
     _drop_capabilities()
     if order["walls"] != "rlimits" or os.uname().machine in _MACHINES:
         _filter_system_calls([*_DENIED.values(), *(_SIGNALS.values() if order["walls"] == "rlimits" else ())])
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # Python's default: an OSError instead of an end
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # and this one for Ctrl-C
+    return 4
 
 
-def _standard_input(text: str | None) -> int:
-    if text is None:
+def _out_of_the_way(fd: int) -> int:
+    """The descriptor, or a copy of it where the number is needed."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD, 5) if fd < 5 else fd
+
+
+def _write_program(order: dict) -> None:
+    with open("answer.py", "wb") as file:
+        file.write(order["program"].encode("utf-8", "surrogatepass"))
+    if order["user"] is not None:
+        os.chown("answer.py", order["user"], order["user"])
+
+
+def _input(order: dict) -> bytes:
+    return (order["stdin"] or "").encode("utf-8", "surrogatepass")
+
+
+def _standard_input(order: dict) -> int:
+    """A file, which can be opened again as /dev/stdin."""
+    if order["stdin"] is None:
         return os.open(os.devnull, os.O_RDONLY)
+    if order["walls"].startswith("namespaces"):
+        return os.open("/dev/stdin", os.O_RDONLY)
     fd = os.memfd_create("stdin")
     with open(fd, "wb", closefd=False) as file:
-        file.write(text.encode("utf-8", "surrogatepass"))
+        file.write(_input(order))
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
+
+
+_QUIET = """
+import builtins, os, runpy, sys
+sys.path[0] = os.getcwd()
+read = input
+builtins.input = lambda prompt="": read()
+runpy.run_path("answer.py", run_name="__main__")
+"""
+
+
+def _run(order: dict, status: int) -> None:
+    """Starts the program in a new interpreter, as `python answer.py` does, or the trusted tests in this one."""
+    role, code = order["role"], order["code"]
+    if role == "check":
+        os.close(status)
+        sys.path[0] = code
+        sys.path_importer_cache.clear()  # the world has changed
+        import check
+
+        check.main(order)
+        os._exit(0)
+    script = [order["python"], "answer.py"]
+    if role == "quiet":
+        script[1:] = ["-c", _QUIET]
+    elif role == "serve":
+        script[1:] = ["-c", f"import sys; sys.path[0] = {code!r}; import serve; serve.main()"]
+    os.execve(script[0], script, os.environ)
 
 
 def _limit(order: dict) -> None:
@@ -335,7 +412,7 @@ def _supervise(order: dict, proc: int, child: int) -> dict:
     """
     start = time.monotonic()
     own = os.getpid() if order["walls"] != "rlimits" else None
-    for fd in [1, 2, order.get("channel")]:
+    for fd in [1, 2, order["channel"]]:
         if fd is not None:
             os.close(fd)
     try:
@@ -343,40 +420,38 @@ def _supervise(order: dict, proc: int, child: int) -> dict:
     except OSError:
         pass  # a courtesy to the machine, no protection
     watch = os.pidfd_open(child)
-    reaped, peak, look = 0.0, 0, 0
-    report = None
-    while report is None:
+    reaped, peak, look, end = 0.0, 0, 0, None
+    while end is None:
         ready, _, _ = select.select([watch, 0], [], [], _POLL)
-        if 0 in ready:  # nobody writes to it any more: it was closed
-            report = {"end": "cancelled"}
         finished, seconds = _reap(child)
         reaped += seconds
         processes = _tree(proc, own)
         cpu = reaped + sum(process[1] for process in processes)
         memory = sum(process[2] for process in processes)
         peak = max(peak, memory)
-        wall = time.monotonic() - start
-        if finished is not None:
-            code = os.waitstatus_to_exitcode(finished)
-            report = {"end": "signal" if code < 0 else "exit", "code": abs(code)}
-            # The kernel's own limit may come first, when the supervisor had to wait for a core.
-            if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu >= order["cpu"]):
-                report["end"] = "cpu"
-        if cpu > order["cpu"]:
-            report = {"end": "cpu"}
-        elif report is None:
-            if wall > order["wall"]:
-                report = {"end": "wall"}
-            elif memory > order["memory"]:
-                report = {"end": "memory"}
-            elif len(processes) > 2 * order["processes"]:
-                report = {"end": "processes"}
-            elif order["walls"] == "rlimits" and look % 10 == 0 and _disk_use(order["folder"]) > order["disk"]:
-                report = {"end": "disk"}
+        used = {"cpu": cpu, "wall": time.monotonic() - start, "memory": memory, "processes": len(processes) / 2}
+        if order["walls"] == "rlimits" and look % 10 == 0:
+            used["disk"] = _disk_use(order["folder"])
         look += 1
+        end = _end(order, used, finished, cancelled=0 in ready)  # nobody writes to fd 0 any more: it was closed
     if order["walls"] == "rlimits":
         _kill_descendants(proc)
-    return report | {"cpu": cpu, "wall": wall, "peak": peak}
+    return end | {"cpu": cpu, "wall": used["wall"], "peak": peak}
+
+
+def _end(limits: dict, used: dict, finished: int | None, cancelled: bool) -> dict | None:
+    """How the program ended, or is to end now; None while it may run on. finished: the wait status of its process."""
+    over = [name for name, amount in used.items() if amount > limits[name]]
+    if "cpu" in over:
+        return {"end": "cpu"}
+    if finished is not None:
+        code = os.waitstatus_to_exitcode(finished)
+        # The kernel's own limit may come first, when the supervisor had to wait for a core.
+        late = code == -signal.SIGXCPU or (code == -signal.SIGKILL and used["cpu"] >= limits["cpu"])
+        return {"end": "cpu" if late else "signal" if code < 0 else "exit", "code": abs(code)}
+    if cancelled:
+        return {"end": "cancelled"}
+    return {"end": over[0]} if over else None
 
 
 def _reap(child: int) -> tuple[int | None, float]:

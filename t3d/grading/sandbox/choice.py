@@ -1,0 +1,80 @@
+"""Which walls this machine's boxes can have: found out by running a program behind them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+
+from t3d.common.errors import UserError
+from t3d.grading.sandbox.boxes import Limits, SandboxError, run_script
+
+_PROBE = """
+import os, socket, sys
+def fails(action, *arguments):
+    try:
+        action(*arguments)
+    except OSError:
+        return True
+assert fails(open, "../" * 9 + "etc/passwd")
+assert fails(os.mkdir, "/escape") and fails(os.listdir, "/home")
+assert fails(socket.socket, socket.AF_INET)
+assert os.getuid() != 0 and os.getppid() in (0, 1)
+open("/tmp/mine", "w").write("x")
+print("walled")
+"""
+
+
+def isolation(allow_unsandboxed: bool = False) -> str:
+    """The walls of this machine's boxes: "namespaces", "bubblewrap" or "rlimits". The first call runs a program in
+    each to see.
+
+    Raises UserError where only "rlimits" can be had and `allow_unsandboxed` does not accept that.
+    """
+    return walls(allow_unsandboxed).partition("-")[0]
+
+
+def walls(allow_unsandboxed: bool = False) -> str:
+    """As `isolation`, but as `Box` wants it: "namespaces-root" and "namespaces-user" are told apart."""
+    found, troubles = _best_walls()
+    if found == "rlimits" and not allow_unsandboxed:
+        raise UserError(
+            f"no sandbox for programs on this machine ({troubles}): they could read your files and use the network; "
+            "install bubblewrap or allow user namespaces, or accept that with execute.allow_unsandboxed=true "
+            "(--allow-unsandboxed)"
+        )
+    return found
+
+
+@functools.cache
+def _best_walls() -> tuple[str, str]:
+    if sys.platform != "linux":
+        raise UserError(
+            f"grading of programs needs Linux, this is {sys.platform}; grade the answers on a Linux machine"
+        )
+    troubles = []
+    for kind in ("namespaces-root", "namespaces-user", "bubblewrap"):
+        if can_try(kind):
+            trouble = probe(kind)
+            if trouble is None:
+                return kind, ""
+            troubles.append(f"{kind}: {trouble}")
+    return "rlimits", "; ".join(troubles)
+
+
+def can_try(kind: str) -> bool:
+    """root makes namespaces itself; bwrap, where it is installed, is for those who may not."""
+    root = os.geteuid() == 0
+    return {"namespaces-root": root, "bubblewrap": not root and shutil.which("bwrap") is not None}.get(kind, True)
+
+
+def probe(kind: str) -> str | None:
+    """None where these walls work here, else what went wrong, in a few words."""
+    try:
+        box = run_script(_PROBE, Limits(cpu=5.0, wall=30.0), kind)
+    except SandboxError as error:
+        return str(error).strip().splitlines()[-1][:200]
+    if box.stdout.decode(errors="replace").strip() == "walled":
+        return None
+    return (box.stderr.decode(errors="replace").strip().splitlines() or [str(box.ending)])[-1][:200]
