@@ -210,8 +210,8 @@ def test_samples_are_in_the_words_of_the_model(story_teacher, monkeypatch):
 
 def test_a_conversation_keeps_its_turns(story_teacher, monkeypatch):
     asked = []
-    render = chat.render
-    monkeypatch.setattr(chat, "render", lambda *a, **k: asked.append(list(k["earlier"])) or render(*a, **k))
+    render = chat.prompt_ids
+    monkeypatch.setattr(chat, "prompt_ids", lambda *a, **k: asked.append(list(k["earlier"])) or render(*a, **k))
     argv = ("--model", story_teacher, "--max-token", 4, "--data-type", "text")
     session(monkeypatch, io.StringIO(), f"{QUESTION}\n{QUESTION}\n/new\n{QUESTION}", *argv)
     assert [len(turns) for turns in asked] == [0, 2, 0]
