@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode, save_torch_state_dict, snapshot_download, try_to_load_from_cache
+from packaging.version import Version
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -78,9 +79,10 @@ def training_attention(asked: str | None, source: str, device: torch.device) -> 
     """The attention to train with: the one asked for, else FlexAttention on a CUDA GPU and sdpa elsewhere.
 
     FlexAttention skips the pairs of packed sequences that do not see each other. It has a backward pass on GPUs only,
-    and kernels for heads of 16 and more.
+    and kernels for heads of 16 and more. With PyTorch 2.6 it is compiled anew for every length, and soon not at all.
     """
-    flex = device.type == "cuda" and load_config(source).head_dim >= 16
+    recent = Version(torch.__version__) >= Version("2.7")
+    flex = device.type == "cuda" and recent and load_config(source).head_dim >= 16
     return asked or ("flex_attention" if flex else "sdpa")
 
 
