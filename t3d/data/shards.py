@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from t3d.common.errors import UserError
+from t3d.common.errors import UserError, disk_faults_as_user_errors
 from t3d.common.jsonfiles import atomic_write
 from t3d.data.trajectory import Trajectory, split_id
 
@@ -70,17 +70,19 @@ class ShardWriter:
             self._file.truncate(intact)
 
     def write(self, trajectory: Trajectory) -> None:
-        self._file.write(json.dumps(asdict(trajectory), ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        with disk_faults_as_user_errors(self.path):
+            self._file.write(json.dumps(asdict(trajectory), ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
         self.written += 1
         if self.sync_every and self.written % self.sync_every == 0:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with disk_faults_as_user_errors(self.path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
 
     def __enter__(self) -> "ShardWriter":
         return self

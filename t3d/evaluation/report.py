@@ -274,10 +274,9 @@ def write_report(
         f"<title>{escape(title)}</title><style>{_STYLE}{colours}</style></head>"
         f"<body><main>{''.join(parts)}</main></body></html>"
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    with atomic_write(path) as file:
+        file.write(page)
+    return Path(path)
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
