@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,18 @@ def test_what_the_hub_does_not_have_is_not_tried_again(copy, hub):
     assert said.count("\n") == 1 and said.startswith(
         "error: cannot download test/MATH500.json of Gen-Verse/MATH500: 404"
     )
+
+
+def test_without_a_connection_a_download_ends_within_seconds_in_one_line(copy, hub, tmp_path):
+    with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
+        closed = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+    began = time.monotonic()
+    said = run(copy, ".", "download_data.py", "--dataset", "GSM8K", code=2, **hub | closed)
+    assert time.monotonic() - began < 15 and said.count("\n") == 1 and "the hub cannot be reached" in said
+    run(copy, ".", "download_data.py", "--dataset", "GSM8K", **hub)
+    (copy / "data" / "GSM8K.json").unlink()
+    run(copy, ".", "download_data.py", "--dataset", "GSM8K", **hub | {"HF_HUB_OFFLINE": "1"})  # from the cache
+    assert (copy / "data" / "GSM8K.json").read_bytes() == Hub.content
 
 
 def test_download_offline_says_what_to_do(copy, tmp_path):
