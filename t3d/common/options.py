@@ -124,6 +124,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    items: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        items |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return items
+
+
 def save(config: Any, path: str | Path) -> None:
     """Write the resolved configuration as YAML; ``config=<path>`` gives the same one back. All of it or nothing."""
     with atomic_write(path) as file:

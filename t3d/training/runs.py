@@ -65,20 +65,25 @@ SAME_ON_RESUME = ("model", "dataset", "training", "optimizer", "lr_scheduler")
 
 
 def refuse_other_settings(config: TrainConfig, saved: Path) -> None:
-    """A resumed run must be the same run: UserError names the first setting that its config.yaml has otherwise."""
-    before, now = saved_settings(saved), options.to_dict(config)
-    defaults = options.to_dict(TrainConfig())  # of what the saved run did not know yet
-    checked = {section: now[section].keys() - FREE_ON_RESUME for section in SAME_ON_RESUME}
-    for section, names in {**checked, "experiment": ("gradient_clipping", "max_grad_norm")}.items():
+    """A resumed run must be the same run: UserError names every setting that its config.yaml has otherwise."""
+    before = saved_settings(saved)
+    for section in (*SAME_ON_RESUME, "experiment"):
         if not isinstance(before.get(section), dict):
             raise UserError(f"{saved}: damaged, it has no {section}; put it in order, or choose another run_name")
-        for name in sorted(names):
-            old, new = before[section].get(name, defaults[section][name]), now[section][name]
-            if old != new:
-                raise UserError(
-                    f"{section}.{name}={new}: the run to resume has {old} ({saved}); keep it, or choose another "
-                    "experiment.run_name"
-                )
+    now = options.flat(options.to_dict(config))
+    old = options.flat(options.to_dict(TrainConfig())) | options.flat(before)  # defaults where it was not known yet
+    other = [key for key, value in now.items() if _same_on_resume(key) and old[key] != value]
+    if other:
+        differing = "; ".join(f"{key}={now[key]}: the run to resume has {old[key]}" for key in other)
+        remedy = "keep it" if len(other) == 1 else "keep them"
+        raise UserError(f"{differing} ({saved}); {remedy}, or choose another experiment.run_name", other[0])
+
+
+def _same_on_resume(key: str) -> bool:
+    section, _, name = key.partition(".")
+    if section == "experiment":
+        return name in ("gradient_clipping", "max_grad_norm")
+    return section in SAME_ON_RESUME and name not in FREE_ON_RESUME
 
 
 def saved_settings(path: Path) -> dict[str, Any]:
