@@ -143,7 +143,7 @@ def roll_out(source: str, split: str, limit: int, block: int, seed: int, overrid
         )
         command(
             *("python", "data/rename_key.py", "--model_name", Path(source).name, "--dataset", split),
-            *("--project", str(project), "--output", str(trajectories), "--force"),
+            *("--project", str(project), "--output", str(trajectories)),
         )
     return trajectories
 

@@ -76,8 +76,8 @@ def refuse_without_gpu(mixed_precision: str) -> None:
         raise fault("training.mixed_precision", "fp16", "needs a GPU, and none is visible; set bf16 or no")
     if os.environ.get("ACCELERATE_USE_CPU", "true").lower() == "false":
         raise UserError(
-            "use_cpu=false: launched for GPUs, and none is visible; launch with accelerate_configs/cpu.yaml or --cpu, or "
-            "make the GPUs visible",
+            "use_cpu=false: launched for GPUs, and none is visible; launch with accelerate_configs/cpu.yaml or --cpu, "
+            "or make the GPUs visible",
             "use_cpu",
         )
 
