@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,24 @@ def test_rename_key_merges_all_nodes_or_none(copy):
     assert "move away" in said and said.count("\n") == 1
 
 
+def test_rename_key_does_not_overwrite_another_projects_file(copy):
+    command = ("rename_key.py", "--model_name", "teacher", "--dataset", "MATH_train", "--project")
+    output = copy / "data" / "teacher-MATH_train_renamed.json"
+    for number, project in enumerate(("first", "second")):
+        with ShardWriter(copy / project / "temp_data" / "outputs-eval-teacher-MATH_train", 0) as writer:
+            writer.write(record(number))
+    run(copy, ".", *command, "first")
+    said = run(copy, ".", *command, "second", code=2)
+    assert str(output) in said and str(copy / "first") in said and "--force" in said and said.count("\n") == 1
+    assert list(read_release_json(output)) == [record(0)]
+    run(copy, "data", *command, "first")  # its own again, from another folder
+    run(copy, ".", *command, "second", "--output", "other.json")
+    run(copy, ".", *command, "second", "--force")
+    assert list(read_release_json(output)) == [record(1)]
+    output.with_name(".teacher-MATH_train_renamed.origin").unlink()  # of another program, or put there by hand
+    assert "--force" in run(copy, ".", *command, "second", code=2)
+
+
 def test_rename_key_input_and_output(copy, tmp_path):
     with ShardWriter(tmp_path / "shards", 0) as writer:
         writer.write(record(1))
@@ -137,7 +156,7 @@ def test_rename_key_input_and_output(copy, tmp_path):
     run(copy, "data", *command, str(tmp_path / "shards"))
     assert list(read_release_json(copy / "data" / "out.json")) == [record(1)]
     (copy / "data" / "MATH_train.json").write_text(json.dumps(QUESTIONS))
-    said = run(copy, "data", *command, "MATH_train.json", code=2)
+    said = run(copy, "data", *command, "MATH_train.json", "--force", code=2)
     assert "row 0: key 'full_output' is missing; this is no rollout file" in said
     assert "data/any-MATH_train.json does not exist: run sample/sdar_sample.py first" in run(
         copy, "data", *command[:5], code=2
@@ -240,6 +259,18 @@ def test_what_the_hub_does_not_have_is_not_tried_again(copy, hub):
     assert said.count("\n") == 1 and said.startswith(
         "error: cannot download test/MATH500.json of Gen-Verse/MATH500: 404"
     )
+
+
+def test_without_a_connection_a_download_ends_within_seconds_in_one_line(copy, hub, tmp_path):
+    with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
+        closed = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+    began = time.monotonic()
+    said = run(copy, ".", "download_data.py", "--dataset", "GSM8K", code=2, **hub | closed)
+    assert time.monotonic() - began < 15 and said.count("\n") == 1 and "the hub cannot be reached" in said
+    run(copy, ".", "download_data.py", "--dataset", "GSM8K", **hub)
+    (copy / "data" / "GSM8K.json").unlink()
+    run(copy, ".", "download_data.py", "--dataset", "GSM8K", **hub | {"HF_HUB_OFFLINE": "1"})  # from the cache
+    assert (copy / "data" / "GSM8K.json").read_bytes() == Hub.content
 
 
 def test_download_offline_says_what_to_do(copy, tmp_path):

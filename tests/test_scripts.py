@@ -44,6 +44,18 @@ def test_an_error_is_one_line_and_exit_code_2_from_the_scripts_folder():
     assert done.stderr == "error: training.block_siz=8: unknown key; did you mean training.block_size?\n"
 
 
+def test_what_a_project_writes_is_not_gits():
+    written = ("your_project/temp_data/x/shard-00000.jsonl", "your_project/results/a.json", "eval/results/a/b.jsonl")
+    written += ("experiments/a/log.jsonl", "data/MATH500.json", "data/.x_renamed.origin")
+    ours = ("docs/results/demo-seed1.json", "studies/benchmarks/results/decode.json", "configs/eval.yaml")
+    done = subprocess.run(
+        ["git", "check-ignore", "--no-index", *written, *ours], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode == 128:
+        pytest.skip("not a checkout of git")
+    assert set(done.stdout.splitlines()) == set(written)
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Run a script's main in this process, where loading a model is a failure; what stands on stderr."""

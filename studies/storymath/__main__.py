@@ -8,6 +8,8 @@ from transformers import GenerationConfig, set_seed
 
 from studies.storymath.problems import build_splits
 from studies.storymath.tokenizer import build_tokenizer
+from t3d.common.errors import run_main
+from t3d.common.jsonfiles import atomic_write
 from t3d.common.paths import ROOT
 from t3d.models import SDARConfig, SDARForCausalLM
 
@@ -48,9 +50,9 @@ def main() -> None:
     parser.add_argument("--block-size", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0, help="initial weights")
     args = parser.parse_args()
-    args.data.mkdir(parents=True, exist_ok=True)
     for name, rows in build_splits(with_sft=args.sft).items():
-        (args.data / f"{name}.json").write_text(json.dumps(rows, indent=0))
+        with atomic_write(args.data / f"{name}.json") as file:
+            json.dump(rows, file, indent=0)
         print(f"{args.data / name}.json: {len(rows)} problems")
     if args.init:
         initial_model(args.init, args.block_size, args.seed)
@@ -58,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

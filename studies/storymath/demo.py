@@ -64,7 +64,7 @@ def main() -> None:
     trajectories = data / "trajectories.json"
     command(
         *("python", "data/rename_key.py", "--model_name", "embedded-teacher", "--dataset", "StoryMath_train"),
-        *("--project", str(args.output), "--output", str(trajectories)),
+        *("--project", str(args.output), "--output", str(trajectories), "--force"),
     )
     command(
         *("accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"),

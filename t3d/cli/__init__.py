@@ -20,6 +20,7 @@ COMMANDS = {
     "grade": ("Grade answers that exist already.", "t3d.evaluation.grade:main"),
     "chat": ("Ask a model questions and watch it unmask its answers.", "t3d.cli.chat:main"),
 }
+LAUNCH, LAUNCHED = "--launch", ("rollout", "train", "eval")  # the commands that several processes can share
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -42,6 +43,13 @@ def dispatch(argv: Sequence[str]) -> int | None:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
         raise UserError(f"t3d {name}: unknown sub-command; {remedy}", key=name)
+    if LAUNCH in arguments:
+        at = arguments.index(LAUNCH)
+        if len(arguments) < at + 2 or name not in LAUNCHED:
+            raise UserError(f"{LAUNCH}: write t3d {'|'.join(LAUNCHED)} {LAUNCH} FILE, an accelerate config", LAUNCH)
+        from t3d.cli.launch import launch
+
+        return launch(arguments[at + 1], name, arguments[:at] + arguments[at + 2 :])
     module, _, function = COMMANDS[name][1].partition(":")
     sys.argv = [f"t3d {name}", *arguments]  # the name of the program in the stage's own help
     return getattr(import_module(module), function)(arguments)
@@ -59,6 +67,6 @@ def help_text() -> str:
             *(f"  {name:{width}}  {line}" for name, (line, _) in COMMANDS.items()),
             "",
             "t3d COMMAND --help explains a command's keys. Relative paths belong to the current folder.",
-            "With several processes: accelerate launch --config_file FILE -m t3d train ...",
+            "With several processes: t3d train --launch accelerate_configs/2_cpu_processes.yaml ...",
         ]
     )

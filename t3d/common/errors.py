@@ -1,8 +1,15 @@
 """Mistakes a user can put right, and how a script reports them."""
 
+import errno
+import os
+import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
+
+from t3d.common.processes import is_main_process
 
 
 class UserError(ValueError):
@@ -25,22 +32,63 @@ class Interrupted(Exception):
         self.signal = signal
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def disk_fault(error: OSError) -> UserError | None:
+    """The error as one of the user's, where the disk is full or a place is closed; None for any other."""
+    place = error.filename or "the disk"
+    if error.errno in NO_ROOM:
+        remedy = "what was written stays usable; make room, and start the same command again"
+    elif error.errno in NOT_WRITABLE:
+        remedy = "choose another place, or change its permissions"
+    else:
+        return None
+    return UserError(f"{place}: {error.strerror}; {remedy}")
+
+
+@contextmanager
+def disk_faults_as_user_errors(path: str | os.PathLike | None = None) -> Iterator[None]:
+    """Turn the errors of a full disk or a closed place into UserErrors that name the file, ``path`` where unknown."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        if fault := disk_fault(error):
+            raise fault from error
+        raise
+
+
+WAIT = 5.0  # seconds in which a launcher ends the other processes, once one has failed
+
+
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's ``main`` and leave the process with its exit code (None counts as 0).
 
-    A ``UserError`` becomes one line on stderr and code 2, Ctrl-C one line and code 130; a run that a signal has stopped
-    in good order one line and 128 + the signal's number, as shells have it. Everything else is a fault of the program
-    and keeps its traceback.
+    A ``UserError`` becomes one line on stderr and code 2, and so does a full disk or a place that cannot be written;
+    Ctrl-C one line and code 130; a run that a signal has stopped in good order one line and 128 + the signal's number,
+    as shells have it. Everything else is a fault of the program and keeps its traceback. Of the processes of a launch
+    the main one says the line; another says it only where the main process has not made the same mistake.
     """
     try:
-        code = main()
+        with disk_faults_as_user_errors():
+            code = main()
+            sys.stdout.flush()
     except UserError as error:
+        if not is_main_process():
+            time.sleep(WAIT)
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         code = 2
     except Interrupted as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr)
+        if is_main_process():
+            print(f"stopped: {stopped}", file=sys.stderr)
         code = 128 + stopped.signal
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if is_main_process():
+            print("interrupted", file=sys.stderr)
         code = 130
+    except BrokenPipeError:  # the reader has had enough, as in `t3d train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     sys.exit(code)

@@ -8,25 +8,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from t3d.common.errors import UserError
+from t3d.common.errors import UserError, disk_faults_as_user_errors
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[str]]:
-    """A text file that appears under its name only when it is complete."""
+    """A text file that appears under its name only when it is complete. UserError where the disk does not take it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk_faults_as_user_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json_array(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:

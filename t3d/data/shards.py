@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from t3d.common.errors import UserError
+from t3d.common.errors import UserError, disk_faults_as_user_errors
 from t3d.common.jsonfiles import atomic_write
 from t3d.data.trajectory import Trajectory, split_id
 
@@ -70,17 +70,19 @@ class ShardWriter:
             self._file.truncate(intact)
 
     def write(self, trajectory: Trajectory) -> None:
-        self._file.write(json.dumps(asdict(trajectory), ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        with disk_faults_as_user_errors(self.path):
+            self._file.write(json.dumps(asdict(trajectory), ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
         self.written += 1
         if self.sync_every and self.written % self.sync_every == 0:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with disk_faults_as_user_errors(self.path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -202,8 +204,8 @@ def _parse_line(path: Path, number: int, line: bytes) -> Trajectory:
 def claim_folder(folder: str | Path, settings: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
     """Bind a shard folder to the settings that fill it, so that a later run cannot mix in others.
 
-    The first call writes `<folder>/settings.json`; a later call with other settings is a `UserError` naming the first
-    key that differs. A key of `defaults` that the folder does not have, as it is older than the key, has that value.
+    The first call writes `<folder>/settings.json`; a later call with other settings is a `UserError` naming the keys
+    that differ. A key of `defaults` that the folder does not have, as it is older than the key, has that value.
     """
     path = Path(folder) / "settings.json"
     settings = json.loads(json.dumps(settings))  # as it will be read back: tuples are lists, keys are strings
@@ -216,10 +218,13 @@ def claim_folder(folder: str | Path, settings: dict[str, Any], defaults: dict[st
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); delete the folder and roll out again") from error
     claimed = (defaults or {}) | claimed
-    for key in [*settings, *sorted(claimed.keys() - settings.keys())]:
-        old, new = claimed.get(key, "(absent)"), settings.get(key, "(absent)")
-        if old != new:
-            raise UserError(
-                f"{folder} holds rollouts with {key}={old}, this run has {key}={new}: "
-                "choose another experiment.project or delete the folder"
-            )
+    absent = "(absent)"
+    keys = [*settings, *sorted(claimed.keys() - settings.keys())]
+    other = [key for key in keys if claimed.get(key, absent) != settings.get(key, absent)]
+    if other:
+        old, new = (", ".join(f"{key}={values.get(key, absent)}" for key in other) for values in (claimed, settings))
+        raise UserError(
+            f"{folder} holds rollouts with {old}, this run has {new}: choose another experiment.project or delete the "
+            "folder",
+            other[0],
+        )

@@ -153,10 +153,9 @@ def write_report(
         step_colours=[(rank, step_colour(rank, size)) for rank in range(1, size + 1)],
         training=[chart for name, records in logs.items() for chart in training_charts(name, records)],
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    with atomic_write(path) as file:
+        file.write(page)
+    return Path(path)
 
 
 def _by_question(entries: Sequence[Row]) -> dict[str, list[Row]]:

@@ -35,6 +35,13 @@ class SDARConfig(Qwen3Config):
     block_size: int = 4
     mask_token_id: int | None = None
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """The configuration of a config.json, where some tools write a dtype as "torch.float32"."""
+        dtypes = {name: config_dict.get(name) for name in ("dtype", "torch_dtype")}
+        plain = {name: dtype.removeprefix("torch.") for name, dtype in dtypes.items() if isinstance(dtype, str)}
+        return super().from_dict({**config_dict, **plain}, **kwargs)
+
 
 class SDARModel(Qwen3Model):
     """Qwen3's decoder under a block-causal mask."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode, save_torch_state_dict, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import RepositoryNotFoundError
 from packaging.version import Version
 from safetensors import safe_open
 from torch import Tensor
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.errors import UserError
+from t3d.common.hub import unreachable
 from t3d.common.paths import model_source
 from t3d.data.prompts import stop_ids
 from t3d.models.block_diffusion import SDARConfig, SDARForCausalLM
@@ -51,7 +53,7 @@ def load_model(
             f"attn_implementation={attn_implementation}: it cannot express block-causal attention; "
             "use sdpa or, on a GPU, flex_attention"
         )
-    path = model_source(source, key)
+    path = located(source, key)
     config = load_config(source, key)
     load_generation_config(source, key)  # transformers passes over a damaged one
     try:
@@ -89,7 +91,7 @@ def training_attention(asked: str | None, source: str, device: torch.device) -> 
 def load_config(source: str, key: str = "model.pretrained_model") -> SDARConfig:
     """The configuration of an SDAR model, from a folder or a hub id. Raises UserError where it is none."""
     try:
-        config = AutoConfig.from_pretrained(model_source(source, key), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(located(source, key), trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # a value of a wrong type is an error of huggingface_hub's own
@@ -103,7 +105,7 @@ def load_generation_config(source: str, key: str = "model.pretrained_model") -> 
     """The generation settings beside a model; None where there are none. Raises UserError for a damaged file: without
     it answers would end elsewhere.
     """
-    path = model_source(source, key)
+    path = located(source, key)
     try:
         return GenerationConfig.from_pretrained(path)
     except Exception as error:
@@ -118,14 +120,67 @@ def load_generation_config(source: str, key: str = "model.pretrained_model") -> 
 def load_tokenizer(source: str, key: str = "model.pretrained_model") -> Any:
     """The tokenizer of a model folder or hub id. Raises UserError where there is none to read."""
     try:
-        return AutoTokenizer.from_pretrained(model_source(source, key), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(located(source, key), trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:
         raise _unreadable(key, source, "tokenizer", error) from error
 
 
+def located(source: str, key: str = "model.pretrained_model") -> str:
+    """What transformers loads: a folder, or a hub id; without a connection the folder that the hub's cache has for it.
+
+    Raises:
+        UserError: no folder, or one of another kind; or a hub id that is not in the cache, with no way to the hub.
+    """
+    path = model_source(source, key)
+    if Path(path).is_dir() and (other := other_folder(Path(path))):
+        raise UserError(f"{key}={source}: {other}", key)
+    if Path(path).is_dir() or (cause := unreachable()) is None:
+        return path
+    cached = try_to_load_from_cache(path, "config.json")
+    if isinstance(cached, str):
+        return str(Path(cached).parent)
+    raise UserError(
+        f"{key}={source}: not downloaded yet, and the hub cannot be reached ({cause}); check the connection "
+        "(HF_HUB_OFFLINE, HF_ENDPOINT), or give a model folder",
+        key,
+    )
+
+
+def other_folder(folder: Path) -> str | None:
+    """For a folder that people take for a model's: its kind, and the path that would be right; None for any other."""
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text()).get("base_model_name_or_path")
+        return (
+            f"an adapter of {base}, without that model; merge it into the model (PEFT: merge_and_unload) and save that"
+        )
+    if (folder / "config.json").exists():
+        return None
+    if folder.name.startswith("models--"):
+        name = folder.name.removeprefix("models--").replace("--", "/")
+        return f"the hub's cache of {name}; give {name}, or {_models_below(folder) or 'another folder'}"
+    run = next((path for path in (folder, *folder.parents[:2]) if (path / "log.jsonl").is_file()), None)
+    if run:
+        models = _models_below(run / "ckpt")
+        remedy = f"give {models}" if models else "it has no trained model yet"
+        return f"a folder of the training run {run}; {remedy}"
+    return f"a folder of models; give {models}" if (models := _models_below(folder)) else None
+
+
+def _models_below(folder: Path) -> str:
+    """The model folders below a folder, for people."""
+    found = {path.parent for pattern in ("*/config.json", "snapshots/*/config.json") for path in folder.glob(pattern)}
+    return " or ".join(map(str, sorted(found)))
+
+
 def _unreadable(key: str, source: str, what: str, error: Exception) -> UserError:
+    if isinstance(error.__cause__, RepositoryNotFoundError):
+        return UserError(
+            f"{key}={source}: the hub has no such model, or shows it to others only; check the name, or log in there",
+            key,
+        )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
     return UserError(
         f"{key}={source}: no readable {what} ({reason}); give a complete SDAR folder, or a hub id that is "
@@ -191,7 +246,7 @@ def export_model(
     fresh.mkdir(parents=True)
 
     config = json.loads((teacher / "config.json").read_text())
-    dtype = config.get("dtype") or config.get("torch_dtype")
+    dtype = (config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
     weights = _named_weights(model, state_dict, _weight_names(teacher), dtype)
     save_torch_state_dict(weights, fresh, max_shard_size="5GB", metadata={"format": "pt"})
     for file in teacher.iterdir():

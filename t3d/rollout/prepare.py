@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from t3d.common import paths
 from t3d.common.errors import UserError, run_main
-from t3d.common.jsonfiles import read_json_array
+from t3d.common.jsonfiles import atomic_write, read_json_array
 from t3d.common.paths import data_file, json_file, model_name, resolve, rollout_stem
 from t3d.data.release import prepare_training_file
 from t3d.data.rows import read_rows
@@ -72,6 +73,23 @@ def check_complete(file: Path, folder: Path) -> None:
         )
 
 
+def refuse_to_overwrite(output: Path, origin: str) -> None:
+    """`UserError` where `output` exists and was not made from `origin`: a project's folder, or an input."""
+    noted = origin_file(output)
+    made_from = noted.read_text(encoding="utf-8") if noted.is_file() else "something else"
+    if output.exists() and made_from != origin:
+        raise UserError(
+            f"--output {output}: made from {made_from}, this would be from {origin}; choose another --output, or pass "
+            "--force to replace it",
+            "--output",
+        )
+
+
+def origin_file(output: Path) -> Path:
+    """The hidden file that says where a prepared file comes from."""
+    return output.with_name(f".{output.stem}.origin")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Prepare as ``argv`` (None: the process's own arguments) says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,11 +98,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--input", metavar="F", help="a JSON in the release's layout, or a folder of shards")
     parser.add_argument("--project", metavar="P", help="experiment.project of the rollouts")
     parser.add_argument("--output", type=Path, metavar="F", help="default: data/<model>-<dataset>_renamed.json")
+    parser.add_argument("--force", action="store_true", help="replace a file that was made from something else")
     args = parser.parse_args(argv)
 
     name = f"{model_name(args.model_name)}-{args.dataset}"
     found = sources(args, name)
     output = args.output or data_file(f"{name}_renamed")
+    origin = str(paths.output(args.project) if args.project else found[0])
+    if not args.force:
+        refuse_to_overwrite(output, origin)
     # Shards hold the question only; the row's other fields come from the question set where it is at hand.
     questions = data_file(args.dataset)
     shards = any(path.is_dir() for path in found)
@@ -92,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in found:
         print(f"read: {path}")
     result = prepare_training_file(found, output, rows)
+    with atomic_write(origin_file(output)) as file:
+        file.write(origin)
     print("\n".join([*result.lines(), f"written: {output}"]))
 
 

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.common import options, paths
-from t3d.common.errors import UserError
+from t3d.common.errors import UserError, disk_faults_as_user_errors
 from t3d.common.processes import is_main_process
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
@@ -155,8 +155,9 @@ def _spawned(rank: int, processes: int, parent: int, jobs: Sequence[Job], source
         return
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     loaded = Loaded(jobs[0].config, source, rank)
-    for job in jobs:
-        decode_share(job, loaded, rank, processes)
+    with disk_faults_as_user_errors():
+        for job in jobs:
+            decode_share(job, loaded, rank, processes)
 
 
 @dataclass
@@ -220,7 +221,7 @@ def decode_share(job: Job, loaded: Loaded, rank: int, world: int) -> None:
         disable=rank != 0,
     )
     tokens, steps, began = 0, 0, time.perf_counter()
-    with ShardWriter(folder, rank) as writer:
+    with bar, ShardWriter(folder, rank) as writer:
         for trajectory in engine.generate(requests, rollout.decode_settings(), rollout.seed):
             problem = problem_of[trajectory.id]
             trajectory.model = config.evaluation.checkpoint_path
@@ -231,7 +232,6 @@ def decode_share(job: Job, loaded: Loaded, rank: int, world: int) -> None:
             rate = tokens / (time.perf_counter() - began)
             bar.set_postfix_str(f"{rate:.0f} tokens/s, {tokens / steps:.2f} tokens/step", refresh=False)
             bar.update()
-    bar.close()
     session = Session(rank, len(missing), tokens, time.perf_counter() - began)
     with (folder / "sessions.jsonl").open("a") as file:
         file.write(json.dumps({**asdict(session), "host": socket.gethostname()}) + "\n")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t3d.common.errors import UserError, run_main
+from t3d.common.hub import unreachable
 from t3d.common.jsonfiles import atomic_write
 from t3d.common.paths import data_file, resolve
 from t3d.data.rows import read_rows
@@ -85,13 +86,18 @@ def fetch_questions(
 def download(dataset: str) -> Path:
     """The hub's file of a set, in the hub's own cache, with the hub's progress bar.
 
-    What may pass (no connection, an overloaded hub, a damaged copy) is tried again after waits that double.
+    A fault that may pass (an overloaded hub, a lost connection, a damaged copy) is tried again after waits that double.
+    Without a connection the cached copy serves, or the download ends at once.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     repo, name = f"Gen-Verse/{dataset}", f"{SETS[dataset].split}/{dataset}.json"
+    if cause := unreachable():
+        cached = try_to_load_from_cache(repo, name, repo_type="dataset")
+        if isinstance(cached, str) and is_intact(Path(cached)):
+            return Path(cached)
+        raise _not_downloaded(repo, name, f"the hub cannot be reached ({cause})")
     for attempt in range(1, ATTEMPTS + 1):
         try:
             path = Path(hf_hub_download(repo_id=repo, repo_type="dataset", filename=name))
@@ -99,17 +105,20 @@ def download(dataset: str) -> Path:
                 return path
             cause, final = "the file arrived damaged", False
             path.resolve().unlink()
-        except (OSError, EntryNotFoundError) as error:  # the hub's network and offline errors are OSErrors
-            unreachable = isinstance(error, LocalEntryNotFoundError)
-            cause = "the hub cannot be reached" if unreachable else str(error).strip().split("\n")[0]
-            missing = isinstance(error, EntryNotFoundError | RepositoryNotFoundError) and not unreachable
-            final = HF_HUB_OFFLINE or missing
+        except (OSError, EntryNotFoundError) as error:  # the hub's network errors are OSErrors
+            lost = isinstance(error, LocalEntryNotFoundError)
+            cause = "the connection was lost" if lost else str(error).strip().split("\n")[0]
+            final = isinstance(error, EntryNotFoundError | RepositoryNotFoundError) and not lost
         if final or attempt == ATTEMPTS:
             break
         wait = FIRST_WAIT * 2 ** (attempt - 1)
         log.warning("%s of %s: %s; attempt %d of %d in %g s", name, repo, cause, attempt + 1, ATTEMPTS, wait)
         time.sleep(wait)
-    raise UserError(
+    raise _not_downloaded(repo, name, cause)
+
+
+def _not_downloaded(repo: str, name: str, cause: str) -> UserError:
+    return UserError(
         f"cannot download {name} of {repo}: {cause}; check the connection (HF_HUB_OFFLINE, HF_ENDPOINT), "
         "or bring the file here and pass it with --from FILE"
     )

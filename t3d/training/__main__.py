@@ -1,7 +1,7 @@
 """Stage 3, training: `t3d train`, `python -m t3d.training` or `python train/self_ddo_sdar_full.py`, with the same keys.
 
-Several processes: `accelerate launch --config_file FILE -m t3d train ...`. With --dry-run: print the plan, its memory
-and the time of three steps, write nothing but the data cache, and stop.
+Several processes: `t3d train --launch FILE ...`, FILE an accelerate configuration. With --dry-run: print the plan, its
+memory and the time of three steps, write nothing but the data cache, and stop.
 """
 
 import sys

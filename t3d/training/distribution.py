@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from t3d.common.errors import UserError
+from t3d.common.options import fault
 from t3d.training.settings import TrainConfig
 
 # How long processes wait for one that saves, reads a checkpoint through or builds the data set: NCCL's 10 minutes are
@@ -32,6 +33,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         UserError: a launch that training does not know, or an option that does not go with it.
     """
     training = config.training
+    refuse_without_gpu(training.mixed_precision)
     on_cpus = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()  # launched processes without a GPU
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     accelerator = Accelerator(
@@ -64,6 +66,20 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
             refuse_with_zero_3(config)
     return accelerator
+
+
+def refuse_without_gpu(mixed_precision: str) -> None:
+    """A launch that is meant for GPUs must not train on a CPU in silence, at a hundredth of the speed."""
+    if torch.cuda.is_available():
+        return
+    if mixed_precision == "fp16":
+        raise fault("training.mixed_precision", "fp16", "needs a GPU, and none is visible; set bf16 or no")
+    if os.environ.get("ACCELERATE_USE_CPU", "true").lower() == "false":
+        raise UserError(
+            "use_cpu=false: launched for GPUs, and none is visible; launch with accelerate_configs/cpu.yaml or --cpu, "
+            "or make the GPUs visible",
+            "use_cpu",
+        )
 
 
 def refuse_with_zero_3(config: TrainConfig) -> None:

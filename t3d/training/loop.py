@@ -215,6 +215,12 @@ class Trainer:
             self.rounds = Rounds(config, objective, samples, ids, source, accelerator, positions)
         self.samples = self.rounds.samples if self.rounds else samples
         batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
+        if batch > len(samples) and accelerator.is_main_process:
+            log.warning(
+                "an optimizer step has %d sequences and the data set %d: a step sees some of them several times; lower "
+                "training.gradient_accumulation_steps or training.batch_size_lm for steps without repetition",
+                *(batch, len(samples)),
+            )
         self.step = 0
         self.order = SampleOrder(len(samples), batch, training.seed)
         self.total_steps = training.max_steps or self.order.steps(training.num_train_epochs)

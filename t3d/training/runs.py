@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from t3d.common import options, paths
 from t3d.common.errors import UserError
-from t3d.common.options import fault
 from t3d.training import checkpoint
 from t3d.training.settings import TrainConfig
 
@@ -67,20 +66,23 @@ SAME_ON_RESUME += ("experiment.gradient_clipping", "experiment.max_grad_norm")
 
 
 def refuse_other_settings(config: TrainConfig, saved: Path) -> None:
-    """A resumed run must be the same run: UserError names the first setting that its config.yaml has otherwise."""
+    """A resumed run must be the same run: UserError names every setting that its config.yaml has otherwise."""
     before = saved_settings(saved)
     for section in ("experiment", *(name[:-1] for name in SAME_ON_RESUME if name.endswith("."))):
         if not isinstance(before.get(section), dict):
             raise UserError(f"{saved}: damaged, it has no {section}; put it in order, or choose another run_name")
-    now, before = options.dotted(options.to_dict(config)), options.dotted(before)
+    now = options.dotted(options.to_dict(config))
     defaults = options.dotted(options.to_dict(type(config)()))  # of keys that the saved run did not know yet
-    for key, new in sorted(now.items()):
-        if not key.startswith(SAME_ON_RESUME) or key.partition(".")[2] in FREE_ON_RESUME:
-            continue
-        if (old := before.get(key, defaults[key])) != new:
-            raise fault(
-                key, new, f"the run to resume has {old} ({saved}); keep it, or choose another experiment.run_name"
-            )
+    old = defaults | options.dotted(before)
+    other = [key for key in sorted(now) if _same_on_resume(key) and old[key] != now[key]]
+    if other:
+        differing = "; ".join(f"{key}={now[key]}: the run to resume has {old[key]}" for key in other)
+        remedy = "keep it" if len(other) == 1 else "keep them"
+        raise UserError(f"{differing} ({saved}); {remedy}, or choose another experiment.run_name", other[0])
+
+
+def _same_on_resume(key: str) -> bool:
+    return key.startswith(SAME_ON_RESUME) and key.partition(".")[2] not in FREE_ON_RESUME
 
 
 def saved_settings(path: Path) -> dict[str, Any]:

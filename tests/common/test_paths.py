@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from t3d.common import paths
-from t3d.common.errors import UserError, run_main
+from t3d.common.errors import UserError
 from t3d.common.paths import ROOT
 
 
@@ -104,28 +104,3 @@ def test_setup_cache(monkeypatch, tmp_path):
     assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path / "torch_extensions")
     monkeypatch.delenv("T3D_CACHE_ROOT")
     assert paths.setup_cache() == Path.home() / ".cache" / "t3d"
-
-
-def _raise(error):
-    raise error
-
-
-@pytest.mark.parametrize(
-    ("main", "code", "stderr"),
-    [
-        (lambda: None, None, ""),
-        (lambda: 3, 3, ""),
-        (lambda: _raise(UserError("a=1:\nwrong")), 2, "error: a=1: wrong\n"),
-        (lambda: _raise(KeyboardInterrupt), 130, "interrupted\n"),
-    ],
-)
-def test_run_main(main, code, stderr, capsys):
-    with pytest.raises(SystemExit) as exit:
-        run_main(main)
-    assert exit.value.code == code
-    assert capsys.readouterr().err == stderr
-
-
-def test_run_main_keeps_other_tracebacks():
-    with pytest.raises(ZeroDivisionError):
-        run_main(lambda: 1 // 0)

@@ -228,6 +228,9 @@ def test_claim_folder_guards_the_settings(tmp_path):
         claim_folder(folder, settings | {"top_p": 0.9})
     with pytest.raises(UserError, match=r"seed=\(absent\), this run has seed=1"):
         claim_folder(folder, settings | {"seed": 1})
+    with pytest.raises(UserError, match="with model=toy, top_p=1.0, this run has model=other, top_p=0.9: ") as error:
+        claim_folder(folder, settings | {"model": "other", "top_p": 0.9})
+    assert error.value.key == "model"
     with pytest.raises(UserError, match=r"top_p=1.0, this run has top_p=\(absent\)"):
         claim_folder(folder, {"model": "toy", "stop_ids": [1, 2]})
 

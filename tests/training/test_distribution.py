@@ -41,6 +41,29 @@ def test_processes_on_cpus_wait_for_the_one_that_saves(monkeypatch, launched):
     assert handler.backend == ("gloo" if launched else None)
 
 
+@pytest.mark.parametrize("written", ["False", "false"])
+def test_a_launch_for_gpus_is_refused_where_there_are_none(monkeypatch, written):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", written)
+    with pytest.raises(UserError) as error:
+        distribution.make_accelerator(load(TrainConfig, []))
+    assert error.value.key == "use_cpu" and "accelerate_configs/cpu.yaml" in str(error.value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    distribution.refuse_without_gpu("fp16")
+
+
+@pytest.mark.parametrize("use_cpu", [None, "True"])
+def test_fp16_is_refused_on_a_cpu(monkeypatch, use_cpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if use_cpu:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
+    with pytest.raises(UserError) as error:
+        distribution.make_accelerator(load(TrainConfig, ["training.mixed_precision=fp16"]))
+    assert error.value.key == "training.mixed_precision"
+    for precision in ("bf16", "no"):
+        distribution.refuse_without_gpu(precision)
+
+
 def test_fsdp_is_refused(monkeypatch):
     class FSDP:
         distributed_type = DistributedType.FSDP

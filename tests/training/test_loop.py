@@ -1024,6 +1024,22 @@ def test_a_resumed_run_must_be_the_same_run(run):
         run("same", *line, "training.alpha=0.9")
     with pytest.raises(UserError, match=r"experiment.gradient_clipping=false: the run to resume has True"):
         run("same", *line, "experiment.gradient_clipping=false")
+    with pytest.raises(UserError) as error:
+        run("same", *line, "training.lora.rank=4", "training.lora.alpha=8", "optimizer.params.beta1=0.8")
+    assert error.value.key == "training.lora.rank" and "{" not in str(error.value)
+    for said in (
+        "lora.rank=4: the run to resume has 0",
+        "lora.alpha=8.0: the run",
+        "optimizer.params.beta1=0.8: the run",
+    ):
+        assert said in str(error.value)
+
+
+def test_a_batch_larger_than_the_data_set_is_told(run, caplog):
+    run("small", "training.max_steps=1")
+    assert "the data set" not in caplog.text
+    run("large", "training.max_steps=1", "training.gradient_accumulation_steps=32", "training.batch_size_lm=1")
+    assert "an optimizer step has 32 sequences and the data set 24" in caplog.text
 
 
 def test_a_resumed_run_must_have_the_same_data(run, tmp_path, story_trajectories):

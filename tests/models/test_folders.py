@@ -1,0 +1,126 @@
+"""Folders and hub ids that are no model, and what the one line about them names."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from t3d.common.errors import UserError
+from t3d.models.loading import export_model, load_model, load_tokenizer
+from tests.conftest import ROOT, tiny_model
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    def make(path):
+        tiny_model().save_pretrained(tmp_path / path)
+        return tmp_path / path
+
+    return make
+
+
+def refusal(folder) -> str:
+    with pytest.raises(UserError) as error:
+        load_tokenizer(str(folder), key="evaluation.checkpoint_path")
+    with pytest.raises(UserError) as same:
+        load_model(str(folder), key="evaluation.checkpoint_path")
+    assert error.value.key == "evaluation.checkpoint_path" and str(error.value) == str(same.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_an_adapter_names_its_base(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "JetLM/SDAR-4B-Chat"}))
+    assert "an adapter of JetLM/SDAR-4B-Chat" in refusal(tmp_path)
+
+
+def test_the_hubs_cache_names_the_id_and_the_snapshot(model_folder):
+    snapshot = model_folder("models--JetLM--SDAR-4B-Chat/snapshots/abc")
+    assert f"give JetLM/SDAR-4B-Chat, or {snapshot}" in refusal(snapshot.parents[1])
+    assert load_model(str(snapshot))
+
+
+def test_a_runs_folders_name_the_trained_model(model_folder):
+    student = model_folder("run/ckpt/optimized")
+    run = student.parents[1]
+    (run / "log.jsonl").write_text("")
+    (run / "checkpoints" / "checkpoint-00000002").mkdir(parents=True)
+    for folder in (run, run / "ckpt", run / "checkpoints", run / "checkpoints" / "checkpoint-00000002"):
+        said = refusal(folder)
+        assert f"training run {run}" in said and f"give {student}" in said
+    assert load_model(str(student))
+
+
+def test_a_folder_of_models_names_them(model_folder):
+    first, second = model_folder("all/first"), model_folder("all/second")
+    assert refusal(first.parent).endswith(f"give {first} or {second}")
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_dtype_with_its_module_loads_and_exports(model_folder, tmp_path, key):
+    folder = model_folder("teacher")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("dtype")
+    (folder / "config.json").write_text(json.dumps(config | {key: "torch.bfloat16"}))
+    model = load_model(str(folder))
+    assert str(model.dtype) == "torch.bfloat16"
+    assert str(load_model(str(export_model(model, str(folder), tmp_path / "student"))).dtype) == "torch.bfloat16"
+
+
+# -- hub ids ----------------------------------------------------------------------------------------------------------
+
+
+class EmptyHub(http.server.BaseHTTPRequestHandler):
+    """A hub without models."""
+
+    def do_HEAD(self):
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_):
+        pass
+
+
+def from_hub(tmp_path, port: int) -> str:
+    """What loading a hub's model says, in a process of its own, which must not take long."""
+    script = """
+import time
+from t3d.common.errors import UserError
+from t3d.models.loading import load_config, load_tokenizer
+began = time.monotonic()
+for load in (load_tokenizer, load_config):
+    try:
+        load("someone/SDAR", key="evaluation.checkpoint_path")
+    except UserError as error:
+        print(error)
+assert time.monotonic() - began < 10
+"""
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    removed = {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"}
+    environment = {name: value for name, value in os.environ.items() if name not in removed} | hub
+    line = [sys.executable, "-c", script]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == second and first.startswith("evaluation.checkpoint_path=someone/SDAR: ")
+    return first
+
+
+def test_without_a_connection_a_hub_id_is_refused_within_seconds(tmp_path):
+    with http.server.HTTPServer(("127.0.0.1", 0), EmptyHub) as server:
+        closed = server.server_port
+    assert "the hub cannot be reached (127.0.0.1: Connection refused)" in from_hub(tmp_path, closed)
+
+
+def test_a_model_that_the_hub_does_not_have_is_named(tmp_path):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), EmptyHub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert "the hub has no such model" in from_hub(tmp_path, server.server_port)
+        server.shutdown()
