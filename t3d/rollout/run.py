@@ -205,7 +205,10 @@ def decode_share(job: Job, loaded: Loaded, rank: int, world: int) -> None:
     tokenizer, task = loaded.tokenizer, find_task(config.evaluation.data_type)
     requests, problem_of = [], {}
     for problem, sample in missing:
-        ids = prompt_ids(task, problem.raw, tokenizer, rollout.start_with_think)
+        try:
+            ids = prompt_ids(task, problem.raw, tokenizer, rollout.start_with_think)
+        except UserError as error:
+            raise UserError(f"{problem.id}: {error}", error.key) from error
         requests.append(Request(problem.id, sample, tuple(ids)))
         problem_of[requests[-1].id] = problem
     engine = loaded.engine
