@@ -26,6 +26,12 @@ class RolloutConfig(DecodeSettings):
         1, "the release's; not used", fixed="a rollout always runs over the whole set; leave it at 1"
     )
     num_response_per_task: int = option(1, "answers drawn per question", ge=1)
+    long_prompts: str = option(
+        "error",
+        "a prompt that leaves no room for rollout.max_token in the model's positions: error, or skip = leave it out, "
+        "counted",
+        choices=("error", "skip"),
+    )
     start_with_think: bool = option(False, "open every answer with <think>")
     batch_size: int | None = option(
         None, "most answers in flight per process (with max_active, the smaller one counts); null or 0 = no limit", ge=0
