@@ -6,11 +6,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t3d.common.errors import UserError
 from t3d.common.jsonfiles import atomic_write, check_characters
+from t3d.common.paths import model_name
 from t3d.data.prompts import end_of_turn_id
 from t3d.data.release import read_release_json
 from t3d.data.rows import column, read_rows
@@ -79,77 +81,109 @@ def load_trajectories(
     max_prompt_len: int,
     max_gen_length: int,
     limit: int | None = None,
-    block_size: int = 4,
-    stop_ids: Sequence[int] | None = None,
     prompt_ids: Callable[[str], list[int]] | None = None,
-    cache_dir: str | Path | None = None,
+    model: str | None = None,
 ) -> "tuple[Dataset, DropReport]":
     """Trajectories as memory-mapped columns: id, prompt_ids, response_ids, unmask_step, length, initial_ids (x_T of
     the response; empty where it was all masks).
 
     Prompts over `max_prompt_len` tokens are left out. Responses over `max_gen_length` keep the whole blocks that fit
-    (`blocks_within`), and `length` at most that. `limit` keeps the first so many sequences.
+    (`blocks_within`), and `length` at most that. `limit` keeps the first so many sequences. The columns are built in a
+    stream, once per file and arguments, where `datasets` caches.
 
-    `tokenizer`, `block_size` and `stop_ids` (first the end of a turn; default: end of turn, eos and pad) are used for
-    published files without token ids only, see `read_release_json`. `prompt_ids(question)` replaces the rollout's
-    prompt in the columns (the release trains without the instruction that the rollout had); the blocks to keep are
-    still the rollout's. The columns are built in a stream, once per file and arguments, under `cache_dir` (default:
-    where `datasets` caches).
+    Args:
+        tokenizer: the student's. The trajectories must be its ids; published text without ids is tokenised by it.
+        prompt_ids: a question's ids that replace the rollout's prompt in the columns (the release trains without the
+            instruction that the rollout had). The blocks to keep are still the rollout's.
+        model: a path or hub id; trajectories of a model with another name are refused. None = every model's are taken.
 
-    Returns the data set and its counts, with the rollouts' `block_size`. `UserError`: nothing left, mixed block sizes,
-    a mask id in a record, a broken file.
+    Returns:
+        The data set and its counts, with the rollouts' `block_size`.
+
+    Raises:
+        UserError: nothing left, mixed block sizes, a mask id in a record, another tokenizer's ids, a broken file.
     """
     path = Path(path)
-    if stop_ids is None:
-        ids = (end_of_turn_id(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-        stop_ids = dict.fromkeys(i for i in ids if i is not None)
-    stop_ids = list(stop_ids)
+    ends = (end_of_turn_id(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    stop_ids = list(dict.fromkeys(token for token in ends if token is not None))
 
     def generate(report: DropReport) -> Iterator[dict[str, Any]]:
         read = ReadReport()
-        records = read_trajectories(
-            path,
-            read,
-            encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
-            block_size=block_size,
-            stop_ids=stop_ids,
-            fill_id=tokenizer.pad_token_id,
-            mask_id=mask_id,
-        )
-        for record in records:
+        encode = partial(tokenizer.encode, add_special_tokens=False)
+        special = {"stop_ids": stop_ids, "fill_id": tokenizer.pad_token_id, "mask_id": mask_id}
+        for record in read_trajectories(path, read, encode=encode, **special):
             if report.kept == limit:
                 break
-            try:
-                record.validate(mask_id)
-            except ValueError as error:
-                raise UserError(f"{path}: {error}; roll out again with this model") from error
-            report.block_size = report.block_size or record.block_size
-            if record.block_size != report.block_size:
-                sizes = f"{report.block_size} and {record.block_size} ({record.id})"
-                raise UserError(f"{path}: rollouts with block sizes {sizes} are mixed; train on one of them")
+            _check_record(record, path, mask_id, report)
+            _check_origin(record, path, tokenizer, model)
             prompt = record.prompt_ids if prompt_ids is None else prompt_ids(record.question)
-            keep = blocks_within(len(record.prompt_ids), len(record.response_ids), record.block_size, max_gen_length)
-            if len(prompt) > max_prompt_len:
-                report.long_prompts += 1
-            elif keep < 1:
-                report.no_room += 1
-            else:
-                report.kept += 1
-                report.cut_answers += keep < len(record.response_ids)
-                yield {
-                    "id": record.id,
-                    "prompt_ids": prompt,
-                    "response_ids": record.response_ids[:keep],
-                    "unmask_step": record.unmask_step[:keep],
-                    "length": min(record.length, keep),
-                    "initial_ids": record.initial_ids[:keep],
-                }
+            if row := _trajectory_row(record, prompt, max_prompt_len, max_gen_length, report):
+                yield row
         report.mismatched, report.repeated, report.torn = read.mismatched, read.repeated, read.torn
 
     columns = ("id", "prompt_ids", "response_ids", "unmask_step", "length", "initial_ids")
-    encoding = (block_size, stop_ids, _vocabulary_key(tokenizer), prompt_ids and _callables_key(prompt_ids))
-    arguments = (mask_id, max_prompt_len, max_gen_length, limit, *encoding)
-    return _build(path, columns, generate, arguments, cache_dir)
+    encoding = (stop_ids, _vocabulary_key(tokenizer), prompt_ids and _callables_key(prompt_ids))
+    arguments = (mask_id, max_prompt_len, max_gen_length, limit, model and model_name(model), *encoding)
+    return _build(path, columns, generate, arguments)
+
+
+def _check_record(record: Trajectory, path: Path, mask_id: int, report: DropReport) -> None:
+    try:
+        record.validate(mask_id)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; roll out again with this model") from error
+    report.block_size = report.block_size or record.block_size
+    if record.block_size != report.block_size:
+        sizes = f"{report.block_size} and {record.block_size} ({record.id})"
+        raise UserError(f"{path}: rollouts with block sizes {sizes} are mixed; train on one of them")
+
+
+def _check_origin(record: Trajectory, path: Path, tokenizer: Any, model: str | None) -> None:
+    """Raises UserError where a record is another model's, or its ids are another tokenizer's.
+
+    The ids are this tokenizer's where it turns them back into the record's text or question.
+    """
+    fits = max([*record.prompt_ids, *record.response_ids]) < len(tokenizer)
+    if fits and record.model:
+        text = tokenizer.decode(record.response_ids[: record.length], skip_special_tokens=True)
+        fits = text == record.text or record.question in tokenizer.decode(record.prompt_ids)
+    if not fits:
+        by = f", of {record.model}," if record.model else ""
+        raise UserError(
+            f"{path}: {record.id}{by} does not have this model's token ids; roll out again with this model's tokenizer",
+            "dataset.optimization_data",
+        )
+    if model and record.model and model_name(record.model) != model_name(model):
+        key = "dataset.allow_other_model"
+        raise UserError(
+            f"{key}=false: {path} holds trajectories of {record.model}, and the model to train is {model}; roll out "
+            f"with it, or set {key}=true to learn from another model",
+            key,
+        )
+
+
+def _trajectory_row(
+    record: Trajectory, prompt: list[int], max_prompt_len: int, max_gen_length: int, report: DropReport
+) -> dict[str, Any] | None:
+    """A record's columns, counted; None where it is left out."""
+    response = len(record.response_ids)
+    keep = blocks_within(len(record.prompt_ids), response, record.block_size, max_gen_length)
+    if len(prompt) > max_prompt_len:
+        report.long_prompts += 1
+        return None
+    if keep < 1:
+        report.no_room += 1
+        return None
+    report.kept += 1
+    report.cut_answers += keep < response
+    return {
+        "id": record.id,
+        "prompt_ids": prompt,
+        "response_ids": record.response_ids[:keep],
+        "unmask_step": record.unmask_step[:keep],
+        "length": min(record.length, keep),
+        "initial_ids": record.initial_ids[:keep],
+    }
 
 
 def blocks_within(prompt_len: int, response_len: int, block_size: int, max_gen_length: int) -> int:
@@ -162,6 +196,9 @@ def blocks_within(prompt_len: int, response_len: int, block_size: int, max_gen_l
     return max(0, (prompt_len + max_gen_length) // block_size * block_size - prompt_len)
 
 
+# ------------------------------------------------------------------------------------------------------------- examples
+
+
 def load_examples(
     path: str | Path,
     *,
@@ -169,74 +206,84 @@ def load_examples(
     answer_ids: Callable[[str], list[int]],
     max_prompt_len: int,
     max_gen_length: int,
-    end_id: int | None = None,
-    question_key: str = "question",
-    answer_key: str = "answer",
-    block_size: int = 1,
+    question_key: str,
+    answer_key: str,
+    block_size: int,
     limit: int | None = None,
-    cache_key: Any = None,
-    cache_dir: str | Path | None = None,
 ) -> "tuple[Dataset, DropReport]":
     """Question-answer rows (see `read_rows`) for SFT as memory-mapped columns: id, prompt_ids, response_ids, length.
 
-    `question_key` and `answer_key` name the columns; dots lead into nested ones: `conversations.0.value`.
+    A list of answers gives one example each. Empty answers and prompts over `max_prompt_len` are left out. Responses
+    over `max_gen_length` are cut at a block's end, so that no padding follows the cut as if the answer had ended there,
+    and left out where no block fits. `length` is the number of response ids, which have no padding.
 
-    `response_ids` are `answer_ids(text)` and `end_id`, the end of the turn (None where `answer_ids` adds it), without
-    padding; `length` is their number. A list of answers gives one example each. Empty answers and prompts over
-    `max_prompt_len` are left out; responses over `max_gen_length` are cut at a block's end, so that nothing is filled
-    up behind the cut as if the answer had ended there, and left out where no block fits. `cache_key` says how the
-    callables encode; without it they are hashed.
+    Args:
+        prompt_ids: a row's ids; the row has its question under "question" too.
+        answer_ids: an answer's ids with the end of the turn.
+        question_key, answer_key: the columns; dots lead into nested ones: `conversations.0.value`.
 
-    `UserError` names the row and the key that is missing; nothing left is one too.
+    Raises:
+        UserError: the row and the key that is missing, or nothing left.
     """
     path = Path(path)
     if path.is_dir():
         key = "dataset.optimization_data"
         raise UserError(f"{key}={path}: a folder; training.objective=sft needs a file of questions and answers", key)
-    cache_key = cache_key or _callables_key(prompt_ids, answer_ids)
-    end = [] if end_id is None else [end_id]
 
     def generate(report: DropReport) -> Iterator[dict[str, Any]]:
         for index, row in enumerate(read_rows(path)):
-            question, answers = column(row, question_key), column(row, answer_key)
-            if not isinstance(question, str):
-                raise UserError(f"{path}, row {index}: no text under dataset.question_key={question_key}")
-            answers = [answers] if isinstance(answers, str) else answers
-            if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-                raise UserError(
-                    f"{path}, row {index}: no text under dataset.answer_key={answer_key}; SFT needs solutions"
-                )
-            check_characters(f"{path}, row {index}", [question, answers])
-            prompt = prompt_ids(row | {"question": question})
+            question, answers = _question_and_answers(row, question_key, answer_key, f"{path}, row {index}")
+            try:
+                prompt = prompt_ids(row | {"question": question})
+            except UserError as error:
+                raise UserError(f"{path}, row {index}: {error}", error.key) from error
             for sample, answer in enumerate(answers or [""]):
                 if report.kept == limit:
                     return
-                if not answer.strip():
-                    report.no_answer += 1
-                    continue
-                if len(prompt) > max_prompt_len:
-                    report.long_prompts += 1
-                    continue
-                whole = [*answer_ids(answer), *end]
-                response = whole[: blocks_within(len(prompt), len(whole), block_size, max_gen_length)]
-                if not response:
-                    report.no_room += 1
-                    continue
-                report.kept += 1
-                report.cut_answers += len(response) < len(whole)
-                yield {
-                    "id": f"{path.stem}/{index}/{sample}",
-                    "prompt_ids": prompt,
-                    "response_ids": response,
-                    "length": len(response),
-                }
+                whole = answer_ids(answer) if answer.strip() else []
+                if response := _response(prompt, whole, block_size, max_prompt_len, max_gen_length, report):
+                    name, length = f"{path.stem}/{index}/{sample}", len(response)
+                    yield {"id": name, "prompt_ids": prompt, "response_ids": response, "length": length}
 
     columns = ("id", "prompt_ids", "response_ids", "length")
-    arguments = (cache_key, end_id, question_key, answer_key, block_size, max_prompt_len, max_gen_length, limit)
-    return _build(path, columns, generate, arguments, cache_dir)
+    encoding = _callables_key(prompt_ids, answer_ids)
+    arguments = (encoding, question_key, answer_key, block_size, max_prompt_len, max_gen_length, limit)
+    return _build(path, columns, generate, arguments)
 
 
-def hub_rows(source: str, cache_dir: str | Path | None = None) -> Path:
+def _question_and_answers(row: dict[str, Any], question_key: str, answer_key: str, where: str) -> tuple[str, list[str]]:
+    question, answers = column(row, question_key), column(row, answer_key)
+    if not isinstance(question, str):
+        key = "dataset.question_key"
+        raise UserError(f"{where}: no text under {key}={question_key}", key)
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        key = "dataset.answer_key"
+        raise UserError(f"{where}: no text under {key}={answer_key}; SFT needs solutions", key)
+    check_characters(where, [question, answers])
+    return question, answers
+
+
+def _response(
+    prompt: list[int], whole: list[int], block_size: int, max_prompt_len: int, max_gen_length: int, report: DropReport
+) -> list[int] | None:
+    """An answer's ids, cut where it is too long, counted; None where the example is left out."""
+    if not whole:
+        report.no_answer += 1
+        return None
+    if len(prompt) > max_prompt_len:
+        report.long_prompts += 1
+        return None
+    response = whole[: blocks_within(len(prompt), len(whole), block_size, max_gen_length)]
+    if not response:
+        report.no_room += 1
+        return None
+    report.kept += 1
+    report.cut_answers += len(response) < len(whole)
+    return response
+
+
+def hub_rows(source: str) -> Path:
     """A set of the hub, "owner/name" or "owner/name:split" (train where none is given), as a local parquet file.
 
     Brought once. `UserError`: no such set or split, or the hub cannot be reached.
@@ -244,7 +291,7 @@ def hub_rows(source: str, cache_dir: str | Path | None = None) -> Path:
     import datasets
 
     name, _, split = source.partition(":")
-    cache_dir = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "t3d")
+    cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / "t3d"
     path = cache_dir / f"{name.replace('/', '--')}--{split or 'train'}.parquet"
     if path.exists():
         return path
@@ -270,14 +317,13 @@ def _build(
     columns: Sequence[str],
     generate: Callable[[DropReport], Iterator[dict[str, Any]]],
     arguments: Sequence[Any],
-    cache_dir: str | Path | None,
 ) -> "tuple[Dataset, DropReport]":
     """The rows of `generate` as a data set on disk, made once per (file, arguments), and the counts that go with it."""
     import datasets
 
     key = repr((CACHE_VERSION, columns, _file_fingerprint(path), arguments))
     key = hashlib.sha256(key.encode()).hexdigest()[:32]
-    cache_dir = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "t3d")
+    cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / "t3d"
     counts = cache_dir / f"{key}.json"  # beside the columns, so that a cached set says its counts too
 
     def generate_and_count() -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 TEXT_KEYS = ("full_output", "answer")  # one list of texts, before and after data/rename_key.py
 PER_RESPONSE = ("step_map", "extracted_output", "response_length")
+RELEASE_BLOCK = 4  # the block size of the published rollouts
 OUR_PER_RESPONSE = ("id", "response_ids", "unmask_step", "length", "finish_reason", "steps", "forwards", "seconds")
 OUR_PER_ROW = ("prompt_ids", "block_size", "decode", "model", "ground_truth")
 
@@ -110,7 +111,6 @@ def read_release_json(
     path: str | Path,
     encode: Callable[[str], list[int]] | None = None,
     *,
-    block_size: int = 4,
     stop_ids: Sequence[int] = (),
     fill_id: int | None = None,
     mask_id: int | None = None,
@@ -118,76 +118,109 @@ def read_release_json(
 ) -> Iterator[Trajectory]:
     """Stream all trajectories of a file in the release's layout, before or after data/rename_key.py.
 
-    Rows with our ids give the records back exactly. In rows without ids the text is tokenised by `encode` (adding no
-    special tokens, knowing those in the text), the row's `prompt` too, and there must be as many tokens as steps. Where
-    no text of the file holds a stop id, they have lost their special tokens, and one more step than tokens is the end:
-    the first of `stop_ids` is appended. In any other file the text has become shorter by being tokenised again, and the
-    steps have shifted. The text may hold no `mask_id`, and the steps must grow over the blocks of the rollout's
-    `block_size` (the release: 4). What does not fit is dropped, counted in `report` and said in one warning at the end.
+    Rows with our ids give the records back exactly. Rows without ids are tokenised, see `_Tokenised`. A text that does
+    not fit its step map is dropped, counted in `report` and named in one warning at the end.
 
-    The release cuts the last block at the stop id. Its lost tail is filled with `fill_id` (default: the stop id) at the
-    block's last step, so that it is masked in every training state of the block; an answer that ended by length loses
-    its unfinished last block instead. Steps are renumbered without gaps, since some unmasked only lost tokens.
+    Args:
+        encode: turns text into ids. It adds no special tokens and knows those in the text.
+        stop_ids: first the end of a turn.
+        fill_id: fills a cut last block; None = the stop id.
+        mask_id: may not occur.
 
-    `UserError`: a broken file, an invalid record of ours, text without ids when there is no `encode`.
+    Raises:
+        UserError: a broken file, an invalid record of ours, or text without ids when there is no `encode`.
     """
     path, report = Path(path), report if report is not None else ReadReport()
+    tokenised = encode and _Tokenised(path, encode, list(stop_ids), fill_id, mask_id, report)
     seen: set[str] = set()
-
-    @cache
-    def ends_are_lost() -> bool:
-        rows = (row for row in read_json_array(path) if "response_ids" not in row)
-        texts = (text for row in rows for text in response_texts(row) or ())
-        return bool(stop_ids) and all(set(stop_ids).isdisjoint(encode(text)) for text in texts)
-
     for index, row in enumerate(read_json_array(path)):
-        where = f"{path}, row {index}"
-        if "response_ids" in row:
-            for sample in range(len(row["response_ids"])):
-                try:
-                    trajectory = _own_trajectory(row, sample)
-                except (LookupError, TypeError, ValueError) as error:
-                    raise UserError(f"{where}, response {sample}: {_say(error)}; run data/rename_key.py") from error
-                if trajectory.id in seen:
-                    report.repeated += 1
-                    continue
-                seen.add(trajectory.id)
-                yield trajectory
-            continue
-        texts, step_maps = response_texts(row), row.get("step_map")
-        if texts is None or not isinstance(step_maps, list):
-            raise UserError(f"{where}: neither response_ids nor full_output/answer with step_map; roll out first")
-        if encode is None:
-            raise UserError(f"{where}: text without token ids; give a tokenizer")
+        if "response_ids" not in row and tokenised is None:
+            _check_text_row(row, f"{path}, row {index}")
+            raise UserError(f"{path}, row {index}: text without token ids; give a tokenizer")
+        own = "response_ids" in row
+        for trajectory in _own_trajectories(row, f"{path}, row {index}") if own else tokenised.read(row, index):
+            if trajectory.id in seen:
+                report.repeated += 1
+                continue
+            seen.add(trajectory.id)
+            yield trajectory
+    report.announce(path)
+
+
+def _own_trajectories(row: dict[str, Any], where: str) -> Iterator[Trajectory]:
+    for sample in range(len(row["response_ids"])):
+        try:
+            trajectory = _own_trajectory(row, sample)
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{where}, response {sample}: {_say(error)}; run data/rename_key.py") from error
+        yield trajectory
+
+
+def _check_text_row(row: dict[str, Any], where: str) -> None:
+    if response_texts(row) is None or not isinstance(row.get("step_map"), list):
+        raise UserError(f"{where}: neither response_ids nor full_output/answer with step_map; roll out first")
+
+
+@dataclass(frozen=True)
+class _Tokenised:
+    """Trajectories from a published file's text, which has no token ids.
+
+    A response and its row's `prompt` are tokenised, and there must be as many tokens as steps. Where no text of the
+    file holds a stop id, the texts have lost their special tokens. One more step than tokens is then the end, and the
+    first of `stop_ids` is appended. In any other file tokenising the text again has shortened it, and the steps have
+    shifted. The steps must grow over the rollout's blocks of RELEASE_BLOCK.
+
+    The release cuts the last block at the stop id. Its lost tail is filled with `fill_id` at the block's last step, so
+    that it is masked in every training state of the block; an answer that ended by length loses its unfinished last
+    block instead. Steps are renumbered without gaps, since some unmasked only lost tokens.
+    """
+
+    path: Path
+    encode: Callable[[str], list[int]]
+    stop_ids: list[int]
+    fill_id: int | None
+    mask_id: int | None
+    report: ReadReport
+
+    def read(self, row: dict[str, Any], index: int) -> Iterator[Trajectory]:
+        where, step_maps = f"{self.path}, row {index}", row.get("step_map")
+        _check_text_row(row, where)
         if not isinstance(row.get("prompt"), str):
             raise UserError(
                 f"{where}: key 'prompt', the chat text that the rollout saw, is missing; add it to each row, or make "
                 "rollouts with token ids by sample/sdar_sample.py"
             )
-        prompt = list(encode(row["prompt"]))
-        for sample, text in enumerate(texts):
-            name = f"{path.stem}/{index}/{sample}"
-            steps = step_maps[sample] if sample < len(step_maps) else []
-            tokens = list(encode(text))
-            if mask_id is not None and (mask_id in prompt or mask_id in tokens):
-                fitted = f"mask id {mask_id} in the text"
-            else:
-                if _usable(steps) and len(steps) == len(tokens) + 1 and ends_are_lost():
-                    tokens.append(stop_ids[0])
-                fitted = _fit(prompt, tokens, steps, block_size, list(stop_ids), fill_id)
+        prompt = list(self.encode(row["prompt"]))
+        for sample, text in enumerate(response_texts(row)):
+            name = f"{self.path.stem}/{index}/{sample}"
+            fitted = self.fit(prompt, text, step_maps[sample] if sample < len(step_maps) else [])
             if isinstance(fitted, str):
-                report.mismatch(f"{name}: {fitted}")
+                self.report.mismatch(f"{name}: {fitted}")
                 continue
             yield Trajectory(
                 id=name,
                 prompt_ids=prompt,
-                block_size=block_size,
+                block_size=RELEASE_BLOCK,
                 question=row.get("question", ""),
                 ground_truth=str(row.get("ground_truth_answer", "")),
                 text=text,
                 **fitted,
             )
-    report.announce(path)
+
+    def fit(self, prompt: list[int], text: str, steps: Any) -> dict[str, Any] | str:
+        """The fields of a response, or why its text and steps do not fit together."""
+        tokens = list(self.encode(text))
+        if self.mask_id is not None and self.mask_id in (*prompt, *tokens):
+            return f"mask id {self.mask_id} in the text"
+        if _usable(steps) and len(steps) == len(tokens) + 1 and self.ends_are_lost:
+            tokens.append(self.stop_ids[0])
+        return _fit(prompt, tokens, steps, RELEASE_BLOCK, self.stop_ids, self.fill_id)
+
+    @cached_property
+    def ends_are_lost(self) -> bool:
+        rows = (row for row in read_json_array(self.path) if "response_ids" not in row)
+        texts = (text for row in rows for text in response_texts(row) or ())
+        return bool(self.stop_ids) and all(set(self.stop_ids).isdisjoint(self.encode(text)) for text in texts)
 
 
 def response_texts(row: dict[str, Any]) -> list[str] | None:

@@ -19,7 +19,7 @@ from t3d.evaluation.results import average, find_results, for_people, tell_apart
 from t3d.evaluation.scoring import costs, counts, strategy, summarise
 from t3d.evaluation.settings import EvalConfig
 from t3d.grading import Verdict
-from t3d.rollout.run import Job, decode_all, node_share, throughput
+from t3d.rollout.run import Job, decode_all, fitting, node_share, throughput
 from t3d.tasks import Answer, Grading, Task, find_task
 from t3d.tasks.problems import data_type_of, load_problems
 
@@ -65,6 +65,7 @@ class Unit:
     config: EvalConfig
     job: Job
     output: Path
+    left_out: int = 0  # questions whose prompts are too long
 
     @property
     def task(self) -> Task:
@@ -101,7 +102,8 @@ def units_of(config: EvalConfig) -> list[Unit]:
             output = output.with_name(output.name.removesuffix(".json")) / results_file(unnamed).name
         folder = output.with_name(output.name.removesuffix(".json"))
         share = node_share(problems[name], data.num_node, data.node_index)
-        units.append(Unit(narrowed, Job(narrowed, share, folder), output))
+        kept = fitting(narrowed, share)
+        units.append(Unit(narrowed, Job(narrowed, kept, folder), output, len(share) - len(kept)))
     return units
 
 
@@ -163,8 +165,8 @@ def score(unit: Unit) -> dict:
     verdicts = unit.task.grade([Answer(a.text, row) for a, row in zip(answers, rows, strict=True)], unit.grading)
     write_records(folder / "records.jsonl", answers, verdicts)
     row = summarise(config, answers, verdicts, *throughput(folder))
-    isolation = unit.task.isolation(unit.grading)
-    return row | ({"isolation": isolation} if isolation else {})
+    more = {"isolation": unit.task.isolation(unit.grading), "left_out": unit.left_out}
+    return row | {key: value for key, value in more.items() if value}
 
 
 def write_records(path: Path, answers: list[Trajectory], verdicts: list[Verdict]) -> None:

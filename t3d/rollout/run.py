@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 from t3d.blocks.settings import DecodeSettings
 from t3d.common import options, paths
 from t3d.common.errors import UserError, disk_faults_as_user_errors
+from t3d.common.options import fault
 from t3d.common.processes import is_main_process
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
@@ -30,7 +32,7 @@ from t3d.decode.protocol import Engine, Request
 from t3d.models.decoder import load_decoder
 from t3d.models.fingerprint import weights_fingerprint
 from t3d.models.loading import load_config, load_generation_config, load_tokenizer, special_ids
-from t3d.rollout.settings import SampleConfig
+from t3d.rollout.settings import RolloutConfig, SampleConfig
 from t3d.tasks import find_task, prompt_ids
 from t3d.tasks.problems import Problem, load_problems
 
@@ -41,7 +43,7 @@ def roll_out(config: SampleConfig) -> Path:
     """Decode the data set and write the release's JSON beside the shards; returns the JSON's path."""
     data, task = config.evaluation, find_task(config.evaluation.data_type)
     everything = load_problems(data.eval_dataset, data.data_type, data.limit)
-    problems = node_share(everything, data.num_node, data.node_index)
+    problems = fitting(config, node_share(everything, data.num_node, data.node_index))
     stem = paths.rollout_stem(
         config.experiment.project, data.checkpoint_path, data.eval_dataset, data.num_node, data.node_index
     )
@@ -71,6 +73,54 @@ def node_share(problems: list[Problem], num_node: int, node_index: int) -> list[
     if start == end:
         raise UserError(f"evaluation.num_node={num_node}: no question is left for node {node_index}; use fewer nodes")
     return problems[start:end]
+
+
+def fitting(config: SampleConfig, problems: list[Problem]) -> list[Problem]:
+    """The problems to decode. With rollout.long_prompts=skip those without room for rollout.max_token are left out."""
+    if config.rollout.long_prompts == "error":
+        return problems
+    source = paths.model_source(config.evaluation.checkpoint_path, "evaluation.checkpoint_path")
+    tokenizer = load_tokenizer(source, key="evaluation.checkpoint_path")
+    positions = load_config(source, key="evaluation.checkpoint_path").max_position_embeddings
+    lengths = [len(prompt_of(problem, config, tokenizer)) for problem in problems]
+    short = [p for p, length in zip(problems, lengths, strict=True) if has_room(length, config.rollout, positions)]
+    if is_main_process() and (lost := len(problems) - len(short)):
+        print(
+            f"rollout.long_prompts=skip: {lost} of {len(problems)} questions left out, the longest has {max(lengths)} "
+            f"tokens; the model has {positions} positions",
+            flush=True,
+        )
+    if not short:
+        raise fault("rollout.max_token", config.rollout.max_token, f"no prompt fits {positions} positions; lower it")
+    return short
+
+
+def has_room(prompt_length: int, rollout: RolloutConfig, positions: int) -> bool:
+    """Whether a prompt and an answer of rollout.max_token, in whole blocks, fit a model's positions."""
+    return -(-(prompt_length + rollout.max_token) // rollout.block_size) * rollout.block_size <= positions
+
+
+def prompt_of(problem: Problem, config: SampleConfig, tokenizer: Any) -> list[int]:
+    """The ids of a problem's prompt. Raises UserError, which names the problem, where it cannot be rendered."""
+    task = find_task(config.evaluation.data_type)
+    try:
+        return prompt_ids(task, problem.raw, tokenizer, config.rollout.start_with_think)
+    except UserError as error:
+        raise UserError(f"{problem.id}: {error}", error.key) from error
+
+
+def refuse_long(requests: Sequence[Request], rollout: RolloutConfig, positions: int) -> None:
+    """Raises UserError where a request has no room for rollout.max_token, with the remedies that help."""
+    longest = max(requests, key=lambda request: len(request.prompt_ids))
+    length = len(longest.prompt_ids)
+    if has_room(length, rollout, positions):
+        return
+    said = f"prompt {longest.id} has {length} tokens, and the model has {positions} positions"
+    skip = "leave such prompts out by rollout.long_prompts=skip"
+    room = positions // rollout.block_size * rollout.block_size - length
+    if room < 1:
+        raise fault("rollout.long_prompts", rollout.long_prompts, f"{said}, too few for any answer; {skip}")
+    raise fault("rollout.max_token", rollout.max_token, f"{said}; lower it to {room}, or {skip}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,6 +223,10 @@ class Loaded:
         return load_tokenizer(self.source, key="evaluation.checkpoint_path")
 
     @cached_property
+    def positions(self) -> int:
+        return load_config(self.source, key="evaluation.checkpoint_path").max_position_embeddings
+
+    @cached_property
     def engine(self) -> Engine:
         return make_engine(self.config, self.source, self.tokenizer, self.rank)
 
@@ -203,12 +257,12 @@ def decode_share(job: Job, loaded: Loaded, rank: int, world: int) -> None:
     missing = [(problem, sample) for problem, sample in wanted if f"{problem.id}/{sample}" not in done]
     if not missing:
         return
-    tokenizer, task = loaded.tokenizer, find_task(config.evaluation.data_type)
+    tokenizer = loaded.tokenizer
     requests, problem_of = [], {}
     for problem, sample in missing:
-        ids = prompt_ids(task, problem.raw, tokenizer, rollout.start_with_think)
-        requests.append(Request(problem.id, sample, tuple(ids)))
+        requests.append(Request(problem.id, sample, tuple(prompt_of(problem, config, tokenizer))))
         problem_of[requests[-1].id] = problem
+    refuse_long(requests, rollout, loaded.positions)
     engine = loaded.engine
 
     label = f"decode {rank + 1}/{world}" if world > 1 else "decode"

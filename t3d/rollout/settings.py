@@ -25,6 +25,12 @@ class RolloutConfig(DecodeSettings):
         256, "answers decoded at once per process (or server); lower it when memory runs out", ge=1
     )
     num_response_per_task: int = option(1, "answers drawn per question", ge=1)
+    long_prompts: str = option(
+        "error",
+        "a prompt that leaves no room for rollout.max_token in the model's positions: error, or skip = leave it out, "
+        "counted",
+        choices=("error", "skip"),
+    )
     start_with_think: bool = option(False, "open every answer with <think>")
     batch_size: int | None = option(
         None, "most answers in flight per process (with max_active, the smaller one counts); null or 0 = no limit", ge=0

@@ -181,7 +181,10 @@ def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds, mo
         )
         return samples, model_block
     bare = None if training.instruction else partial(render, tokenizer=tokenizer)
-    samples, report = load_trajectories(path, tokenizer=tokenizer, mask_id=ids.mask_id, prompt_ids=bare, **limits)
+    model = None if config.dataset.allow_other_model else config.model.pretrained_model
+    samples, report = load_trajectories(
+        path, tokenizer=tokenizer, mask_id=ids.mask_id, prompt_ids=bare, model=model, **limits
+    )
     return samples, report.block_size
 
 

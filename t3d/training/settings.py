@@ -63,6 +63,9 @@ class TrainDataset:
         "hub:owner/name[:split]",
     )
     data_type: str = option("math", HELP)
+    allow_other_model: bool = option(
+        False, "learn from another model's trajectories, such as a larger teacher's with the same tokenizer"
+    )
     limit: int | None = option(None, "the first N rows only; null = all", ge=1)
     question_key: str = option("question", "objective sft: the column with the question; dots lead into nested ones")
     answer_key: str = option("solution", "objective sft: the column with the answer to learn, likewise")

@@ -416,7 +416,11 @@ STRATEGIES = ", ".join([*names(), "or module:Object"])
             "rollout.remasking_strategy=low_confidence_statik",
             f"must be one of {STRATEGIES}; did you mean low_confidence_static?",
         ),
-        (SampleConfig, "evaluation.data_type=maths", f"must be one of {TASK_KINDS}; did you mean math?"),
+        (
+            SampleConfig,
+            "evaluation.data_type=maths",
+            "must be one of math, code, option, text, or my_module:MyTask; did you mean math?",
+        ),
         (SampleConfig, "evaluation.node_index=1", "nodes count from 0; must be below evaluation.num_node=1"),
         (EvalConfig, "model_base=llada", "SDAR is the only model family"),
         (EvalConfig, "rollout.engine=vllm", "must be one of local, sglang"),

@@ -20,10 +20,24 @@ WORDS = {"<mask>": MASK, "<pad>": PAD, "<end>": END} | {word: i for i, word in e
 
 
 class ToyTokenizer:
-    pad_token_id = PAD
+    pad_token_id, eos_token_id, unk_token_id, all_special_ids = PAD, END, None, [MASK, PAD, END]
+    chat_template = "the answer, then <end>"
 
     def get_vocab(self) -> dict[str, int]:
         return WORDS
+
+    def __len__(self) -> int:
+        return len(WORDS)
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": self.encode(text, add_special_tokens)}
+
+    def apply_chat_template(self, turns, tokenize: bool, add_generation_prompt: bool) -> str:
+        return f"{turns[-1]['content']} <end>"
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        words = {i: word for word, i in WORDS.items()}
+        return " ".join(words[i] for i in ids if not (skip_special_tokens and i in self.all_special_ids))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         assert not add_special_tokens
@@ -58,11 +72,17 @@ def shards(folder: Path, records) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache" / "t3d"
+
+
 @pytest.fixture
-def load(tmp_path):
+def load():
     def load(path, **changes):
-        arguments = dict(tokenizer=ToyTokenizer(), stop_ids=[END], mask_id=MASK, max_prompt_len=8, max_gen_length=64)
-        return load_trajectories(path, **(arguments | changes), cache_dir=tmp_path / "cache")
+        arguments = dict(tokenizer=ToyTokenizer(), mask_id=MASK, max_prompt_len=8, max_gen_length=64)
+        return load_trajectories(path, **(arguments | changes))
 
     return load
 
@@ -161,6 +181,39 @@ def test_published_files_are_tokenised(tmp_path, load, caplog):
     assert "1 left out because text and step map differ" in caplog.text
 
 
+def written(**changes) -> Trajectory:
+    """A record as a rollout of the toy tokenizer leaves it."""
+    one = record(0)
+    one.text, one.model = ToyTokenizer().decode(one.response_ids), "models/teacher"
+    for name, value in changes.items():
+        setattr(one, name, value)
+    return one
+
+
+def test_trajectories_of_another_model_are_refused(tmp_path, load):
+    folder = shards(tmp_path / "shards", [written()])
+    for model in ("models/teacher", "owner/teacher", None):
+        assert load(folder, model=model)[1].kept == 1
+    with pytest.raises(UserError, match="models/teacher") as error:
+        load(folder, model="models/larger")
+    assert error.value.key == "dataset.allow_other_model"
+
+
+def test_another_tokenizers_ids_are_refused(tmp_path, load):
+    others = [
+        written(response_ids=[len(WORDS)] * 10),  # beyond the vocabulary, with or without a model's name
+        written(response_ids=[len(WORDS)] * 10, model=""),
+        written(text="another text"),  # other words at these ids
+    ]
+    for number, other in enumerate(others):
+        folder = shards(tmp_path / f"shards{number}", [other])
+        with pytest.raises(UserError, match="toy/0/0") as error:
+            load(folder, model=None)
+        assert error.value.key == "dataset.optimization_data"
+    other.question = ToyTokenizer().decode(other.prompt_ids[1:])
+    assert load(shards(tmp_path / "asked", [other]))[1].kept == 1, "the question is in the prompt"
+
+
 @pytest.mark.parametrize(
     "records, changes, said",
     [
@@ -192,13 +245,13 @@ def test_a_missing_file_is_a_user_error(tmp_path, load):
 # --- examples
 
 
-def examples(path, tmp_path, **changes):
+def examples(path, **changes):
     encode = ToyTokenizer().encode
-    arguments = dict(max_prompt_len=4, max_gen_length=4, end_id=END, cache_key="toy", cache_dir=tmp_path / "cache")
+    arguments = dict(max_prompt_len=4, max_gen_length=4, question_key="question", answer_key="answer", block_size=1)
     return load_examples(
         path,
         prompt_ids=lambda row: encode("a " + row["question"], add_special_tokens=False),
-        answer_ids=lambda text: encode(text, add_special_tokens=False),
+        answer_ids=lambda text: [*encode(text, add_special_tokens=False), END],
         **(arguments | changes),
     )
 
@@ -212,7 +265,7 @@ def test_examples_end_with_the_turn(tmp_path, lines):
     ]
     path = tmp_path / ("set.jsonl" if lines else "set.json")
     path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
-    data, report = examples(path, tmp_path)
+    data, report = examples(path)
     assert data[:] == {
         "id": ["set/0/0", "set/2/0", "set/2/1"],
         "prompt_ids": [[3, 4], [3, 7], [3, 7]],
@@ -220,14 +273,13 @@ def test_examples_end_with_the_turn(tmp_path, lines):
         "length": [3, 4, 2],
     }
     assert (report.kept, report.long_prompts, report.cut_answers) == (3, 1, 1)
-    assert examples(path, tmp_path, limit=1)[0]["id"] == ["set/0/0"]
-    assert len(examples(path, tmp_path, cache_key=None)[0]) == 3  # hashes the callables
+    assert examples(path, limit=1)[0]["id"] == ["set/0/0"]
 
 
 def test_blank_lines_are_no_rows_and_empty_answers_no_examples(tmp_path, caplog):
     rows = [{"question": "b", "answer": answer} for answer in ("c", "", [], ["d", " \n"])]
     (tmp_path / "set.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n \n\n")
-    data, report = examples(tmp_path / "set.jsonl", tmp_path)
+    data, report = examples(tmp_path / "set.jsonl")
     assert data["id"][:] == ["set/0/0", "set/3/0"] and data["response_ids"][:] == [[5, END], [6, END]]
     assert report.no_answer == 3 and "3 left out for an empty answer" in caplog.text
 
@@ -244,7 +296,7 @@ def test_examples_name_the_row_and_the_key(tmp_path, row, said):
     path = tmp_path / "set.json"
     path.write_text(json.dumps([{"question": "b", "answer": "c"}, row]))
     with pytest.raises(UserError, match=said):
-        examples(path, tmp_path)
+        examples(path)
 
 
 CONVERSATIONS = [
@@ -257,11 +309,11 @@ NESTED = {"question_key": "conversations.0.value", "answer_key": "conversations.
 def test_what_holds_no_examples_is_told(tmp_path):
     (tmp_path / "shard-00000.jsonl").write_text("{}\n")
     with pytest.raises(UserError) as error:
-        examples(tmp_path, tmp_path)
+        examples(tmp_path)
     assert error.value.key == "dataset.optimization_data"
     (tmp_path / "set.jsonl").write_bytes(b'{"question": "\xff"}\n')
     with pytest.raises(UserError, match="set.jsonl, line 1: 'utf-8' codec can't decode"):
-        examples(tmp_path / "set.jsonl", tmp_path)
+        examples(tmp_path / "set.jsonl")
 
 
 def test_examples_of_nested_columns_and_parquet(tmp_path):
@@ -271,16 +323,16 @@ def test_examples_of_nested_columns_and_parquet(tmp_path):
     (tmp_path / "set.json").write_text(json.dumps(CONVERSATIONS))
     datasets.Dataset.from_list(CONVERSATIONS).to_parquet(tmp_path / "set.parquet")
     for path in (tmp_path / "set.json", tmp_path / "set.parquet"):
-        data, _ = examples(path, tmp_path, **NESTED)
+        data, _ = examples(path, **NESTED)
         assert data["prompt_ids"][:] == [[3, 4], [3, 7]] and data["response_ids"][:] == [[5, 6, END], [8, END]]
     with pytest.raises(UserError, match="row 0: no text under dataset.answer_key=conversations.2.value"):
-        examples(tmp_path / "set.json", tmp_path, **NESTED | {"answer_key": "conversations.2.value"})
+        examples(tmp_path / "set.json", **NESTED | {"answer_key": "conversations.2.value"})
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match="torn.parquet: not a parquet file"):
-        examples(tmp_path / "torn.parquet", tmp_path)
+        examples(tmp_path / "torn.parquet")
 
 
-def test_a_set_of_the_hub_is_brought_once(tmp_path, monkeypatch):
+def test_a_set_of_the_hub_is_brought_once(cache, monkeypatch):
     import datasets
 
     asked = []
@@ -292,12 +344,12 @@ def test_a_set_of_the_hub_is_brought_once(tmp_path, monkeypatch):
         return datasets.Dataset.from_list(CONVERSATIONS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    paths = [hub_rows(source, tmp_path) for source in ("owner/set", "owner/set", "owner/set:test")]
+    paths = [hub_rows(source) for source in ("owner/set", "owner/set", "owner/set:test")]
     assert asked == [("owner/set", "train"), ("owner/set", "test")] and paths[0] == paths[1] != paths[2]
     assert list(read_rows(paths[0])) == CONVERSATIONS
     with pytest.raises(UserError, match=r"hub:owner/none: Dataset 'owner/none' doesn't exist on the Hub; check name"):
-        hub_rows("owner/none", tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+        hub_rows("owner/none")
+    assert len(list(cache.iterdir())) == 2
 
 
 # --- the training order

@@ -334,6 +334,15 @@ def test_options_are_letters(config, tmp_path, monkeypatch):
     assert row["verdicts"] == {"correct": 1, "wrong": 1, "no_answer": 1}
 
 
+def test_questions_that_are_too_long_are_counted(config, tmp_path, story_questions):
+    rows = json.loads(story_questions.read_text())[:3]
+    rows[1]["question"] = "Tom has 3 apples. " * 100
+    data = tmp_path / "Long.json"
+    data.write_text(json.dumps(rows))
+    (row,) = json.loads(evaluate(config(f"evaluation.eval_dataset={data}", "rollout.long_prompts=skip")).read_text())
+    assert (row["n"], row["left_out"]) == (2, 1)
+
+
 def test_without_a_sandbox_nothing_is_decoded(config, tmp_path, monkeypatch):
     data = tmp_path / "Code.json"
     data.write_text(json.dumps([DOUBLE]))

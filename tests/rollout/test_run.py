@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -216,6 +217,35 @@ def test_more_and_fewer_questions_of_the_same_set(rolled):
     assert len(json.loads(folder.with_suffix(".json").read_text())) == 3
 
 
+@pytest.fixture
+def one_long_question(tmp_path, story_questions):
+    """A set whose second question has more tokens than the model has positions."""
+    rows = json.loads(story_questions.read_text())[:3]
+    rows[1]["question"] = "Tom has 3 apples. " * 100
+    path = tmp_path / "Long.json"
+    path.write_text(json.dumps(rows))
+    return f"evaluation.eval_dataset={path}"
+
+
+def test_the_remedy_for_a_long_prompt_helps(rolled, one_long_question):
+    with pytest.raises(UserError) as error:
+        rolled("long", one_long_question)
+    assert error.value.key == "rollout.long_prompts", "no rollout.max_token makes room"
+    folder = rolled("long", one_long_question, "rollout.long_prompts=skip")
+    assert set(by_id(folder)) == {"Long/0/0", "Long/2/0"}
+    assert len(json.loads(folder.with_suffix(".json").read_text())) == 2
+
+
+def test_the_longest_answer_that_fits_is_named(rolled):
+    with pytest.raises(UserError, match="lower it to") as error:
+        rolled("near", "rollout.max_token=250", "evaluation.limit=1")
+    assert error.value.key == "rollout.max_token"
+    room = int(re.search(r"lower it to (\d+)", str(error.value))[1])
+    assert len(by_id(rolled("near", f"rollout.max_token={room}", "evaluation.limit=1"))) == 1
+    with pytest.raises(UserError):
+        rolled("far", f"rollout.max_token={room + 1}", "evaluation.limit=1")
+
+
 @pytest.mark.parametrize("nodes", [1, 2, 3, 5, 24])
 def test_nodes_share_the_questions(story_questions, nodes):
     problems = load_problems(story_questions, "math")
@@ -284,7 +314,7 @@ def test_a_fault_in_a_spawned_process_is_one_line_too(rolled):
 
 
 def test_a_run_that_failed_before_its_first_answer_binds_no_other(rolled):
-    with pytest.raises(UserError, match="lower rollout.max_token"):
+    with pytest.raises(UserError, match="lower it to"):
         rolled("project", "rollout.max_token=1000")
     assert len(by_id(rolled("project", "evaluation.limit=2"))) == 2
 

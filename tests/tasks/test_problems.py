@@ -1,3 +1,4 @@
+import datetime
 import json
 from pathlib import Path
 
@@ -25,6 +26,25 @@ def test_rows_become_problems(tmp_path):
     assert problems == [Problem("Sums/0", rows[0]), Problem("Sums/1", rows[1])]
     assert [(p.question, p.ground_truth) for p in problems] == [("1+1?", "2"), ("2+2?", "")]
     assert load_problems(str(path), "math", limit=1) == problems[:1]
+
+
+@pytest.mark.parametrize("mark", ["", "\N{ZERO WIDTH NO-BREAK SPACE}"])
+def test_every_kind_of_file_with_and_without_a_byte_order_mark(tmp_path, mark):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"question": f"{n}+1?", "ground_truth_answer": str(n + 1)} for n in range(3)]
+    write(tmp_path, mark + json.dumps(rows))
+    write(tmp_path, mark + "\n\n".join(map(json.dumps, rows)), "Sums.jsonl")
+    dated = pyarrow.Table.from_pylist([row | {"made": datetime.date(2026, 1, 2)} for row in rows])
+    pyarrow.parquet.write_table(dated, tmp_path / "Sums.parquet")
+    for end in ("json", "jsonl", "parquet"):
+        path = tmp_path / f"Sums.{end}"
+        problems = load_problems(path, data_type_of(path, "auto"))
+        assert [(p.id, p.question, p.ground_truth) for p in problems] == [
+            (f"Sums/{n}", f"{n}+1?", str(n + 1)) for n in range(3)
+        ]
+        assert json.dumps([problem.raw for problem in problems])  # rows go into the rollouts' JSON
 
 
 def test_some_kinds_need_no_answer(tmp_path):

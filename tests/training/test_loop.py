@@ -279,6 +279,7 @@ def test_bf16_with_flex_attention_and_packing_on_a_gpu(run):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     more = (f"model.pretrained_model={ROOT / 'models' / 'embedded-teacher'}", "training.mixed_precision=bf16")
+    more += ("dataset.allow_other_model=true",)
     more += ("training.batch_size_lm=8", "training.tokens_per_batch=400", "training.max_steps=4")
     flex = run("flex", *more, "model.attn_implementation=flex_attention")
     rows = log_of(flex)
@@ -583,6 +584,15 @@ def test_gradients_that_are_not_numbers_stop_the_run_before_the_weights_are_lost
     monkeypatch.setattr(training.Trainer, "update", update)
     with pytest.raises(UserError, match="step 1"):
         run("infinite", "training.max_steps=1")
+
+
+def test_another_models_trajectories_need_a_switch(run):
+    other = f"model.pretrained_model={ROOT / 'models' / 'embedded-teacher'}"
+    more = (other, "training.max_steps=1")
+    with pytest.raises(UserError, match="tiny-teacher") as error:
+        run("refused", *more)
+    assert error.value.key == "dataset.allow_other_model"
+    assert len(log_of(run("taken", *more, "dataset.allow_other_model=true"))) == 1
 
 
 def test_faults_are_told_before_a_model_is_loaded(tmp_path, run, monkeypatch):
