@@ -228,7 +228,7 @@ def test_mistakes_are_one_line(story_teacher, monkeypatch):
     for argv, message in [
         (("--model", "nowhere"), "--model=nowhere: no such folder"),
         (("--model", story_teacher, "--student", "nowhere"), "--student=nowhere: no such folder"),
-        (("--model", story_teacher, "--steps", 5), "denoising_steps_per_block=5: a block has 4 positions"),
+        (("--model", story_teacher, "--steps", 5), "denoising_steps_per_block=5: more steps"),
         (("--model", story_teacher, "--strategy", "fast"), "remasking_strategy=fast: must be one of"),
         (("--model", story_teacher, "--top-p", 0), "top_p=0.0: must be"),
         (("--model", story_teacher, "--self-verify", "--block-size", 1), "self_verify=true: a block of one token"),
