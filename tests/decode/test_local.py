@@ -83,6 +83,8 @@ CASES = [
     DecodeSettings(temperature=0.0, max_token=18, remasking_strategy="sequential", denoising_steps_per_block=2),
     DecodeSettings(temperature=0.0, max_token=18, remasking_strategy="low_confidence_dynamic", dynamic_threshold=0.3),
     DecodeSettings(temperature=0.0, max_token=18, remasking_strategy="entropy_bounded", eb_threshold=1.5),
+    DecodeSettings(temperature=0.5, max_token=18, remasking_strategy="ancestral", denoising_steps_per_block=6),
+    DecodeSettings(temperature=0.0, max_token=18, remasking_strategy="ancestral", ancestral_schedule="cosine"),
 ]
 
 
