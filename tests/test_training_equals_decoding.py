@@ -10,6 +10,7 @@ from collections import deque
 import pytest
 import torch
 
+from t3d.blocks import decoding
 from t3d.blocks.settings import DecodeSettings
 from t3d.decode import local
 from t3d.decode.protocol import Request
@@ -143,7 +144,7 @@ def test_training_sees_what_the_decoder_saw_when_it_wrote_the_trajectory(model, 
 
     def watching_draw(logits, *args, **kwargs):
         parts.append(logits.clone())
-        return local_draw(logits, *args, **kwargs)
+        return draw(logits, *args, **kwargs)
 
     def watching_denoise(run, *args):
         parts.clear()
@@ -157,8 +158,8 @@ def test_training_sees_what_the_decoder_saw_when_it_wrote_the_trajectory(model, 
                 watched[key] = of_lane
         return result
 
-    local_draw, denoise = local.draw, local.Run._denoise
-    monkeypatch.setattr(local, "draw", watching_draw)
+    draw, denoise = decoding.draw, local.Run._denoise
+    monkeypatch.setattr(decoding, "draw", watching_draw)
     monkeypatch.setattr(local.Run, "_denoise", watching_denoise)
     decoder = engine(model, max_active=4, fused_commit=fused)
     samples = [vars(r) for r in decoder.generate(requests(), settings, seed=2)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 FLEX_TILE = 128  # FlexAttention works on tiles of so many tokens
-ATTENTION = ("sdpa", "eager", "flex_attention", "flash_attention_2")
+ATTENTION = ("sdpa", "eager", "flex_attention")
 ATTENTION_HELP = "attention kernel; null = sdpa"
 
 

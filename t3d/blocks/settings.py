@@ -31,6 +31,14 @@ class DecodeSettings:
     )
     dynamic_threshold: float = _setting(0.9, "low_confidence_dynamic: unmask all above it", ge=0, le=1)
     eb_threshold: float = _setting(0.1, "entropy_bounded: bound on a step's summed entropy (nats)", ge=0)
+    eb_bound: str = _setting(
+        "sum",
+        "entropy_bounded: the bound is on the sum (SDAR), or on the sum less its largest term (EB-Sampler)",
+        choices=("sum", "sum_less_largest"),
+    )
+    ancestral_schedule: str = _setting(
+        "linear", "ancestral: alpha_t = 1 - t (linear) or cos(pi t / 2) (cosine)", choices=("linear", "cosine")
+    )
     temperature: float = _setting(0.1, "0 = greedy", ge=0)
     top_k: int = _setting(0, "keep the k most likely tokens; 0 = all", ge=0)
     top_p: float = _setting(1.0, "keep the smallest set of tokens with this mass; 1 = all", gt=0, le=1)

@@ -33,18 +33,19 @@ def render(turn: str, tokenizer: Any, opening: str = "", earlier: Sequence[dict[
     text = _apply_template(tokenizer, turns, add_generation_prompt=True) + opening
     special = _special_tokens(tokenizer)
     if special.search(turn):
-        return _encode_pieces(text, turn, [match.span() for match in special.finditer(text)], tokenizer)
+        return _encode_pieces(text, turns, [match.span() for match in special.finditer(text)], tokenizer)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _encode_pieces(text: str, turn: str, marks: list[tuple[int, int]], tokenizer: Any) -> list[int]:
-    """The ids of a prompt in which the special tokens at `marks` are control outside the turn, and text inside.
+def _encode_pieces(text: str, turns: list[dict[str, str]], marks: list[tuple[int, int]], tokenizer: Any) -> list[int]:
+    """The ids of a prompt in which the special tokens at `marks` are control outside the last turn, and text inside.
 
     A tokenizer splits a text at its special tokens first, so the pieces between two of them can be encoded one by one.
     """
     question = "A question without special tokens"
-    frame = _apply_template(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
-    start = len(frame.partition(question)[0])
+    framed = [*turns[:-1], {"role": "user", "content": question}]
+    frame = _apply_template(tokenizer, framed, add_generation_prompt=True)
+    start, turn = len(frame.partition(question)[0]), turns[-1]["content"]
     turn = turn if text.startswith(turn, start) else turn.strip()  # some templates strip
     end = start + len(turn)
     control = [(a, b) for a, b in marks if not (a < end and start < b)]

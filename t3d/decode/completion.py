@@ -111,15 +111,17 @@ def complete_batch(
     done = first - prompts[of_sequence]  # a token was a step in the earlier blocks, too
     ids, step = batch.input_ids.flatten().clone(), torch.zeros_like(place)
     settings, key = replace(settings, denoising_steps_per_block=settings.block_size), keys[of_sequence]
-    for stage in range(settings.block_size):
-        masked, when = present & (step == 0), done + stage + 1
+    stage = settings.block_size - present.sum(-1)  # what the prompt holds of a block counts as unmasked in steps
+    for number in range(1, settings.block_size + 1):
+        masked, when = present & (step == 0), done + number
         u = uniforms(key.unsqueeze(-1), where, when.unsqueeze(-1))[masked]
         drawn = draw_at(model, batch, ids, place[masked], u, settings, forbidden, chunk)
         token, confidence, entropy = (on_grid(masked, values) for values in drawn)
-        at = {"key": key, "position": where, "step": when, "stage": torch.full_like(when, stage)}
+        at = {"key": key, "position": where, "step": when, "stage": stage}
         unmask = choose(masked, confidence, entropy, settings, **at)
         ids[place[unmask]] = token[unmask]
         step = torch.where(unmask, when.unsqueeze(-1), step)
+        stage = stage + 1
     return ids[batch.loss_index], step[group, column]
 
 

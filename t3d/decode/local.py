@@ -14,12 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from t3d.blocks.decoding import choose, project_and_draw, stream_key, uniforms
+from t3d.blocks.decoding import choose, stream_key, uniforms
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
 from t3d.blocks.strategy import strategy_named
@@ -27,7 +27,7 @@ from t3d.common.errors import UserError
 from t3d.data.trajectory import Trajectory
 from t3d.decode.cache import Slots
 from t3d.decode.energy import Energy, candidate_uniforms
-from t3d.decode.protocol import Request, Step, refuse_mask_in_prompts
+from t3d.decode.protocol import Request, Step, answer_end, refuse_mask_in_prompts
 from t3d.decode.runner import TOKENS_PREFILLED, ModelRunner
 from t3d.decode.verify import Verifier, close_up
 
@@ -158,6 +158,19 @@ class Ahead:
     commits: int = 0
 
 
+class Drawn(NamedTuple):
+    """What a forward proposes for the current blocks: (lanes, block) each, meaningless where not masked.
+
+    entropy: None unless the strategy needs it. masked: the masks of the lanes whose turn it is. position: absolute.
+    """
+
+    tokens: Tensor
+    confidence: Tensor
+    entropy: Tensor | None
+    masked: Tensor
+    position: Tensor
+
+
 class Run:
     """One call of ``generate``: which request is in which lane, and what each step does with them."""
 
@@ -186,10 +199,6 @@ class Run:
         self.requests: list[Request | None] = [None] * lanes
         self.began = [0.0] * lanes
         self.strategy = strategy_named(settings.remasking_strategy)
-        # Sampling is passes over the vocabulary. On a CPU they cost several times less on rows that stay in its cache,
-        # whose temporaries the allocator reuses (8 MiB); a GPU wants few launches.
-        cpu = engine.device.type == "cpu"
-        self.rows_drawn = max(1, 2**21 // engine.model.config.vocab_size) if cpu else self.runner.rows_at_once
         self.verifier = Verifier(self.runner, self.show if on_step else None) if settings.self_verify else None
         self.energy = Energy(self.runner) if settings.energy_candidates > 1 else None
         # Lanes with a fixed number of steps a block start their blocks together, so that one forward in `steps` is the
@@ -262,64 +271,41 @@ class Run:
         nucleus (top_p < 1 without top_k, see ``filter_logits``) adds a read; so do finished answers, an observer,
         self-verification and an energy.
         """
+        turn, committing = self._schedule()
+        drawn = self._denoise(committing, turn)
+        complete = self._unmask(turn, drawn)
+        yield from self._hand_out(self._advance(complete, drawn.position))
+
+    def _schedule(self) -> tuple[Tensor, Tensor | None]:
+        """(lanes,) bool each: whose turn it is, and whose last block the coming forward writes; None = nobody's."""
         state = self.lanes
         turn = state.active & (state.stage > 0) if self.phase else state.active.clone()
         # A lane with a block to commit is between blocks, and those begin at phase 0.
-        committing = turn & state.commit if self.ahead.commits and not self.phase else None
-        if committing is not None and not self.engine.fused_commit:
-            self.runner.block_forward(committing, None)
-            state.forwards += committing.long()
-            committing = None
-        tokens, confidence, entropy, masked, position = self._denoise(committing, turn)
-        if self.energy is not None:
-            tokens, confidence = self.energy.choose(tokens, confidence, masked, turn)
-        state.commit &= ~turn
-        state.forwards += turn.long()
-        state.steps += turn.long()
+        if self.phase or not self.ahead.commits:
+            return turn, None
+        committing = turn & state.commit
+        if self.engine.fused_commit:
+            return turn, committing
+        self.runner.block_forward(committing, None)
+        state.forwards += committing.long()
+        return turn, None
 
-        at = {"key": state.key, "position": position, "step": state.steps, "stage": state.stage}
-        unmask = choose(masked, confidence, entropy, self.settings, **at)
-        current = state.ids.gather(1, position)
-        when = state.unmask_step.gather(1, position)
-        state.ids.scatter_(1, position, torch.where(unmask, tokens, current))
-        state.unmask_step.scatter_(1, position, torch.where(unmask, state.steps.unsqueeze(-1), when))
-        state.stage += turn.long()
-        complete = turn & ~(masked & ~unmask).any(-1)
-        if self.on_step is not None:
-            self.show(turn, torch.zeros_like(complete) if self.verifier else complete)
-        if self.verifier is not None:
-            complete = self.verifier.settle(complete, unmask, confidence)
-        yield from self._advance(complete, position)
-
-    def _denoise(self, wide: Tensor | None, turn: Tensor):
-        """Forward, then draw at the masked positions of the lanes whose turn it is.
-
-        Returns tokens, confidence, entropy (or None), masked: (lanes, block), and their positions. With an energy
-        tokens and confidence are of all candidates, (lanes, block, candidates).
-        """
-        state, settings, runner = self.lanes, self.settings, self.runner
+    def _denoise(self, wide: Tensor | None, turn: Tensor) -> Drawn:
+        """Forward, then draw at the masked positions of the lanes whose turn it is."""
+        state, runner, verifier = self.lanes, self.runner, self.verifier
         masked, position = self._masked(turn)
         masks = self.ahead.inside + (0 if self.phase else self.ahead.fresh)
         # nonzero() would wait for their number, which is known; nonzero_static() needs torch 2.7 on CUDA
         first = masked.flatten().byte().argsort(descending=True, stable=True)[:masks]
         lane, column = first // masked.shape[1], first % masked.shape[1]
         stream = state.key[lane], position[lane, column], state.steps[lane] + 1
-        u = uniforms(*stream) if self.energy is None else candidate_uniforms(*stream, settings.energy_candidates)
+        u = candidate_uniforms(*stream, self.energy.candidates) if self.energy else uniforms(*stream)
 
         def head(hidden: Tensor, weight: Tensor):
-            hidden = hidden[:, -settings.block_size :][lane, column]
-            if self.verifier is not None:
-                self.verifier.drafts.hidden[lane, column] = hidden
-            return project_and_draw(
-                hidden,
-                weight,
-                runner.forbidden_ids,
-                u,
-                settings,
-                need_entropy=self.strategy.needs_entropy,
-                rows_at_once=runner.rows_at_once,
-                rows_drawn=self.rows_drawn,
-            )
+            hidden = hidden[:, -self.settings.block_size :][lane, column]
+            if verifier is not None:
+                verifier.drafts.hidden[lane, column] = hidden
+            return runner.draw(hidden, weight, u, need_entropy=self.strategy.needs_entropy)
 
         def grid(values: Tensor | None) -> Tensor | None:
             if values is None:
@@ -328,7 +314,27 @@ class Run:
             filled[lane, column] = values
             return filled
 
-        return *map(grid, runner.block_forward(wide, turn, head)), masked, position
+        tokens, confidence, entropy = map(grid, runner.block_forward(wide, turn, head))
+        if self.energy is not None:
+            tokens, confidence = self.energy.choose(tokens, confidence, masked, turn)
+        return Drawn(tokens, confidence, entropy, masked, position)
+
+    def _unmask(self, turn: Tensor, drawn: Drawn) -> Tensor:
+        """Put drawn tokens where the strategy says; (lanes,) bool, the lanes whose block is complete."""
+        state, (tokens, confidence, entropy, masked, position) = self.lanes, drawn
+        state.commit &= ~turn
+        state.forwards += turn.long()
+        state.steps += turn.long()
+        at = {"key": state.key, "position": position, "step": state.steps, "stage": state.stage}
+        unmask = choose(masked, confidence, entropy, self.settings, **at)
+        current, when = state.ids.gather(1, position), state.unmask_step.gather(1, position)
+        state.ids.scatter_(1, position, torch.where(unmask, tokens, current))
+        state.unmask_step.scatter_(1, position, torch.where(unmask, state.steps.unsqueeze(-1), when))
+        state.stage += turn.long()
+        complete = turn & ~(masked & ~unmask).any(-1)
+        if self.on_step is not None:
+            self.show(turn, torch.zeros_like(complete) if self.verifier else complete)
+        return complete if self.verifier is None else self.verifier.settle(complete, unmask, confidence)
 
     def _masked(self, turn: Tensor) -> tuple[Tensor, Tensor]:
         """Of the current blocks: what is masked in those of the lanes ``turn``, and the positions; (lanes, block)."""
@@ -336,8 +342,8 @@ class Run:
         position = (state.start.unsqueeze(-1) + self.runner.column).clamp(max=self.capacity - 1)
         return (state.ids.gather(1, position) == self.engine.mask_id) & turn.unsqueeze(-1), position
 
-    def _advance(self, complete: Tensor, position: Tensor) -> Iterator[Trajectory]:
-        """Move lanes with a complete block on; hand out those that are through."""
+    def _advance(self, complete: Tensor, position: Tensor) -> list[int]:
+        """Move lanes with a complete block on; the lanes that are through with their answer."""
         state, block = self.lanes, self.settings.block_size
         answer = (position >= state.prompt.unsqueeze(-1)) & (position < state.limit.unsqueeze(-1))
         is_stop = (state.ids.gather(1, position).unsqueeze(-1) == self.engine.stop_ids).any(-1)
@@ -356,8 +362,7 @@ class Run:
         self.ahead = Ahead(inside, masks - inside, commits)
         self.phase = (self.phase + 1) % self.period if inside else 0
         self.runner.key_slots = frontier + block
-        if any(ended):
-            yield from self._hand_out([lane for lane, is_through in enumerate(ended) if is_through])
+        return [lane for lane, is_through in enumerate(ended) if is_through]
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -373,6 +378,8 @@ class Run:
 
     def _hand_out(self, lanes: list[int]) -> Iterator[Trajectory]:
         """The trajectories of these lanes, which are free from then on."""
+        if not lanes:
+            return
         state, at = self.lanes, torch.tensor(lanes, device=self.engine.device)
         counts = torch.stack([state.start[at], state.forwards[at]], 1)
         table = torch.cat([counts, state.ids[at], state.unmask_step[at]], 1).tolist()
@@ -386,16 +393,15 @@ class Run:
             if self.settings.random_init_ratio:
                 place = torch.arange(prompt, end, device=self.engine.device)
                 initial = self.runner.initial(state.key[lane], place).tolist()
-            answer = response[: self.settings.max_token]
-            stop = next((i for i, token in enumerate(answer) if token in self.engine.stops), None)
+            length, finish_reason = answer_end(response, self.settings.max_token, self.engine.stops)
             yield Trajectory(
                 id=request.id,
                 prompt_ids=list(request.prompt_ids),
                 response_ids=response,
                 unmask_step=unmask_step,
-                length=len(answer) if stop is None else stop + 1,
+                length=length,
                 block_size=self.settings.block_size,
-                finish_reason="length" if stop is None else "stop",
+                finish_reason=finish_reason,
                 initial_ids=initial,
                 steps=max(unmask_step),
                 forwards=forwards,

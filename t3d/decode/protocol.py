@@ -1,6 +1,6 @@
 """What every engine promises: prompts' ids and decode settings in, a stream of trajectories out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,13 @@ def refuse_mask_in_prompts(requests: Sequence[Request], mask_id: int) -> None:
     for request in requests:
         if mask_id in request.prompt_ids:
             raise UserError(f"prompt {request.id}: contains the mask token; remove it from the question")
+
+
+def answer_end(response_ids: Sequence[int], max_token: int, stop_ids: Collection[int]) -> tuple[int, str]:
+    """An answer's length, its first stop id included, and why it ends there: "stop" or "length"."""
+    answer = response_ids[:max_token]
+    stop = next((i for i, token in enumerate(answer) if token in stop_ids), None)
+    return (len(answer), "length") if stop is None else (stop + 1, "stop")
 
 
 @dataclass(frozen=True)

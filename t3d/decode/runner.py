@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from t3d.blocks.attention import cache_mask
-from t3d.blocks.decoding import initial_tokens, project
+from t3d.blocks.decoding import initial_tokens, project, project_and_draw
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import UserError
 from t3d.decode.cache import CACHE_NAME, Slots
@@ -58,7 +58,8 @@ class ModelRunner:
 
     Attributes:
         lanes, cache: state and keys and values of all lanes. key_slots: slots of the cache that a forward reads.
-        column: (block,) 0, 1, ... rows_at_once: rows whose logits are held at once.
+        column: (block,) 0, 1, ... rows_at_once: rows whose logits are held at once. rows_drawn: rows that a
+            pass over the vocabulary takes.
     """
 
     def __init__(
@@ -81,6 +82,10 @@ class ModelRunner:
         self.lanes = Lanes.empty(lanes, capacity, mask_id, model.device)
         self.column = torch.arange(settings.block_size, device=model.device)
         self.rows_at_once = max(1, 2**25 // model.config.vocab_size)  # 128 MiB of fp32 logits
+        # Sampling is passes over the vocabulary. On a CPU they cost several times less on rows that stay in its cache,
+        # whose temporaries the allocator reuses (8 MiB); a GPU wants few launches.
+        cpu = model.device.type == "cpu"
+        self.rows_drawn = max(1, 2**21 // model.config.vocab_size) if cpu else self.rows_at_once
         self.key_slots = 0
         # Compiled, every shape is a graph: one width with and one without commits, and the cache read by quarters.
         self.slots_together = -(-self.slots // 4) if compile else 1
@@ -134,6 +139,19 @@ class ModelRunner:
                 head=head or (lambda hidden, weight: None),
                 **{CACHE_NAME: self.cache},
             )
+
+    def draw(self, hidden: Tensor, weight: Tensor, u: Tensor, *, need_entropy: bool):
+        """``draw`` (t3d.blocks.decoding) from last hidden states (rows, width)."""
+        return project_and_draw(
+            hidden,
+            weight,
+            self.forbidden_ids,
+            u,
+            self.settings,
+            need_entropy=need_entropy,
+            rows_at_once=self.rows_at_once,
+            rows_drawn=self.rows_drawn,
+        )
 
     def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """(rows, width) -> (rows, vocab) fp32, the ids that may not be drawn at -inf."""

@@ -25,7 +25,7 @@ from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import UserError
 from t3d.common.paths import model_name
 from t3d.data.trajectory import Trajectory
-from t3d.decode.protocol import Request, Step, refuse_mask_in_prompts, refuse_unserved
+from t3d.decode.protocol import Request, Step, answer_end, refuse_mask_in_prompts, refuse_unserved
 
 
 class ServerDown(Exception):
@@ -431,10 +431,8 @@ class _Run:
             raise BadReply("the tokens and their trajectory differ")
         if not all(0 <= token < engine.words for token in response):
             raise BadReply("an id that is not in the tokenizer")
-        answer = response[: settings.max_token]
-        length = next((i for i, token in enumerate(answer, 1) if token in engine.stop_ids), len(answer))
-        stopped = bool(answer) and answer[length - 1] in engine.stop_ids
-        if not stopped and length < settings.max_token:
+        length, finish_reason = answer_end(response, settings.max_token, engine.stop_ids)
+        if finish_reason == "length" and length < settings.max_token:
             raise BadReply(
                 f"it ends after {length} tokens without a stop token; is the server's context shorter than "
                 f"prompt + rollout.max_token={settings.max_token}, or does it stop at other tokens?"
@@ -448,7 +446,7 @@ class _Run:
             unmask_step=record["unmask_step"],
             length=length,
             block_size=settings.block_size,
-            finish_reason="stop" if stopped else "length",
+            finish_reason=finish_reason,
             steps=record["steps"],
             forwards=record["forwards"],
             seconds=seconds,

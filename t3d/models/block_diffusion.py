@@ -47,6 +47,7 @@ class SDARModel(Qwen3Model):
     """Qwen3's decoder under a block-causal mask."""
 
     config_class = SDARConfig
+    _supports_flash_attn = False  # it has no block-causal mask; transformers refuses it
 
     def forward(self, input_ids=None, attention_mask=None, **kwargs) -> BaseModelOutputWithPast:
         """Run the decoder.
@@ -57,14 +58,9 @@ class SDARModel(Qwen3Model):
                 (batch, 1, queries, keys) bool, or a FlexAttention BlockMask.
 
         Raises:
-            ValueError: a cache without a mask, or flash_attention_2, which has no block-causal mask.
+            ValueError: a cache without a mask.
         """
         implementation = self.config._attn_implementation
-        if implementation.startswith("flash_attention"):
-            raise ValueError(
-                f"attn_implementation={implementation!r} cannot express block-causal attention; "
-                "use 'sdpa' or, on a GPU, 'flex_attention'"
-            )
         if attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
             if any(kwargs.get(name) is not None for name in CACHE_NAMES):
                 raise ValueError(
@@ -98,6 +94,7 @@ class SDARForCausalLM(BlockDiffusionMixin, Qwen3ForCausalLM):
     """SDAR with its vocabulary head. Logits at a position predict the token of that same position."""
 
     config_class = SDARConfig
+    _supports_flash_attn = False
 
     def __init__(self, config: SDARConfig):
         super().__init__(config)

@@ -34,8 +34,8 @@ class BlockDiffusionGenerationConfig(GenerationConfig):
     Attributes:
         block_size: positions of one block; default the model's.
         denoising_steps_per_block: 1..block_size; default block_size, one token a step.
-        remasking_strategy, dynamic_threshold, eb_threshold, self_verify, energy_candidates: see
-            t3d.blocks.settings.DecodeSettings.
+        remasking_strategy, dynamic_threshold, eb_threshold, eb_bound, ancestral_schedule, self_verify,
+            energy_candidates: see t3d.blocks.settings.DecodeSettings.
         seed: of the answers' random streams; default drawn from torch's global generator.
     """
 
@@ -45,6 +45,8 @@ class BlockDiffusionGenerationConfig(GenerationConfig):
     remasking_strategy: str | None = None
     dynamic_threshold: float | None = None
     eb_threshold: float | None = None
+    eb_bound: str | None = None
+    ancestral_schedule: str | None = None
     self_verify: bool | None = None
     energy_candidates: int | None = None
     seed: int | None = None

@@ -45,14 +45,8 @@ def load_model(
         key: the setting that named ``source``, for error messages.
 
     Raises:
-        UserError: not to be found, not an SDAR model, damaged or incomplete weights, or flash attention.
+        UserError: not to be found, not an SDAR model, damaged or incomplete weights.
     """
-    attn_implementation = attn_implementation or "sdpa"
-    if attn_implementation.startswith("flash_attention"):
-        raise UserError(
-            f"attn_implementation={attn_implementation}: it cannot express block-causal attention; "
-            "use sdpa or, on a GPU, flex_attention"
-        )
     path = located(source, key)
     config = load_config(source, key)
     load_generation_config(source, key)  # transformers passes over a damaged one
@@ -61,7 +55,7 @@ def load_model(
             path,
             config=config,
             dtype=dtype,
-            attn_implementation=attn_implementation,
+            attn_implementation=attn_implementation or "sdpa",
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,

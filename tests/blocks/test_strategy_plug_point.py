@@ -104,6 +104,15 @@ def test_a_strategy_that_chooses_nothing_ends_all_the_same(folder):
     assert out.forwards.tolist() == [13]
 
 
+def test_a_block_has_more_steps_than_positions_only_where_a_step_may_be_empty():
+    steps = "rollout.denoising_steps_per_block=400"
+    assert load(SampleConfig, [steps, "rollout.remasking_strategy=ancestral"]).rollout.denoising_steps_per_block == 400
+    for name in set(names()) - {"ancestral"}:
+        with pytest.raises(UserError) as error:
+            load(SampleConfig, [steps, f"rollout.remasking_strategy={name}"])
+        assert error.value.key == "rollout.denoising_steps_per_block"
+
+
 def test_names_of_results_carry_the_strategy_and_its_threshold(folder):
     name = "toy_strategies:RightToLeft"
     config = load(EvalConfig, [f"rollout.remasking_strategy={name}", "rollout.dynamic_threshold=0.25"])

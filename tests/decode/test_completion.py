@@ -5,7 +5,8 @@ import torch
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
-from t3d.data.trajectory import Trajectory
+from t3d.blocks.strategy import names
+from t3d.data.trajectory import Trajectory, grows_over_blocks
 from t3d.decode import completion
 from t3d.decode.completion import complete
 from t3d.decode.protocol import Request
@@ -36,6 +37,18 @@ def test_an_author_asked_for_its_blocks_writes_them_again(model, block_size, tem
     assert len(again) == len(found) == 13
     for answer in found:
         assert again[answer.id] == (answer.response_ids, answer.unmask_step)
+
+
+@pytest.mark.parametrize("strategy", names())
+def test_every_strategy_completes_blocks(model, strategy):
+    """The numbers of its steps may be others than the answer's; the greedy tokens are the same."""
+    settings = DecodeSettings(remasking_strategy=strategy, eb_threshold=3.0, temperature=0.0, max_token=17)
+    found = list(engine(model).generate(requests(), settings, seed=2))
+    again = completed(model, found, settings)
+    for answer in found:
+        ids, step = again[answer.id]
+        assert MASK not in ids and grows_over_blocks(step, len(answer.prompt_ids), 4)
+        assert ids == answer.response_ids or strategy == "ancestral"  # its lots are drawn by the step's number
 
 
 @pytest.mark.parametrize("block_size", [4, 8])

@@ -83,6 +83,8 @@ CASES = [
     DecodeSettings(temperature=0.0, max_token=18, remasking_strategy="sequential", denoising_steps_per_block=2),
     DecodeSettings(temperature=0.0, max_token=18, remasking_strategy="low_confidence_dynamic", dynamic_threshold=0.3),
     DecodeSettings(temperature=0.0, max_token=18, remasking_strategy="entropy_bounded", eb_threshold=1.5),
+    DecodeSettings(temperature=0.5, max_token=18, remasking_strategy="ancestral", denoising_steps_per_block=6),
+    DecodeSettings(temperature=0.0, max_token=18, remasking_strategy="ancestral", ancestral_schedule="cosine"),
 ]
 
 
@@ -250,10 +252,10 @@ def test_the_host_knows_the_next_steps_masks(model, monkeypatch, settings):
     def watching(run, wide, turn):
         rows = []
         with monkeypatch.context() as patch:
-            logits = run.runner.logits
-            patch.setattr(run.runner, "logits", lambda h, weight: rows.append(len(h)) or logits(h, weight))
+            draw = run.runner.draw
+            patch.setattr(run.runner, "draw", lambda h, *args, **kw: rows.append(len(h)) or draw(h, *args, **kw))
             result = denoise(run, wide, turn)
-        assert sum(rows) == int(result[-2].sum()) > 0
+        assert sum(rows) == int(result.masked.sum()) > 0
         assert (run.ahead.commits > 0) >= (wide is not None) and (wide is None or bool(wide.any()))
         seen.append(sum(rows))
         return result

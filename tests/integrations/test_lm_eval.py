@@ -280,7 +280,7 @@ def test_chat_templates_are_the_tokenizers(make):
         ({"pretrained": "no/such/folder"}, "^pretrained=no/such/folder: no such folder"),
         ({"block_size": "four"}, "^block_size=four: expected a whole number"),
         ({"mc_num": 0}, "^mc_num=0: must be at least 1$"),
-        ({"denoising_steps_per_block": 5}, "^denoising_steps_per_block=5: a block has 4 positions"),
+        ({"denoising_steps_per_block": 5}, "^denoising_steps_per_block=5: more steps"),
         ({"remasking_strategy": "static"}, "^remasking_strategy=static: must be one of low_confidence_static"),
         ({"dtype": "int8"}, "^dtype=int8: must be one of auto"),
         ({"max_token": 8}, "^max_gen_toks=24: is another name of max_token"),

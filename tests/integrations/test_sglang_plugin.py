@@ -142,7 +142,7 @@ def request(prompt=(1, 2, 3), rid="r", config=None, **sampling) -> SimpleNamespa
         ({"custom_params": {KEY: {"block_size": 8}}}, "block_size differs: this server has 4"),
         ({"custom_params": {KEY: {"mask_id": 5}}}, "mask_id differs: this server has 63"),
         ({"custom_params": {KEY: {"remasking_strategy": "best"}}}, "remasking_strategy=best: must be one of"),
-        ({"custom_params": {KEY: {"denoising_steps_per_block": 5}}}, "denoising_steps_per_block=5: at most the block"),
+        ({"custom_params": {KEY: {"denoising_steps_per_block": 5}}}, "denoising_steps_per_block=5: more steps"),
         ({"custom_params": {KEY: {"self_verify": True}}}, "self_verify"),
         ({"custom_params": {KEY: {"energy_candidates": 2}}}, "energy_candidates"),
         ({"custom_params": {KEY: {"random_init_ratio": 0.1}}}, "random_init_ratio"),

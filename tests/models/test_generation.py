@@ -151,7 +151,7 @@ def test_temperature_counts_only_when_sampling(model):
         ({"assistant_model": torch.nn.Linear(1, 1)}, "assistant_model=Linear is not supported"),
         ({"repetition_penalty": 1.2}, "repetition_penalty=1.2 is not supported"),
         ({"tempperature": 1.0}, "tempperature=1.0 is not supported"),
-        ({"denoising_steps_per_block": 5}, "denoising_steps_per_block=5: a block has 4 positions"),
+        ({"denoising_steps_per_block": 5}, "denoising_steps_per_block=5: more steps"),
         ({"remasking_strategy": "low"}, "remasking_strategy=low: must be one of"),
         ({"max_new_tokens": 300}, r"max_new_tokens=300: .* 1\.\.251 are possible"),
         ({"max_length": 4}, "max_length=4: leaves -1 tokens"),

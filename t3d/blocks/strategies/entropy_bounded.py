@@ -1,6 +1,9 @@
-"""Each step unmasks positions in the order of their entropy while the sum stays within the bound, and one at least.
+"""Each step unmasks positions in the order of their entropy H while the bound holds, and one at least.
 
-Source: SDAR (arXiv 2510.06303), after EB-Sampler (arXiv 2505.24857).
+    eb_bound=sum:               sum of H           <= eb_threshold    SDAR's code (arXiv 2510.06303)
+    eb_bound=sum_less_largest:  sum of H - max H   <= eb_threshold    EB-Sampler (arXiv 2505.24857)
+
+The second bounds what drawing the tokens independently loses; it never holds back a single token.
 """
 
 import torch
@@ -16,5 +19,8 @@ class EntropyBounded(Strategy):
 
     def choose(self, view: StepView, settings: DecodeSettings) -> Tensor:
         total = view.entropy.masked_fill(~view.masked, torch.inf).sort(-1).values.cumsum(-1)
+        if settings.eb_bound == "sum_less_largest":  # in ascending order the largest is the last one added
+            total = total.roll(1, -1)
+            total[:, 0] = 0
         number = (total <= settings.eb_threshold).sum(-1).clamp(min=1)
         return top(-view.entropy, view.masked, number)
