@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -122,12 +122,30 @@ def tell_apart(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Rows fit for averaging over seeds. Two rows of one setting with one seed are runs of their own: the rows then
     keep `run`, the folder that they are from, if that tells them apart; else their method carries the model's name.
     """
+
+    def alike(rows: Sequence[Row]) -> list[list[Row]]:
+        return [group for group in _groups(rows, "model", "seed", "node") if not _seeds_differ(group)]
+
+    kept = [dict(row) for row in rows]
     plain = [{key: value for key, value in row.items() if key != "run"} for row in rows]
-    named = [dict(row, method=f"{row['method']} ({Path(row.get('model', '')).name})") for row in rows]
-    for labelled in (plain, [dict(row) for row in rows], named):
-        if all(map(_seeds_differ, _groups(labelled, "model", "seed", "node"))):
-            break
-    return labelled
+    if not alike(plain) or not alike(kept):
+        return kept if alike(plain) else plain
+    several = {row["method"] for group in alike(kept) for row in group}
+    names = _names({row.get("model", "") for row in rows if row["method"] in several})
+    return [
+        row | {"method": f"{row['method']} ({names[row.get('model', '')]})"} if row["method"] in several else row
+        for row in kept
+    ]
+
+
+def _names(models: Collection[str]) -> dict[str, str]:
+    """The last part of each model's path; of paths that end alike the parts that differ, such as a student's run."""
+    names = {model: Path(model).name for model in models}
+    parts = [Path(model).parts for model in models]
+    if len(set(names.values())) < len(names) and len(set(map(len, parts))) == 1:
+        differing = [i for i, part in enumerate(zip(*parts, strict=True)) if len(set(part)) > 1]
+        return {model: "/".join(Path(model).parts[i] for i in differing) for model in models}
+    return names
 
 
 def fullest(rows: Iterable[Row]) -> list[Row]:

@@ -16,7 +16,7 @@ from t3d.data.trajectory import Trajectory
 from t3d.evaluation.protocol import paper_tables, settings
 from t3d.evaluation.report import print_table, write_report
 from t3d.evaluation.results import average, find_results, for_people, tell_apart
-from t3d.evaluation.scoring import costs, counts, strategy, summarise
+from t3d.evaluation.scoring import costs, counts, method, model_label, strategy, summarise
 from t3d.evaluation.settings import EvalConfig
 from t3d.grading import Verdict, math
 from t3d.rollout.run import Job, decode_all, node_share, throughput
@@ -118,9 +118,9 @@ def results_file(config: EvalConfig) -> Path:
         return output.with_name(f"{stem}{node_suffix(config)}.json")
     threshold = {"low_confidence_dynamic": rollout.dynamic_threshold, "entropy_bounded": rollout.eb_threshold}
     at = threshold.get(rollout.remasking_strategy, "")
-    model, dataset = paths.model_name(data.checkpoint_path), paths.data_name(data.eval_dataset)
+    model, dataset = model_label(data.checkpoint_path), paths.data_name(data.eval_dataset)
     return results_folder(config) / (
-        f"{data.method}-{model}-{dataset}-{strategy(rollout)}{at}"
+        f"{method(data)}-{model}-{dataset}-{strategy(rollout)}{at}"
         f"-b{rollout.block_size}-s{rollout.denoising_steps_per_block}-t{rollout.temperature}-seed{rollout.seed}"
         f"{node_suffix(config)}.json"
     )
@@ -208,7 +208,7 @@ def publish(config: EvalConfig, rows: list[dict]) -> Path:
         print(f"\n{table.plain()}")
     if isolation := next(filter(None, (row.get("isolation") for row in rows)), None):
         print(f"\nprograms isolated by {isolation}")
-    title = f"{paths.model_name(data.checkpoint_path)}, {'protocol ' + data.protocol if data.protocol else 'results'}"
+    title = f"{model_label(data.checkpoint_path)}, {'protocol ' + data.protocol if data.protocol else 'results'}"
     page = write_report(output.with_suffix(".html"), title=title, results=shown, tables=tables)
     print(f"\n{output}\n{page}")
     return output
@@ -220,17 +220,19 @@ def summary_name(config: EvalConfig) -> str:
     setting = data.protocol or f"{strategy(rollout)}-b{rollout.block_size}-s{rollout.denoising_steps_per_block}"
     datasets = "+".join(paths.data_name(name) for name in dataset_names(data.eval_dataset))
     seeds = "+".join(map(str, data.seeds or [rollout.seed]))
-    model = paths.model_name(data.checkpoint_path)
-    return f"{data.method}-{model}-{datasets}-{setting}-t{rollout.temperature}-seed{seeds}{node_suffix(config)}"
+    model = model_label(data.checkpoint_path)
+    return f"{method(data)}-{model}-{datasets}-{setting}-t{rollout.temperature}-seed{seeds}{node_suffix(config)}"
 
 
 def beside_others(rows: list[dict], folder: Path) -> list[dict]:
-    """The rows, and those of other methods in `folder` on the same questions with the same settings and seeds."""
-    keys = ("dataset", "n", "seed", "node", "decode")
+    """The rows, and those of other methods and models in `folder` on the same questions with the same settings and
+    seeds.
+    """
+    keys, own = ("dataset", "n", "seed", "node", "decode"), (rows[0]["method"], rows[0]["model"])
     wanted = [{key: row.get(key) for key in keys} for row in rows]
     others = [
         row
         for row in find_results(folder)
-        if row["method"] != rows[0]["method"] and {key: row.get(key) for key in keys} in wanted
+        if (row["method"], row.get("model")) != own and {key: row.get(key) for key in keys} in wanted
     ]
     return tell_apart([*others, *rows])

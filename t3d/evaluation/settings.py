@@ -22,7 +22,11 @@ class EvalEvaluation(SampleEvaluation):
         "math",
         choices=(*DATA_TYPES, "auto"),
     )
-    method: str = option("original", "the result's label, for example original or t3d")
+    method: str | None = option(
+        None,
+        "the result's label; null = the objective of the training that made the checkpoint (its t3d.json), original "
+        "where none did",
+    )
     output: str | None = option(None, "results file (JSON); null = <project>/results/<method>-<model>-....json")
     seeds: list[int] | None = option(
         None, "evaluate with each of these in place of rollout.seed; null = that one alone", ge=0, le=2**32 - 1
