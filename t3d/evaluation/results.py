@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from t3d.common.errors import UserError
-from t3d.evaluation.statistics import difference_interval, mcnemar_exact, mean_and_sem, wilson_interval
+from t3d.evaluation.statistics import aup, difference_interval, mcnemar_exact, mean_and_sem, wilson_interval
 
 Row = Mapping[str, Any]
 AVERAGE = "average"  # the name that averages over data sets carry in place of a data set's
@@ -201,11 +201,37 @@ def _pooled(parts: Sequence[Row]) -> dict[str, Any]:
     return row
 
 
+THRESHOLDS = {"low_confidence_dynamic": "dynamic_threshold", "entropy_bounded": "eb_threshold"}
+
+
+def curves(rows: Iterable[Row]) -> list[list[dict[str, Any]]]:
+    """Rows that differ in the threshold of their strategy only, means over seeds, by tokens per forward; each with
+    `aup`, the curve's. Single points are no curve. Accuracies weigh by the best of the data set here.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in over_seeds(rows):
+        key = THRESHOLDS.get(row["strategy"].partition("+")[0])
+        if key in row.get("decode", {}) and row["dataset"] != AVERAGE and "tokens_per_forward" in row:
+            decode = row["decode"] | {key: None}
+            found.setdefault(_identity(row | {"decode": decode}, "model", "seed", "node", "n"), []).append(row)
+    every = [sorted(curve, key=lambda row: row["tokens_per_forward"]) for curve in found.values() if len(curve) > 1]
+    best: dict[str, float] = {}
+    for row in (row for curve in every for row in curve):
+        best[row["dataset"]] = max(100 * row["accuracy"], best.get(row["dataset"], 0.0))
+    for curve in every:
+        points = [(row["tokens_per_forward"], 100 * row["accuracy"]) for row in curve]
+        area = aup(points, best[curve[0]["dataset"]])
+        curve[:] = [row | {"aup": area} for row in curve]
+    return every
+
+
 def for_people(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows that a table shows: means over seeds, then the averages; data set by data set, block by block, the
-    slower settings first, the original before other methods.
+    slower settings first, the original before other methods. Rows of a threshold's curve carry its `aup`.
     """
+    areas = {_identity(row): row["aup"] for curve in curves(rows) for row in curve}
     shown = over_seeds([*rows, *average(rows)])
+    shown = [row | ({"aup": areas[_identity(row)]} if _identity(row) in areas else {}) for row in shown]
     datasets = list(dict.fromkeys(row["dataset"] for row in shown))
 
     def place(row: Row) -> tuple:

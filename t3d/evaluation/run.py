@@ -13,7 +13,7 @@ from t3d.common.jsonfiles import atomic_write
 from t3d.common.processes import is_main_process
 from t3d.data.shards import read_shards
 from t3d.data.trajectory import Trajectory
-from t3d.evaluation.protocol import paper_tables, settings
+from t3d.evaluation.protocol import aup_tables, paper_tables, settings
 from t3d.evaluation.report import print_table, write_report
 from t3d.evaluation.results import average, find_results, for_people, tell_apart
 from t3d.evaluation.scoring import costs, counts, method, model_label, strategy, summarise
@@ -71,7 +71,9 @@ def units_of(config: EvalConfig) -> list[Unit]:
     names = dataset_names(data.eval_dataset)
     kinds = {name: data_type_of(name, data.data_type) for name in names}
     problems = {name: load_problems(name, kinds[name], data.limit) for name in names}
-    variants = settings(rollout, data.protocol, data.protocol_blocks) if data.protocol else [rollout]
+    variants = [rollout]
+    if data.protocol:
+        variants = settings(rollout, data.protocol, data.protocol_blocks, data.thresholds)
     seeds = data.seeds or [rollout.seed]
     several = len(names) * len(variants) * len(seeds) > 1
     units = []
@@ -200,7 +202,7 @@ def publish(config: EvalConfig, rows: list[dict]) -> Path:
     tables = []
     if data.protocol:
         rows = beside_others(rows, results_folder(config))
-        tables = paper_tables(rows)
+        tables = [*paper_tables(rows), *aup_tables(rows)]
     shown = for_people(rows)
     print()
     print_table(shown)

@@ -451,6 +451,13 @@ def test_a_protocol_sets_other_methods_beside_it(config, some_right, capsys):
     assert table[4].split()[-1] == table[6].split()[-1] == "+0.0"
 
 
+def test_a_sweep_by_one_command(config, some_right, capsys):
+    more = ("evaluation.protocol=sweep", "evaluation.protocol_blocks=[4]", "evaluation.thresholds=[0.2,0.9]")
+    rows = json.loads(evaluate(config(*more, "evaluation.limit=4")).read_text())
+    assert [row["decode"]["dynamic_threshold"] for row in rows] == [0.2, 0.9]
+    assert "AUP: accuracy under parallelism" in capsys.readouterr().out
+
+
 def test_students_are_labelled_by_their_training_and_stand_side_by_side(config, story_teacher, tmp_path, capsys):
     """Two runs of one project, whose folders have one name; the teacher, which no run made, stays the original."""
     protocol = ("evaluation.protocol=full_step", "evaluation.limit=2", "evaluation.protocol_blocks=[4,8]")
