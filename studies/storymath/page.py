@@ -204,7 +204,7 @@ def _values(values) -> str:
 
 
 def step_losses(files: Sequence[Path], styles: Mapping[str, dict], figures: Path, folder: str) -> str:
-    """Factorisation error, risk and entropy of each student and its teacher, as the analysis measured them."""
+    """Factorisation error, cross-entropy and entropy of each student and its teacher, as the analysis measured them."""
     models: dict[int, dict[str, Mapping]] = {}  # block size -> name -> what was measured of it
     for path in files:
         found, name = read_figures(path), path.stem.partition("-block")[0]
@@ -219,22 +219,29 @@ def step_losses(files: Sequence[Path], styles: Mapping[str, dict], figures: Path
                 for s in speeds
             ]
             states = model["states"]
-            cells += [f"{sum(row[key] for row in states) / len(states):.3f}" for key in ("risk", "entropy")]
+            cells += [f"{sum(row[key] for row in states) / len(states):.3f}" for key in ("cross_entropy", "entropy")]
+            # measured since the pair and the risk are
+            cells.append(f"{model['pair']:.3f} ± {model['pair_error']:.3f}" if "pair" in model else "")
+            cells.append(f"{sum(row['risk'] for row in states) / len(states):.3f}" if "risk" in states[0] else "")
             rows.append([str(block), name, *cells])
         image = f"losses-block{block}.png"
         drawn = {name: of_block[name] for name in styles if name in of_block}
         plots.save(figures / image, (13, 3.8), partial(loss_plot, models=drawn, styles=styles), panels=3)
-        images.append(f"![Block {block}: correlation lost, risk and entropy of teacher and students]({folder}/{image})")
-    columns = ["block", "model", *map(_head, speeds), "risk", "entropy"]
+        images.append(
+            f"![Block {block}: correlation lost, cross-entropy and entropy of teacher and students]({folder}/{image})"
+        )
+    columns = ["block", "model", *map(_head, speeds), "cross-entropy", "entropy", "pair", "risk"]
     return "\n\n".join(
         [
             "## What a step loses",
             "`python -m t3d.evaluation.analysis`: the correlation that a step cannot express as it draws its tokens "
             "at once (the "
             "factorisation error of the paper's Theorem 4.5), in nats a block at each speed, mean over answers and its "
-            "standard error; and risk (Proposition 4.3) and entropy, in nats a masked token, means over how much of a "
-            "block is visible. All at states of the teacher's own answers to questions that no run learns from.",
-            Table("", columns, rows, text=["model"]).markdown(),
+            "standard error; and cross-entropy and entropy, in nats a masked token, means over how much of a "
+            "block is visible. pair: TC(x_0|x_t) + TC(x_t|x_T) of Theorem 4.5. risk: that of Proposition 4.3, the KL "
+            "of the model's product from the teacher's own decoding. Both are in nats a block, means over t, where "
+            "they were measured. All at states of the teacher's own answers to questions that no run learns from.",
+            Table("", columns, rows, text=["model"]).without_empty("pair", "risk").markdown(),
             *images,
         ]
     )

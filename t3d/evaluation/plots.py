@@ -189,7 +189,7 @@ def loss_plot(*axes: Axes, models: Mapping[str, Mapping], styles: Mapping[str, d
     """The three panels of an analysis, several models in each; bars are standard errors over answers."""
     panels = (
         ("per_block", "tokens_per_step", "correlation", "tokens per step", "correlation lost, nats a block"),
-        ("states", "visible", "risk", "tokens of the block visible", "risk, nats a masked token"),
+        ("states", "visible", "cross_entropy", "tokens of the block visible", "cross-entropy, nats a masked token"),
         ("states", "visible", "entropy", "tokens of the block visible", "entropy, nats a masked token"),
     )
     for ax, (table, x, y, x_label, y_label) in zip(axes, panels, strict=True):
