@@ -11,6 +11,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
 
 from studies.storymath import paper, plots
 from studies.storymath.estimates import (
@@ -45,7 +48,7 @@ def write_page(
     figures: Path, analyses: Path, page: Path, methods: Methods, ablations: Methods, splits: tuple[str, str], batch: int
 ) -> None:
     """Write the page from all runs below `figures`, with the plots beside them, and from what the analysis left in
-    `analyses`.
+    `analyses`. The sentences stand in results.md.j2.
 
     splits: the test set and the harder one; batch: sequences of an optimizer step.
     """
@@ -53,37 +56,37 @@ def write_page(
     if not runs:
         raise UserError(f"{figures} has no figures yet; run `python -m studies.storymath.tables` without --page first")
     folder = Path(os.path.relpath(figures, page.parent)).as_posix()
-    parts = [introduction(splits[0]), at_a_glance(runs, methods, splits[0]), how_to_read()]
-    for block in sorted({run["block_size"] for run in runs if run["method"] in methods | ablations}):
-        drawn = draw(runs, block, methods, ablations, splits[0], figures)
-        images = {name: f"![{told}]({folder}/{file})" for name, (file, told) in drawn.items()}
-        parts.append(block_part(runs, block, methods, ablations, splits, images))
-    if found := sorted(analyses.glob("*.json")):
-        parts.append(step_losses(found, plots.looks(list(methods)), figures, folder))
-    parts += [settings(runs, methods | ablations, batch), commands(runs, figures)]
-    parts.append(paper.section(json.loads(PAPER.read_text())))
+    named = methods | ablations
+    blocks = sorted({run["block_size"] for run in runs if run["method"] in named})
+    losses, one = sorted(analyses.glob("*.json")), next((run for run in runs if run["method"] == "t3d"), runs[0])
+    recipe = re.search(r"^tables:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True
+    )
+    text = environment.get_template("results.md.j2").render(
+        test=splits[0],
+        hard=splits[1],
+        name=splits[0].partition("_")[0],
+        glance=at_a_glance(runs, methods, splits[0]),
+        teacher_block=TEACHER_BLOCK,
+        blocks=[block_part(runs, block, methods, ablations, splits, figures, folder) for block in blocks],
+        losses=step_losses(losses, plots.looks(list(methods)), figures, folder) if losses else None,
+        settings=settings(runs, named),
+        batch=batch,
+        temperatures=temperatures(),
+        strange=sorted({run["method"] for run in runs} - set(named)),
+        figures=os.path.relpath(figures, ROOT),
+        one=one | {"stem": Path(one["file"]).stem},
+        recipe=[line.strip().replace("$(PY)", "python") for line in recipe[1].splitlines()],
+        paper=paper.section(json.loads(PAPER.read_text())),
+    )
     with atomic_write(page) as file:
-        file.write("\n\n".join(parts) + "\n")
+        file.write(text)
     print(f"{page}: {len(runs)} runs")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What it is, and how it was made
-
-
-def introduction(test: str) -> str:
-    name = test.partition("_")[0]
-    return f"""# Results on the embedded benchmark
-
-Written by `python -m studies.storymath.tables` from the figures of each finished run; no result is typed by hand.
-
-The methods of the paper's tables, and what came after, from one teacher, with the same questions, optimizer steps and
-batch, scored on {name}: short generated word problems, and a teacher small enough to train on a laptop. It shows what
-drawing several tokens at once breaks, and what each method repairs.
-
-**{name} is not MATH500 and its teacher is not SDAR**: neither the size of a difference nor the order of the methods is
-a measurement on a real model. [What the paper reports](#what-the-paper-reports) for SDAR-1.7B-Chat and SDAR-4B-Chat
-stands at the end; the two are no columns of one table."""
+# The whole benchmark
 
 
 def at_a_glance(runs: Sequence[Run], methods: Methods, test: str) -> str:
@@ -98,52 +101,10 @@ def at_a_glance(runs: Sequence[Run], methods: Methods, test: str) -> str:
             columns.append({name: f"{mean:.1f}" for name, mean in means.items()})
     rows = [[name, told, *(column.get(name, "") for column in columns)] for name, told in methods.items()]
     table = Table("", ["method", "what it is", *heads], rows, text=["method", "what it is"])
-    return f"## At a glance\n\nRight answers on {test}, per cent, means over seeds.\n\n{table.markdown()}"
+    return table.markdown()
 
 
-def how_to_read() -> str:
-    return """## How to read the tables
-
-Accuracies in per cent. `a ± b`: mean over seeds and its standard error. `a (b–c)`: one seed, with the 95 % interval
-over its questions; a mean over speeds has none. **Bold**: the best of its column, where it is above the next by more
-than the standard error of their difference, both of several seeds or both of one. gain, vs teacher: by the seeds that
-both have. In tables of differences, which pair seeds too, `a ± b` is the mean and its 95 % interval (Student's t),
-more being better than the other method; one pair has none. All seeds answer the same questions: ± over seeds says how
-training and sampling vary, not what other questions would give. Error bars: one standard error, or the interval of a
-single seed.
-
-Equal steps are not equal cost: dParallel makes two forwards a training step, T3D one of the student and one of its
-reference, the others one; on-policy rows also decode. EDLM pays when it decodes, 1 + energy_candidates forwards a step
-(tokens/forward), and draws at temperature 0.5, at which the teacher without it stands beside it. In dynamic decoding
-the threshold is held against the probability at the sampling temperature: at 0.1 a threshold of 0.9 holds little back,
-so only rows of one temperature compare."""
-
-
-def commands(runs: Sequence[Run], figures: Path) -> str:
-    """How to make it all, the page alone, and one run again."""
-    run = next((run for run in runs if run["method"] == "t3d"), runs[0])
-    recipe = re.search(r"^tables:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
-    lines = [line.strip().replace("$(PY)", "python") for line in recipe[1].splitlines()]
-    shown, stem = os.path.relpath(figures, ROOT), Path(run["file"]).stem
-    where = f"--blocks {run['block_size']} --seeds {run['seed']}"
-    return "\n".join(
-        [
-            "## The commands\n",
-            "```bash",
-            f"make tables   # all without figures (rm -rf {shown} experiments/tables: from nothing). It runs:",
-            *lines,
-            "",
-            f"rm -rf {shown}/{run['file']} experiments/tables/{stem}-*   # one run again, from its training on",
-            f'python -m studies.storymath.tables --methods "{run["method"]}" {where}',
-            "",
-            "python -m studies.storymath.tables --page   # this page and its plots alone, from the figures",
-            "```\n",
-            "Each command that a run consists of is printed when it starts, and can be given by hand.",
-        ]
-    )
-
-
-def settings(runs: Sequence[Run], named: Methods, batch: int) -> str:
+def settings(runs: Sequence[Run], named: Methods) -> str:
     """One line a method: its config, what differs from it, and the budget that its runs had, as they noted them."""
     rows = []
     for name in named:
@@ -154,16 +115,7 @@ def settings(runs: Sequence[Run], named: Methods, batch: int) -> str:
         made_of = " or ".join(sorted({_made_of(run) for run in found}))
         rows.append([name, made_of, *budget, _tokens(found)])
     columns = ["method", "config; overrides", "steps", "learning rate", "questions", "tokens seen"]
-    told = ["## Settings", Table("", columns, rows, text=columns[:2]).without_empty("tokens seen").markdown()]
-    told.append(
-        f"Every optimizer step takes {batch} sequences. questions: those that training draws from; the answers are the "
-        "teacher's own at full steps, for SFT the worked solutions; with training.refresh_rollouts, after so many "
-        "steps the student's, or its teacher's completions of them. tokens seen: in training, clean and noisy copies. "
-        f"{temperatures()}"
-    )
-    if strange := sorted({run["method"] for run in runs} - set(named)):
-        told.append(f"Left out, for tables.py does not name them any more: {', '.join(strange)}.")
-    return "\n\n".join(told)
+    return Table("", columns, rows, text=columns[:2]).without_empty("tokens seen").markdown()
 
 
 def _made_of(run: Run) -> str:
@@ -203,8 +155,8 @@ def _values(values) -> str:
     return ", ".join(map(str, sorted(set(values))))
 
 
-def step_losses(files: Sequence[Path], styles: Mapping[str, dict], figures: Path, folder: str) -> str:
-    """Factorisation error, risk and entropy of each student and its teacher, as the analysis measured them."""
+def step_losses(files: Sequence[Path], styles: Mapping[str, dict], figures: Path, folder: str) -> dict[str, Any]:
+    """Factorisation error, cross-entropy and entropy of each student and its teacher, as the analysis measured them."""
     models: dict[int, dict[str, Mapping]] = {}  # block size -> name -> what was measured of it
     for path in files:
         found, name = read_figures(path), path.stem.partition("-block")[0]
@@ -219,25 +171,20 @@ def step_losses(files: Sequence[Path], styles: Mapping[str, dict], figures: Path
                 for s in speeds
             ]
             states = model["states"]
-            cells += [f"{sum(row[key] for row in states) / len(states):.3f}" for key in ("risk", "entropy")]
+            cells += [f"{sum(row[key] for row in states) / len(states):.3f}" for key in ("cross_entropy", "entropy")]
+            # measured since the pair and the risk are
+            cells.append(f"{model['pair']:.3f} ± {model['pair_error']:.3f}" if "pair" in model else "")
+            cells.append(f"{sum(row['risk'] for row in states) / len(states):.3f}" if "risk" in states[0] else "")
             rows.append([str(block), name, *cells])
         image = f"losses-block{block}.png"
         drawn = {name: of_block[name] for name in styles if name in of_block}
         plots.save(figures / image, (13, 3.8), partial(loss_plot, models=drawn, styles=styles), panels=3)
-        images.append(f"![Block {block}: correlation lost, risk and entropy of teacher and students]({folder}/{image})")
-    columns = ["block", "model", *map(_head, speeds), "risk", "entropy"]
-    return "\n\n".join(
-        [
-            "## What a step loses",
-            "`python -m t3d.evaluation.analysis`: the correlation that a step cannot express as it draws its tokens "
-            "at once (the "
-            "factorisation error of the paper's Theorem 4.5), in nats a block at each speed, mean over answers and its "
-            "standard error; and risk (Proposition 4.3) and entropy, in nats a masked token, means over how much of a "
-            "block is visible. All at states of the teacher's own answers to questions that no run learns from.",
-            Table("", columns, rows, text=["model"]).markdown(),
-            *images,
-        ]
-    )
+        images.append(
+            f"![Block {block}: correlation lost, cross-entropy and entropy of teacher and students]({folder}/{image})"
+        )
+    columns = ["block", "model", *map(_head, speeds), "cross-entropy", "entropy", "pair", "risk"]
+    table = Table("", columns, rows, text=["model"]).without_empty("pair", "risk")
+    return {"table": table.markdown(), "images": images}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,36 +197,30 @@ def block_part(
     methods: Methods,
     ablations: Methods,
     splits: tuple[str, str],
-    images: Mapping[str, str],
-) -> str:
+    figures: Path,
+    folder: str,
+) -> dict[str, Any]:
+    """The tables of one block size, each Markdown or None, and its plots."""
     test, hard = splits
-    main = by_method(runs, block, list(methods))
-    every = main | by_method(runs, block, list(ablations))
-    fast = fast_speeds(block)
-    parts = [f"## Block {block}", " ".join([*seeds_told(main or every), *absent_told(every, methods)])]
-    if block != TEACHER_BLOCK:
-        parts.append(
-            f"The teacher of this block size is that of block {TEACHER_BLOCK}, converted by SFT. "
-            "Where a student is above it at one token per step, it has regained what the conversion lost."
-        )
+    main, varied = by_method(runs, block, list(methods)), by_method(runs, block, list(ablations))
+    every, fast, groups = main | varied, fast_speeds(block), ablation_groups(main, varied)
+    drawn = draw(main, groups, block, plots.looks(list(methods)), test, figures)
+    part = {
+        "block": block,
+        "told": [*seeds_told(main or every), *absent_told(every, methods)],
+        "images": {name: f"![{told}]({folder}/{file})" for name, (file, told) in drawn.items()},
+    }
     if main:
-        parts += [f"### Few-step decoding, {test}", images["accuracy"], few_step(main, test, fast)]
-        parts += ["### Full-step decoding: what is kept", full_step(main, test)]
-        parts += ["### Dynamic decoding, threshold 0.9", dynamic_decoding(main)]
-        parts += [f"### The harder split, {hard}", few_step(main, hard, [1.0, *fast], gain=False)]
+        part |= {"few": few_step(main, test, fast), "full": full_step(main, test), "dynamic": dynamic_decoding(main)}
+        part["hard"] = few_step(main, hard, [1.0, *fast], gain=False)
     if "t3d" in main and len(main) > 1:
         others = {name: of_method for name, of_method in main.items() if name != "t3d"}
-        table = differences(others, lambda name: main["t3d"], test, fast)
-        parts += ["### Against T3D", table]
-    groups = ablation_groups(main, by_method(runs, block, list(ablations)))
+        part["against"] = differences(others, lambda name: main["t3d"], test, fast)
     if groups:
-        bases = {name: groups.get(family(name)) for name in groups}
-        parts += ["### Ablations", images["ablations"], few_step(groups, test, [1.0, *fast], gain=False)]
-        varied = {name: of_method for name, of_method in groups.items() if bases[name] and family(name) != name}
-        if varied:
-            table = differences(varied, lambda name: groups[family(name)], test, fast)
-            parts += ["Each against the method that it varies:", table]
-    return "\n\n".join(parts)
+        part["ablations"] = few_step(groups, test, [1.0, *fast], gain=False)
+    if of := {name: some for name, some in groups.items() if family(name) in groups and family(name) != name}:
+        part["varied"] = differences(of, lambda name: groups[family(name)], test, fast)
+    return part
 
 
 def seeds_told(runs: Runs) -> list[str]:
@@ -380,12 +321,9 @@ def _bold(column: Sequence[Estimate], digits: int = 1) -> list[str]:
 
 
 def draw(
-    runs: Sequence[Run], block: int, methods: Methods, ablations: Methods, test: str, folder: Path
+    main: Runs, groups: Runs, block: int, styles: Mapping[str, dict], test: str, folder: Path
 ) -> dict[str, tuple[str, str]]:
     """The block's plots into `folder`: name -> (file name, what it shows)."""
-    main = by_method(runs, block, list(methods))
-    groups = ablation_groups(main, by_method(runs, block, list(ablations)))
-    styles = plots.looks(list(methods))
     drawn = {}
 
     def add(name: str, size: tuple[float, float], told: str, plot: Callable) -> None:

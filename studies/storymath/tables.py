@@ -21,6 +21,8 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from studies.storymath.demo import command
 from studies.storymath.estimates import read_figures
 from studies.storymath.page import write_page
@@ -49,63 +51,15 @@ class Method(NamedTuple):
     told: str = ""
 
 
-T3D = "configs/demo/train.yaml"
-BASELINES = "configs/baselines/demo"
-BEST = "configs/demo/best.yaml"
-REFRESH = ("training.refresh_rollouts=150",)
-VISITED = (*REFRESH, "training.refresh_targets=teacher", "training.refresh_steps_per_block=1")
-GREEDY = ("rollout.temperature=0",)
-RANDOM_START = ("rollout.random_init_ratio=0.1",)
-
 ANALYSED = ("naive_td", "t3d", "block_likelihood", "best")  # whose factorisation error --analysis measures
 
-# The teacher as it is, and with an energy at decode time; the paper's others; then what came after.
-METHODS = {
-    "original": Method(told="the teacher as it is"),
-    "original, temperature 0.5": Method(decoding=("rollout.temperature=0.5",), told="what EDLM draws from"),
-    "edlm": Method(
-        decoding=("rollout.energy_candidates=16", "rollout.temperature=0.5"),
-        told="of 16 fillings a step, one by its energy under the same weights; no training (arXiv 2410.21357)",
-    ),
-    "sft": Method(f"{BASELINES}/sft.yaml", told="block-diffusion likelihood of the worked solutions"),
-    "redi": Method(
-        f"{BASELINES}/redi.yaml",
-        rollouts=RANDOM_START,
-        decoding=RANDOM_START,
-        told="likelihood of the teacher's answer to an x_T with random tokens (arXiv 2507.15897); the teacher's own "
-        "answers suffer from them",
-    ),
-    "redi, x_T all masks": Method(f"{BASELINES}/redi.yaml", told="the same without: SFT on the teacher's own text"),
-    "dparallel": Method(
-        f"{BASELINES}/dparallel.yaml", told="cross-entropy and certainty where it is right, LoRA (arXiv 2509.26488)"
-    ),
-    "naive_td": Method(f"{BASELINES}/naive_td.yaml", told="cross-entropy on the teacher's trajectories"),
-    "t3d": Method(T3D, told="DDO and path consistency on them (arXiv 2602.12262)"),
-    "block_likelihood": Method(
-        f"{BASELINES}/block_likelihood.yaml", told="the likelihood of a whole block, k = 1 (arXiv 2609.38066)"
-    ),
-    "best": Method(BEST, rollouts=GREEDY, told="the same with k = 2, greedy rollouts, more partly masked states"),
-}
-ABLATIONS = {
-    "t3d, DDO alone": Method(T3D, ("training.lambda_path=0",)),
-    "t3d, path alone": Method(T3D, ("training.ddo_weight=0",)),
-    "t3d, forward KL for DDO": Method(T3D, ("training.ddo_weight=0", "training.forward_kl_weight=1")),
-    "t3d, random_ratio 0.1": Method(T3D, ("model.random_ratio=0.1",)),
-    "t3d, DDO per block": Method(T3D, ("training.ddo_level=block",)),
-    "t3d, sampled negatives": Method(T3D, ("training.reference_temp=1.0",)),
-    "t3d, reference of every step": Method(T3D, ("training.round_interval=1",)),
-    "t3d, random masks": Method(T3D, ("training.mask_strategy=random",)),
-    "t3d, on-policy refresh": Method(T3D, REFRESH),
-    "t3d, teacher on student states": Method(T3D, VISITED),
-    "t3d, greedy, exponent 3": Method(T3D, ("training.mask_ratio_exponent=3",), GREEDY),
-    "naive_td, greedy, exponent 3": Method(f"{BASELINES}/naive_td.yaml", ("training.mask_ratio_exponent=3",), GREEDY),
-    "best, rollouts at temperature 0.1": Method(BEST),
-    "best, exponent 8": Method(BEST, ("training.mask_ratio_exponent=8",), GREEDY),
-    "best, k=1": Method(BEST, ("training.likelihood_k=1",), GREEDY),
-    "best, k=0.5": Method(BEST, ("training.likelihood_k=0.5",), GREEDY),
-    "best, on-policy refresh": Method(BEST, (*REFRESH, "training.refresh_temperature=0"), GREEDY),
-    "best, teacher on student states": Method(BEST, (*VISITED, "training.refresh_temperature=0"), GREEDY),
-}
+METHODS, ABLATIONS = (
+    {
+        name: Method(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()})
+        for name, row in rows.items()
+    }
+    for rows in yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text()).values()
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,27 +4,36 @@
 
 At states of trajectories, for a teacher and (``student=``) for what was distilled from it:
 
-    correlation   E_{x_S ~ p}[ log p(x_S | x_t) - sum_{i in S} log p(x_i | x_t) ],   S unmasked together in one step
-    risk          mean_{i in M} -log p(x_0^i | x_t),                                 M masked, x_0 the trajectory's end
-    entropy       mean_{i in M} H(p(. | x_t))
+    correlation     E_{x_S ~ p}[ log p(x_S | x_t) - sum_{i in S} log p(x_i | x_t) ],   S unmasked together in one step
+    pair            TC(x_0 | x_t) + TC(x_t | x_T)
+    risk            KL( p_phi(x_0 | x_t) || prod_{i in M} p_theta(x_0^i | x_t) ),      M masked, phi the teacher
+    cross_entropy   mean_{i in M} -log p(x_0^i | x_t),                                 x_0 the trajectory's end
+    entropy         mean_{i in M} H(p(. | x_t))
 
 p(x_S | x_t) is the model's own one-by-one decoding of S in the trajectory's order, prod_k p(x_k | x_<k, x_t). The
 correlation is what a step loses by drawing S at once from the product of marginals: 0 where they are independent. With
 the chain rule it is sum_k E_{x_<k}[ KL(p(x_k | x_<k, x_t) || p(x_k | x_t)) ]; x_<k is sampled and the KL is exact, so
 every draw is at least 0 and the first token costs nothing. Where p(x_i | x_t) are the marginals of p(x_S | x_t) it is
-the conditional total correlation of ReDi (arXiv 2507.15897); a network need not be so consistent, and then it is
+the conditional total correlation TC of ReDi (arXiv 2507.15897); a network need not be so consistent, and then it is
 larger by the KL between the two, which the step loses too.
 
-T3D (arXiv 2602.12262) states that trajectory distillation minimises the risk on the states of the model's own decoding
-(Proposition 4.3) and lowers the total correlation (Theorem 4.5). The estimators and the averages taken here are ours:
-states after every r of a block's tokens, a mean over blocks, then over sequences. All in nats, at temperature 1.
+The pair is the loss of decoding in two steps, from x_T (all of the block masked) to x_t and from there to x_0: the
+correlation of the masked tokens at x_t, and that of the shown ones at x_T. T3D (arXiv 2602.12262) states that
+trajectory distillation lowers it (Theorem 4.5).
+
+The risk is the quantity of the paper's Proposition 4.3, which trajectory distillation minimises on the states of the
+teacher's decoding: the cross-entropy of the student's product under p_phi, less the entropy of p_phi. p_phi is the
+teacher's one-by-one decoding at temperature 1. So a student that matches all of the teacher's marginals has the
+teacher's own correlation as its risk, and no product has less.
+
+The estimators and the averages taken here are ours: states after every r of a block's tokens, a mean over blocks, then
+over sequences; correlation, pair and risk are sums over a block's tokens. All in nats, at temperature 1.
 """
 
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,20 +64,22 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 # The estimators
 
 
-def step_correlation(predict: Predict, ids: Tensor, place: Tensor, u: Tensor) -> Tensor:
-    """One draw of what a step loses by unmasking ``place`` at once.
+def step_correlation(predict: Predict, ids: Tensor, place: Tensor, u: Tensor, marginal: Tensor | None = None) -> Tensor:
+    """One draw of what a step loses by unmasking ``place`` at once: KL of the product of marginals from the chain.
 
     Args:
         ids: the state x_t, masks at ``place``.
         place: (blocks, n) where the step's tokens lie in the flattened ids, in the order of the chain.
         u: (blocks, n) uniforms.
+        marginal: (blocks, n, vocab) log-probabilities of another model's product; None = those of ``predict``.
 
     Returns:
         (blocks,) nats, at least 0 up to rounding; the mean over draws is the correlation.
     """
-    marginal, total, ids = predict(ids, place), 0, ids.clone()
+    first, total, ids = predict(ids, place), 0, ids.clone()
+    marginal = first if marginal is None else marginal
     for k in range(place.shape[1]):
-        conditional = predict(ids, place[:, k : k + 1])[:, 0] if k else marginal[:, 0]
+        conditional = predict(ids, place[:, k : k + 1])[:, 0] if k else first[:, 0]
         total = total + kl(conditional, marginal[:, k])
         ids.view(-1)[place[:, k]] = inverse_cdf(conditional.exp(), u[:, k])
     return total
@@ -155,40 +166,37 @@ def _keep(found: dict[tuple, list[Tensor]], index: Tensor, key: tuple, value: Te
 
 @torch.inference_mode()
 def measure(
-    model, forbidden: Tensor, groups: Iterable[Blocks], tokens_per_step: list[int], draws: int, seed: int
+    model,
+    forbidden: Tensor,
+    groups: Iterable[Blocks],
+    tokens_per_step: list[int],
+    draws: int,
+    seed: int,
+    teacher=None,
 ) -> dict[str, Any]:
-    """The three quantities by how many of a block's tokens are visible, each a mean over sequences with its error (None
-    of a single sequence).
+    """The quantities by how many of a block's tokens are visible, each a mean over sequences with its error (None of a
+    single sequence).
 
-    Returns ``steps``: a row per (tokens_per_step, visible) with ``correlation``; ``per_block``: a row per
-    tokens_per_step, the sum over a block's steps; ``states``: a row per ``visible`` with ``risk`` and ``entropy``;
-    ``sequences`` and ``blocks`` counted.
+    Args:
+        teacher: the risk's; None = the model itself.
+
+    Returns:
+        ``steps``: a row per (tokens_per_step, visible) with ``correlation``; ``per_block``: a row per tokens_per_step,
+        the sum over a block's steps; ``states``: a row per ``visible`` (a t) with ``pair``, its parts ``rest``
+        TC(x_0 | x_t) and ``shown`` TC(x_t | x_T), ``risk``, ``cross_entropy`` and ``entropy``; ``pair``: the mean over
+        t; ``sequences`` and ``blocks`` counted.
     """
     found: dict[tuple, list[Tensor]] = defaultdict(list)
     blocks = sequences = 0
     for group in groups:
-        size = group.place.shape[1]
         of_sequence, index = group.sequence.unique_consecutive(return_inverse=True)
         blocks, sequences = blocks + len(group.place), sequences + len(of_sequence)
         predict = predictor(model, group.batch, forbidden)
-
-        keep = partial(_keep, found, index)
-        for visible in range(size):
-            p = predict(group.state(visible), group.place[:, visible:])
-            target = group.x0[:, visible:].unsqueeze(-1)
-            keep(("risk", visible), -p.gather(-1, target).squeeze(-1).mean(-1))
-            keep(("entropy", visible), entropy(p).mean(-1))
-        for n in tokens_per_step:
-            steps = []
-            for visible in range(0, size, n):
-                state, place = group.state(visible), group.place[:, visible : visible + n]
-                drawn = [
-                    step_correlation(predict, state, place, group.uniforms(place.shape[1], seed + draw, visible))
-                    for draw in range(draws)
-                ]
-                steps.append(torch.stack(drawn).mean(0))
-                keep(("step", n, visible), steps[-1])
-            keep(("block", n), torch.stack(steps).sum(0))
+        phi = predict if teacher is None else predictor(teacher, group.batch, forbidden)
+        for key, value in chain(
+            _at_states(group, predict, phi, draws, seed), _of_steps(group, predict, tokens_per_step, draws, seed)
+        ):
+            _keep(found, index, key, value)
 
     def row(key: tuple) -> tuple[float, float | None]:
         values = torch.cat(found[key]).double()
@@ -202,13 +210,66 @@ def measure(
         "sequences": sequences,
         "blocks": blocks,
         "per_block": [{"tokens_per_step": n, **named("correlation", ("block", n))} for n in tokens_per_step],
+        **named("pair", ("mean pair",)),
         "steps": [
             {"tokens_per_step": key[1], "visible": key[2], **named("correlation", key)}
             for key in found
             if key[0] == "step"
         ],
-        "states": [{"visible": v, **named("risk", ("risk", v)), **named("entropy", ("entropy", v))} for v in visible],
+        "states": [
+            {"visible": v} | {k: x for name in _STATE for k, x in named(name, (name, v)).items()} for v in visible
+        ],
     }
+
+
+_STATE = ("pair", "rest", "shown", "risk", "cross_entropy", "entropy")
+
+
+def _at_states(group: Blocks, predict: Predict, phi: Predict, draws: int, seed: int) -> Iterator[tuple[tuple, Tensor]]:
+    """Name and (blocks,) values of the quantities at every state of a block."""
+    size, pairs = group.place.shape[1], []
+    for visible in range(size):
+        state, masked = group.state(visible), group.place[:, visible:]
+        p, target = predict(state, masked), group.x0[:, visible:].unsqueeze(-1)
+        yield ("cross_entropy", visible), -p.gather(-1, target).squeeze(-1).mean(-1)
+        yield ("entropy", visible), entropy(p).mean(-1)
+        rest = _drawn(group, predict, state, masked, draws, seed, visible)
+        shown = torch.zeros_like(rest)
+        if visible:
+            shown = _drawn(group, predict, group.ids, group.place[:, :visible], draws, seed, size + visible)
+        risk = rest if phi is predict else _drawn(group, phi, state, masked, draws, seed, visible, p)
+        pairs.append(rest + shown)
+        for name, value in (("rest", rest), ("shown", shown), ("pair", pairs[-1]), ("risk", risk)):
+            yield (name, visible), value
+    yield ("mean pair",), torch.stack(pairs).mean(0)
+
+
+def _of_steps(
+    group: Blocks, predict: Predict, tokens_per_step: list[int], draws: int, seed: int
+) -> Iterator[tuple[tuple, Tensor]]:
+    """Name and (blocks,) values of the correlation of every step, and of a block's steps together."""
+    for n in tokens_per_step:
+        steps = []
+        for visible in range(0, group.place.shape[1], n):
+            place = group.place[:, visible : visible + n]
+            steps.append(_drawn(group, predict, group.state(visible), place, draws, seed, visible))
+            yield ("step", n, visible), steps[-1]
+        yield ("block", n), torch.stack(steps).sum(0)
+
+
+def _drawn(
+    group: Blocks,
+    predict: Predict,
+    state: Tensor,
+    place: Tensor,
+    draws: int,
+    seed: int,
+    key: int,
+    marginal: Tensor | None = None,
+) -> Tensor:
+    """``step_correlation``, the mean over draws; the uniforms are a function of (seed, key) and the answer."""
+    uniforms = (group.uniforms(place.shape[1], seed + draw, key) for draw in range(draws))
+    return torch.stack([step_correlation(predict, state, place, u, marginal) for u in uniforms]).mean(0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -218,10 +279,10 @@ def measure(
 def analyse(config: AnalysisConfig) -> Path:
     """Measure one model or two, write the JSON file and its plot, print the table; the JSON's path."""
     results: dict[str, Any] = {"config": vars(config)}
-    for name in ("teacher", "student"):
-        if checkpoint := getattr(config, name):
-            data = config.student_trajectories if name == "student" else None
-            results[name] = measure_checkpoint(config, name, checkpoint, data or config.trajectories)
+    results["teacher"] = measure_checkpoint(config, "teacher", config.teacher, config.trajectories)
+    if config.student:
+        data = config.student_trajectories or config.trajectories
+        results["student"] = measure_checkpoint(config, "student", config.student, data, config.teacher)
     output = paths.output(config.output)
     with atomic_write(output) as file:
         json.dump(results, file, indent=2)
@@ -233,17 +294,28 @@ def analyse(config: AnalysisConfig) -> Path:
             print(f"{name:8} correlation at {row['tokens_per_step']} tokens per step: {numbers} nats a block")
         if name in results:
             states = results[name]["states"]
-            risk, spread = (sum(row[key] for row in states) / len(states) for key in ("risk", "entropy"))
-            print(f"{name:8} risk {risk:.4f}, entropy {spread:.4f} nats a masked token")
+            risk, cross, spread = (
+                sum(row[key] for row in states) / len(states) for key in ("risk", "cross_entropy", "entropy")
+            )
+            pair = results[name]["pair"]
+            print(f"{name:8} TC(x_0|x_t) + TC(x_t|x_T) {pair:.4f}, risk {risk:.4f} nats a block, means over t")
+            print(f"{name:8} cross-entropy {cross:.4f}, entropy {spread:.4f} nats a masked token")
     print(f"{output}\n{output.with_suffix('.svg')}")
     return output
 
 
-def measure_checkpoint(config: AnalysisConfig, key: str, checkpoint: str, trajectories: str) -> dict[str, Any]:
-    source = paths.model_source(checkpoint, key)
-    tokenizer = load_tokenizer(source, key=key)
+def measure_checkpoint(
+    config: AnalysisConfig, key: str, checkpoint: str, trajectories: str, teacher: str | None = None
+) -> dict[str, Any]:
+    """``measure`` on a model folder; ``teacher``: the risk's, None = the model itself."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(source, dtype=config.dtype, attn_implementation="sdpa", device=device, key=key).eval()
+
+    def loaded(source: str, key: str):
+        return load_model(source, dtype=config.dtype, attn_implementation="sdpa", device=device, key=key).eval()
+
+    source = paths.model_source(checkpoint, key)
+    tokenizer, model = load_tokenizer(source, key=key), loaded(source, key)
+    phi = loaded(paths.model_source(teacher, "teacher"), "teacher") if teacher else None
     ids = special_ids(model.config, tokenizer, model.generation_config)
     samples, report = load_trajectories(
         paths.data_file(trajectories),
@@ -275,12 +347,12 @@ def measure_checkpoint(config: AnalysisConfig, key: str, checkpoint: str, trajec
     used = (group for group in groups if len(group.place))
     if (first := next(used, None)) is None:
         raise UserError(f"trajectories={trajectories}: no answer holds a whole block; roll out longer answers")
-    found = measure(model, forbidden, chain([first], used), config.tokens_per_step, config.draws, config.seed)
+    found = measure(model, forbidden, chain([first], used), config.tokens_per_step, config.draws, config.seed, phi)
     return {"checkpoint": checkpoint, "trajectories": trajectories, "block_size": block_size, **found}
 
 
 def plot(results: dict[str, Any], output: Path) -> None:
-    """Teacher against student: correlation over tokens per step, risk and entropy over a block's visible tokens."""
+    """Teacher against student: correlation over tokens per step, cross-entropy and entropy over visible tokens."""
     from matplotlib.figure import Figure
 
     from t3d.evaluation.plots import METHOD_COLOURS, loss_plot

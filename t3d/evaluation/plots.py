@@ -26,6 +26,7 @@ Chart = tuple[str, str]  # title, SVG
 METHOD_COLOURS = {"original": "#dd6b0d", "t3d": "#2b85ef"}
 OTHER_COLOURS = ("#9b6bea", "#2a9a4b", "#d3509b", "#9c8416", "#12a5b5", "#cc3d3d", "#8f5e3b", "#7d8792")
 METHOD_NAMES = {"original": "Original", "t3d": "T3D"}
+_DASHES = ("-", "--", ":", "-.")
 _INK = "#010203"  # stands for the page's text colour
 STYLE = {
     "font.size": 12,
@@ -103,6 +104,33 @@ def _draw_accuracy(ax: Axes, rows: Sequence[Row], colours: Mapping[str, str]) ->
     ax.legend(loc="best")
 
 
+def parallelism_charts(curves: Sequence[Sequence[Row]]) -> list[Chart]:
+    """One chart per data set: accuracy against tokens per forward, one line per curve (t3d.evaluation.results.curves),
+    named with its AUP. A method's colour is its own; its block sizes and strategies have dashes of their own.
+    """
+    colours = method_colours([curve[0] for curve in curves])
+    panels: dict[str, list[Sequence[Row]]] = {}
+    for curve in curves:
+        panels.setdefault(curve[0]["dataset"], []).append(curve)
+    draw = partial(partial, _draw_parallelism, colours=colours)
+    return [_chart(f"{name}: accuracy under parallelism", draw(curves=here)) for name, here in panels.items()]
+
+
+def _draw_parallelism(ax: Axes, curves: Sequence[Sequence[Row]], colours: Mapping[str, str]) -> None:
+    kinds = list(dict.fromkeys((curve[0]["block_size"], curve[0]["strategy"]) for curve in curves))
+    for curve in curves:
+        row, kind = curve[0], (curve[0]["block_size"], curve[0]["strategy"])
+        rest = f", block {kind[0]}, {kind[1].removeprefix('low_confidence_')}" if len(kinds) > 1 else ""
+        x = [point["tokens_per_forward"] for point in curve]
+        y, low, high = 100 * np.array([_with_ends(point) for point in curve]).T
+        look = {"color": colours[row["method"]], "ls": _DASHES[kinds.index(kind) % len(_DASHES)], "marker": "o"}
+        name = f"{method_name(row['method'])}{rest}, AUP {row['aup']:.1f}"
+        ax.errorbar(x, y, (y - low, high - y), label=name, capsize=3, elinewidth=1.2, **look)
+    ax.set(xlabel="tokens per forward (more is faster)", ylabel="right answers", ylim=(-8, 104))
+    ax.yaxis.set_major_formatter("{x:.0f} %")
+    ax.legend(loc="best")
+
+
 def _with_ends(row: Row) -> tuple[float, float, float]:
     """Accuracy and where its bar begins and ends."""
     mean, error = row["accuracy"], row.get("accuracy_sem") or 0.0
@@ -163,7 +191,7 @@ def loss_plot(*axes: Axes, models: Mapping[str, Mapping], styles: Mapping[str, d
     """The three panels of an analysis, several models in each; bars are standard errors over answers."""
     panels = (
         ("per_block", "tokens_per_step", "correlation", "tokens per step", "correlation lost, nats a block"),
-        ("states", "visible", "risk", "tokens of the block visible", "risk, nats a masked token"),
+        ("states", "visible", "cross_entropy", "tokens of the block visible", "cross-entropy, nats a masked token"),
         ("states", "visible", "entropy", "tokens of the block visible", "entropy, nats a masked token"),
     )
     for ax, (table, x, y, x_label, y_label) in zip(axes, panels, strict=True):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from t3d.evaluation.plots import method_name
-from t3d.evaluation.results import AVERAGE, Row, average, fullest, method_order, over_seeds
+from t3d.evaluation.results import AVERAGE, Row, average, curves, fullest, method_order, over_seeds
 from t3d.evaluation.tables import Table, percent
 
 if TYPE_CHECKING:
@@ -17,21 +18,30 @@ if TYPE_CHECKING:
 THRESHOLD = 0.9  # of dynamic decoding
 
 
-def settings(rollout: RolloutConfig, protocol: str, blocks: Sequence[int]) -> list[RolloutConfig]:
-    """The decode settings of ``few_step``, ``full_step``, ``dynamic`` or ``paper`` (all of them), in that order.
+def settings(
+    rollout: RolloutConfig, protocol: str, blocks: Sequence[int], thresholds: Sequence[float] = ()
+) -> list[RolloutConfig]:
+    """The decode settings of ``few_step``, ``full_step``, ``dynamic``, ``paper`` (these three, in that order), or of
+    ``sweep``.
 
     few_step: static, every block at 2 and at 4 tokens per step. full_step: static, every block at 1 token per step.
-    dynamic: the smallest block, as many steps as positions, all tokens above the threshold.
+    dynamic: the smallest block, as many steps as positions, all tokens above the threshold. sweep: every block so, at
+    each of the thresholds.
     """
 
     def at(block: int, steps: int, strategy: str = "low_confidence_static", **more) -> RolloutConfig:
         given = {"block_size": block, "denoising_steps_per_block": steps, "remasking_strategy": strategy}
         return replace(rollout, **given, **more)
 
+    def dynamic(block: int, threshold: float) -> RolloutConfig:
+        return at(block, block, "low_confidence_dynamic", dynamic_threshold=threshold)
+
+    if protocol == "sweep":
+        return [dynamic(block, threshold) for block in blocks for threshold in thresholds]
     parts = {
         "few_step": [at(block, block // tokens) for block in blocks for tokens in (2, 4)],
         "full_step": [at(block, block) for block in blocks],
-        "dynamic": [at(min(blocks), min(blocks), "low_confidence_dynamic", dynamic_threshold=THRESHOLD)],
+        "dynamic": [dynamic(min(blocks), THRESHOLD)],
     }
     return [setting for name, part in parts.items() if protocol in (name, "paper") for setting in part]
 
@@ -45,13 +55,38 @@ def paper_tables(rows: Sequence[Row]) -> list[Table]:
     static = [row for row in rows if row["strategy"].partition("+energy")[0] == "low_confidence_static"]
     few = [row for row in static if row["tokens_per_step"] > 1]
     full = [row for row in static if row["tokens_per_step"] == 1]
-    dynamic = [row for row in rows if row["strategy"].startswith("low_confidence_dynamic")]
+    dynamic = [
+        row
+        for row in rows
+        if row["strategy"].startswith("low_confidence_dynamic")
+        and row.get("decode", {}).get("dynamic_threshold", THRESHOLD) == THRESHOLD
+    ]
     tables = [
         _accuracy_table("Table 1: few-step decoding, accuracy in %", few),
         _accuracy_table("Table 2: full-step decoding, accuracy in %", full),
         _speed_table("Table 3: dynamic decoding", dynamic),
     ]
     return [table for table in tables if table.cells]
+
+
+def aup_tables(rows: Sequence[Row]) -> list[Table]:
+    """AUP (t3d.evaluation.statistics.aup) of every method's sweep of a threshold: one line per method, block size and
+    strategy, one column per data set, and their mean. No table where nothing was swept.
+    """
+    areas: dict[tuple[int, str, str], dict[str, float]] = {}
+    for row, *_ in curves(rows):
+        areas.setdefault((row["block_size"], row["strategy"], row["method"]), {})[row["dataset"]] = row["aup"]
+    datasets = list(dict.fromkeys(dataset for found in areas.values() for dataset in found))
+    cells = []
+    for (block, strategy, method), found in sorted(
+        areas.items(), key=lambda line: (*line[0][:2], method_order(line[0][2]))
+    ):
+        mean = f"{fmean(found.values()):.1f}" if len(found) == len(datasets) > 1 else ""
+        values = (f"{found[dataset]:.1f}" if dataset in found else "" for dataset in datasets)
+        cells.append([str(block), method_name(method), strategy.removeprefix("low_confidence_"), *values, mean])
+    columns = ["Block", "Method", "Strategy", *datasets, "Average"]
+    title = "AUP: accuracy under parallelism over a sweep of the threshold"
+    return [Table(title, columns, cells, text=("Method", "Strategy")).without_empty("Average")] if cells else []
 
 
 def _accuracy_table(title: str, rows: Sequence[Row]) -> Table:

@@ -13,9 +13,17 @@ from jinja2 import Environment, FileSystemLoader
 
 from t3d.common.errors import run_main
 from t3d.common.jsonfiles import atomic_write
-from t3d.evaluation.plots import Row, accuracy_charts, method_colours, method_name, step_colour, training_charts
-from t3d.evaluation.protocol import paper_tables
-from t3d.evaluation.results import AVERAGE, compare, for_people, pool_nodes, read_results, tell_apart
+from t3d.evaluation.plots import (
+    Row,
+    accuracy_charts,
+    method_colours,
+    method_name,
+    parallelism_charts,
+    step_colour,
+    training_charts,
+)
+from t3d.evaluation.protocol import aup_tables, paper_tables
+from t3d.evaluation.results import AVERAGE, compare, curves, for_people, pool_nodes, read_results, tell_apart
 from t3d.evaluation.tables import Table, percent
 
 # The columns of a table of results: key of a row -> head, and the text of a cell
@@ -143,7 +151,7 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=title,
         lead=_lead(measured),
-        charts=accuracy_charts(measured),
+        charts=[*accuracy_charts(measured), *parallelism_charts(curves(measured))],
         tables=tables,
         results=results,
         table=result_table(results),
@@ -230,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.folders:
         rows = collect(args.folders)
         shown = for_people(rows)
-        tables = paper_tables(rows) if args.paper else []
+        tables = [*(paper_tables(rows) if args.paper else []), *aup_tables(rows)]
         parts += [markdown_table(shown), *(table.markdown() for table in tables)]
         if args.csv:
             write_csv(args.csv, shown)

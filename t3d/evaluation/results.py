@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pandas as pd
 
 from t3d.blocks.strategy import names, strategy_named
 from t3d.common.errors import UserError
-from t3d.evaluation.statistics import difference_interval, mcnemar_exact, mean_and_sem, wilson_interval
+from t3d.evaluation.statistics import aup, difference_interval, mcnemar_exact, mean_and_sem, wilson_interval
 
 Row = Mapping[str, Any]
 AVERAGE = "average"  # the name that averages over data sets carry in place of a data set's
@@ -129,12 +129,30 @@ def tell_apart(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Rows fit for averaging over seeds. Two rows of one setting with one seed are runs of their own: the rows then
     keep `run`, the folder that they are from, if that tells them apart; else their method carries the model's name.
     """
+
+    def alike(rows: Sequence[Row]) -> list[list[Row]]:
+        return [group for group in _groups(rows, "model", "seed", "node") if not _seeds_differ(group)]
+
+    kept = [dict(row) for row in rows]
     plain = [{key: value for key, value in row.items() if key != "run"} for row in rows]
-    named = [dict(row, method=f"{row['method']} ({Path(row.get('model', '')).name})") for row in rows]
-    for labelled in (plain, [dict(row) for row in rows], named):
-        if all(map(_seeds_differ, _groups(labelled, "model", "seed", "node"))):
-            break
-    return labelled
+    if not alike(plain) or not alike(kept):
+        return kept if alike(plain) else plain
+    several = {row["method"] for group in alike(kept) for row in group}
+    names = _names({row.get("model", "") for row in rows if row["method"] in several})
+    return [
+        row | {"method": f"{row['method']} ({names[row.get('model', '')]})"} if row["method"] in several else row
+        for row in kept
+    ]
+
+
+def _names(models: Collection[str]) -> dict[str, str]:
+    """The last part of each model's path; of paths that end alike the parts that differ, such as a student's run."""
+    names = {model: Path(model).name for model in models}
+    parts = [Path(model).parts for model in models]
+    if len(set(names.values())) < len(names) and len(set(map(len, parts))) == 1:
+        differing = [i for i, part in enumerate(zip(*parts, strict=True)) if len(set(part)) > 1]
+        return {model: "/".join(Path(model).parts[i] for i in differing) for model in models}
+    return names
 
 
 def fullest(rows: Iterable[Row]) -> list[Row]:
@@ -190,11 +208,37 @@ def _pooled(parts: Sequence[Row]) -> dict[str, Any]:
     return row
 
 
+THRESHOLDS = {"low_confidence_dynamic": "dynamic_threshold", "entropy_bounded": "eb_threshold"}
+
+
+def curves(rows: Iterable[Row]) -> list[list[dict[str, Any]]]:
+    """Rows that differ in the threshold of their strategy only, means over seeds, by tokens per forward; each with
+    `aup`, the curve's. Single points are no curve. Accuracies weigh by the best of the data set here.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in over_seeds(rows):
+        key = THRESHOLDS.get(row["strategy"].partition("+")[0])
+        if key in row.get("decode", {}) and row["dataset"] != AVERAGE and "tokens_per_forward" in row:
+            decode = row["decode"] | {key: None}
+            found.setdefault(_identity(row | {"decode": decode}, "model", "seed", "node", "n"), []).append(row)
+    every = [sorted(curve, key=lambda row: row["tokens_per_forward"]) for curve in found.values() if len(curve) > 1]
+    best: dict[str, float] = {}
+    for row in (row for curve in every for row in curve):
+        best[row["dataset"]] = max(100 * row["accuracy"], best.get(row["dataset"], 0.0))
+    for curve in every:
+        points = [(row["tokens_per_forward"], 100 * row["accuracy"]) for row in curve]
+        area = aup(points, best[curve[0]["dataset"]])
+        curve[:] = [row | {"aup": area} for row in curve]
+    return every
+
+
 def for_people(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows that a table shows: means over seeds, then the averages; data set by data set, block by block, the
-    slower settings first, the original before other methods.
+    slower settings first, the original before other methods. Rows of a threshold's curve carry its `aup`.
     """
+    areas = {_identity(row): row["aup"] for curve in curves(rows) for row in curve}
     shown = over_seeds([*rows, *average(rows)])
+    shown = [row | ({"aup": areas[_identity(row)]} if _identity(row) in areas else {}) for row in shown]
     datasets = list(dict.fromkeys(row["dataset"] for row in shown))
 
     def place(row: Row) -> tuple:

@@ -13,10 +13,10 @@ from t3d.common.jsonfiles import atomic_write
 from t3d.common.processes import is_main_process
 from t3d.data.shards import read_shards
 from t3d.data.trajectory import Trajectory
-from t3d.evaluation.protocol import paper_tables, settings
+from t3d.evaluation.protocol import aup_tables, paper_tables, settings
 from t3d.evaluation.report import print_table, write_report
 from t3d.evaluation.results import average, find_results, for_people, tell_apart
-from t3d.evaluation.scoring import costs, counts, strategy, summarise
+from t3d.evaluation.scoring import costs, counts, method, model_label, strategy, summarise
 from t3d.evaluation.settings import EvalConfig
 from t3d.grading import Verdict
 from t3d.rollout.run import Job, decode_all, fitting, node_share, throughput
@@ -88,7 +88,9 @@ def units_of(config: EvalConfig) -> list[Unit]:
     names = dataset_names(data.eval_dataset)
     kinds = {name: data_type_of(name, data.data_type) for name in names}
     problems = {name: load_problems(name, kinds[name], data.limit) for name in names}
-    variants = settings(rollout, data.protocol, data.protocol_blocks) if data.protocol else [rollout]
+    variants = [rollout]
+    if data.protocol:
+        variants = settings(rollout, data.protocol, data.protocol_blocks, data.thresholds)
     seeds = data.seeds or [rollout.seed]
     several = len(names) * len(variants) * len(seeds) > 1
     units = []
@@ -127,9 +129,9 @@ def results_file(config: EvalConfig) -> Path:
         return output.with_name(f"{stem}{node_suffix(config)}.json")
     threshold = strategy_named(rollout.remasking_strategy).threshold
     at = getattr(rollout, threshold) if threshold else ""
-    model, dataset = paths.model_name(data.checkpoint_path), paths.data_name(data.eval_dataset)
+    model, dataset = model_label(data.checkpoint_path), paths.data_name(data.eval_dataset)
     return results_folder(config) / (
-        f"{data.method}-{model}-{dataset}-{strategy(rollout)}{at}"
+        f"{method(data)}-{model}-{dataset}-{strategy(rollout)}{at}"
         f"-b{rollout.block_size}-s{rollout.denoising_steps_per_block}-t{rollout.temperature}-seed{rollout.seed}"
         f"{node_suffix(config)}.json"
     )
@@ -201,7 +203,7 @@ def publish(config: EvalConfig, rows: list[dict]) -> Path:
     tables = []
     if data.protocol:
         rows = beside_others(rows, results_folder(config))
-        tables = paper_tables(rows)
+        tables = [*paper_tables(rows), *aup_tables(rows)]
     shown = for_people(rows)
     print()
     print_table(shown)
@@ -209,7 +211,7 @@ def publish(config: EvalConfig, rows: list[dict]) -> Path:
         print(f"\n{table.plain()}")
     if isolation := next(filter(None, (row.get("isolation") for row in rows)), None):
         print(f"\nprograms isolated by {isolation}")
-    title = f"{paths.model_name(data.checkpoint_path)}, {'protocol ' + data.protocol if data.protocol else 'results'}"
+    title = f"{model_label(data.checkpoint_path)}, {'protocol ' + data.protocol if data.protocol else 'results'}"
     page = write_report(output.with_suffix(".html"), title=title, results=shown, tables=tables)
     print(f"\n{output}\n{page}")
     return output
@@ -221,18 +223,20 @@ def summary_name(config: EvalConfig) -> str:
     setting = data.protocol or f"{strategy(rollout)}-b{rollout.block_size}-s{rollout.denoising_steps_per_block}"
     datasets = "+".join(paths.data_name(name) for name in dataset_names(data.eval_dataset))
     seeds = "+".join(map(str, data.seeds or [rollout.seed]))
-    model = paths.model_name(data.checkpoint_path)
-    return f"{data.method}-{model}-{datasets}-{setting}-t{rollout.temperature}-seed{seeds}{node_suffix(config)}"
+    model = model_label(data.checkpoint_path)
+    return f"{method(data)}-{model}-{datasets}-{setting}-t{rollout.temperature}-seed{seeds}{node_suffix(config)}"
 
 
 def beside_others(rows: list[dict], folder: Path) -> list[dict]:
-    """The rows, and those of other methods in `folder` on the same questions with the same settings and seeds."""
-    keys = ("dataset", "n", "seed", "node", "decode")
+    """The rows, and those of other methods and models in `folder` on the same questions with the same settings and
+    seeds.
+    """
+    keys, own = ("dataset", "n", "seed", "node", "decode"), (rows[0]["method"], rows[0]["model"])
     wanted = [{key: row.get(key) for key in keys} for row in rows]
     others = [
         row
         for row in find_results(folder)
-        if row["method"] != rows[0]["method"] and {key: row.get(key) for key in keys} in wanted
+        if (row["method"], row.get("model")) != own and {key: row.get(key) for key in keys} in wanted
     ]
     return tell_apart([*others, *rows])
 

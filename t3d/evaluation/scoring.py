@@ -7,9 +7,10 @@ from statistics import median
 from t3d.blocks.strategy import strategy_named
 from t3d.common import paths
 from t3d.data.trajectory import Trajectory
-from t3d.evaluation.settings import EvalConfig
+from t3d.evaluation.settings import EvalConfig, EvalEvaluation
 from t3d.evaluation.statistics import pass_at_k, share_interval, wilson_interval
 from t3d.grading import Verdict
+from t3d.models.loading import provenance
 from t3d.rollout.settings import RolloutConfig
 
 
@@ -17,6 +18,17 @@ def strategy(rollout: RolloutConfig) -> str:
     """What tells the ways of decoding apart in tables, charts and file names."""
     energy = f"+energy{rollout.energy_candidates}" if rollout.energy_candidates > 1 else ""
     return rollout.remasking_strategy.replace(":", ".") + ("+verify" if rollout.self_verify else "") + energy
+
+
+def method(data: EvalEvaluation) -> str:
+    """The label of a checkpoint's results."""
+    return data.method or provenance(data.checkpoint_path).get("objective", "original")
+
+
+def model_label(checkpoint: str) -> str:
+    """A model's name in file names; students of one project, who share a folder's name, have their run's before it."""
+    made_by, name = provenance(checkpoint), paths.model_name(checkpoint)
+    return "-".join([made_by["project"], made_by["run"], name]) if {"project", "run"} <= made_by.keys() else name
 
 
 def summarise(
@@ -45,7 +57,7 @@ def summarise(
     latency = [answer.seconds for answer in answers]
     data = config.evaluation
     row = {
-        "method": data.method,
+        "method": method(data),
         "model": data.checkpoint_path,
         "dataset": paths.data_name(data.eval_dataset),
         "block_size": rollout.block_size,

@@ -8,7 +8,7 @@ from t3d.grading import code
 from t3d.rollout.settings import RolloutConfig, SampleConfig, SampleEvaluation, SampleExperiment
 from t3d.tasks import HELP
 
-PROTOCOLS = ("few_step", "full_step", "dynamic", "paper")
+PROTOCOLS = ("few_step", "full_step", "dynamic", "paper", "sweep")
 
 
 @dataclass
@@ -24,7 +24,11 @@ class EvalEvaluation(SampleEvaluation):
         "code: which block of an answer is its program; last = the release's rule",
         choices=code.EXTRACTIONS,
     )
-    method: str = option("original", "the result's label, for example original or t3d")
+    method: str | None = option(
+        None,
+        "the result's label; null = the objective of the training that made the checkpoint (its t3d.json), original "
+        "where none did",
+    )
     output: str | None = option(None, "results file (JSON); null = <project>/results/<method>-<model>-....json")
     seeds: list[int] | None = option(
         None, "evaluate with each of these in place of rollout.seed; null = that one alone", ge=0, le=2**32 - 1
@@ -32,10 +36,12 @@ class EvalEvaluation(SampleEvaluation):
     protocol: str | None = option(
         None,
         "the paper's settings in place of rollout's block_size, denoising_steps_per_block, remasking_strategy and "
-        "dynamic_threshold. few_step: 2 and 4 tokens per step; full_step: 1; dynamic: threshold 0.9; paper: all three",
+        "dynamic_threshold. few_step: 2 and 4 tokens per step; full_step: 1; dynamic: threshold 0.9; paper: all three; "
+        "sweep: dynamic at each of thresholds, for AUP",
         choices=PROTOCOLS,
     )
     protocol_blocks: list[int] = option([4, 8], "block sizes of the protocol; dynamic takes the smallest", ge=1)
+    thresholds: list[float] = option([0.5, 0.6, 0.7, 0.8, 0.9, 0.95], "dynamic_threshold of protocol=sweep", ge=0, le=1)
 
 
 @dataclass
@@ -77,6 +83,8 @@ class EvalConfig(SampleConfig):
             raise fault("evaluation.seeds", data.seeds, "give each seed once, for example evaluation.seeds=[1,2,3]")
         if not 1 <= len(data.protocol_blocks) == len(set(data.protocol_blocks)):
             raise fault("evaluation.protocol_blocks", data.protocol_blocks, "give each block size once, such as [4]")
+        if not 2 <= len(data.thresholds) == len(set(data.thresholds)):
+            raise fault("evaluation.thresholds", data.thresholds, "give at least two, each once, such as [0.5, 0.9]")
         if data.protocol in ("few_step", "paper") and (odd := [size for size in data.protocol_blocks if size % 4]):
             raise fault("evaluation.protocol_blocks", odd[0], "4 tokens per step do not divide it; use a multiple of 4")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 
 from t3d.common.errors import UserError
@@ -93,6 +93,24 @@ def difference_interval(values: Sequence[float]) -> tuple[float, float]:
         return bootstrap_interval(values)
     same, otherwise = values[0], wilson_interval(0, len(values))[1]
     return max(-1.0, same - otherwise * (1 + same)), min(1.0, same + otherwise * (1 - same))
+
+
+def aup(points: Iterable[tuple[float, float]], best: float, alpha: float = 3.0, tolerance: float = 5.0) -> float:
+    """Accuracy under parallelism: the weighted area under accuracy (per cent) against tokens per forward.
+
+    Definition and constants are d3LLM's (arXiv 2601.07568; get_aup of its AUP_leaderboard). In order of tokens per
+    forward rho_1 < rho_2 < ..., of the points whose accuracy y_i is at least y_1 - `tolerance`:
+
+        rho_1 y_1 + sum_{i > 1} (rho_i - rho_{i-1}) (y_i W(y_i) + y_{i-1} W(y_{i-1})) / 2
+        W(y) = min(exp(-alpha (1 - y / best)), 1)
+
+    points: (tokens per forward, accuracy in per cent). best: the highest accuracy of all methods compared.
+    """
+    ordered = sorted(points)
+    kept = [(rho, y) for rho, y in ordered if y >= ordered[0][1] - tolerance]
+    height = [y * min(math.exp(-alpha * (1 - y / best)), 1.0) if best else 0.0 for _, y in kept]
+    steps = ((kept[i][0] - kept[i - 1][0]) * (height[i] + height[i - 1]) / 2 for i in range(1, len(kept)))
+    return kept[0][0] * kept[0][1] + math.fsum(steps)
 
 
 def mcnemar_exact(first_only: int, second_only: int) -> float:

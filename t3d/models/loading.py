@@ -16,10 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.errors import UserError
 from t3d.common.hub import unreachable
-from t3d.common.paths import model_source
+from t3d.common.paths import model_source, resolve
 from t3d.data.prompts import stop_ids
 from t3d.models.block_diffusion import SDARConfig, SDARForCausalLM
 
+PROVENANCE = "t3d.json"  # in an exported folder: the training that made it
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 # What an export does not take over from the source: weights in any format, and indices of their shards.
@@ -216,6 +217,7 @@ def export_model(
     *,
     state_dict: dict[str, Tensor] | None = None,
     block_size: int | None = None,
+    made_by: dict[str, Any] | None = None,
 ) -> Path:
     """Write a trained model as a Hugging Face folder that loads wherever its teacher did. One process calls it.
 
@@ -227,6 +229,7 @@ def export_model(
         source: the teacher: a folder, or a hub id (non-weight files that are not in the local cache are downloaded).
         state_dict: weights gathered from shards; None = the model's own.
         block_size: the block that the student was trained at; None = as in the teacher's config.
+        made_by: the training, for ``provenance``.
 
     Raises:
         UserError: ``folder`` is the teacher's own.
@@ -251,12 +254,25 @@ def export_model(
     if block_size is not None and config.get("block_size") != block_size:
         text = json.dumps(config | {"block_size": block_size}, indent=2, ensure_ascii=False)
         (fresh / "config.json").write_text(text + "\n")
+    (fresh / PROVENANCE).unlink(missing_ok=True)  # the teacher's own
+    if made_by is not None:
+        (fresh / PROVENANCE).write_text(json.dumps(made_by, indent=2, ensure_ascii=False) + "\n")
 
     if folder.exists():
         folder.rename(stale)
     fresh.rename(folder)
     shutil.rmtree(stale, ignore_errors=True)
     return folder
+
+
+def provenance(source: str | Path) -> dict[str, Any]:
+    """The training that made a model folder: objective, project, run, step and teacher. Empty where no run made it."""
+    file = resolve(source) / PROVENANCE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{file}: not readable as JSON ({error}); delete it, or export the model again") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _source_folder(source: str) -> Path:

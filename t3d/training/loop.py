@@ -475,9 +475,23 @@ class Trainer:
         if main:
             if self.config.training.lora.rank:
                 state_dict = adapters.merged(student, state_dict)
-            block_size = self.config.training.block_size
+            training = self.config.training
+            made_by = {
+                "objective": training.objective.rpartition(":")[2],
+                "project": self.config.experiment.project,
+                "run": folder.parents[1].name,
+                "step": self.step,
+                "teacher": self.config.model.pretrained_model,
+            }
             with checkpoint.writing(f"the model folder {folder}", folder.with_name(f".tmp-{folder.name}")):
-                export_model(student, self.source, folder, state_dict=state_dict, block_size=block_size)
+                export_model(
+                    student,
+                    self.source,
+                    folder,
+                    state_dict=state_dict,
+                    block_size=training.block_size,
+                    made_by=made_by,
+                )
         self.accelerator.wait_for_everyone()
 
 

@@ -143,7 +143,7 @@ def slow_blocks(sample: dict, size: int) -> list[int]:
     return [b for b in range((prompt + sample["length"]) // size) if b * size >= prompt]
 
 
-def test_risk_and_entropy_equal_plain_forwards():
+def test_cross_entropy_and_entropy_equal_plain_forwards():
     """Block by block, after each number of visible tokens, by a forward over [earlier blocks | x_t of the block]."""
     model, size, forbidden = tiny_model(), 4, torch.tensor([MASK, 1])
     groups = [whole_blocks(SAMPLES[:2], size, MASK, PAD), whole_blocks(SAMPLES[2:], size, MASK, PAD)]
@@ -170,13 +170,67 @@ def test_risk_and_entropy_equal_plain_forwards():
                 entropies.append(torch.stack([entropy(p[r]).mean() for r in rows]).mean())
                 risks.append(torch.stack([-p[r, x].mean() for r, x in zip(rows, truth, strict=True)]).mean())
         assert row["visible"] == visible
-        assert row["risk"] == pytest.approx(float(torch.stack(risks).mean()), rel=1e-4)
+        assert row["cross_entropy"] == pytest.approx(float(torch.stack(risks).mean()), rel=1e-4)
         assert row["entropy"] == pytest.approx(float(torch.stack(entropies).mean()), rel=1e-4)
-        assert row["risk_error"] == pytest.approx(float(torch.stack(risks).std()) / len(risks) ** 0.5, rel=1e-3)
+        assert row["cross_entropy_error"] == pytest.approx(
+            float(torch.stack(risks).std()) / len(risks) ** 0.5, rel=1e-3
+        )
     assert [(row["tokens_per_step"], row["visible"]) for row in found["steps"]] == [(2, 0), (2, 2), (4, 0)]
     at_2 = sum(row["correlation"] for row in found["steps"][:2])
     assert found["per_block"][0]["correlation"] == pytest.approx(at_2)
     assert 0 < at_2 < found["per_block"][1]["correlation"]  # four at once lose more than two and two
+
+
+def chain_by_enumeration(predict, ids, place, letters) -> list[tuple[float, tuple]]:
+    """(probability, letters) of every filling of ``place``, (n,), by one-by-one decoding."""
+    every = [(1.0, ())]
+    for k in range(len(place)):
+        longer = []
+        for mass, x in every:
+            state = ids.clone()
+            state.view(-1)[place[:k]] = torch.tensor(x, dtype=ids.dtype)
+            p = predict(state, place[None, k : k + 1])[0, 0].exp()
+            longer += [(mass * float(p[letter]), (*x, letter)) for letter in letters]
+        every = longer
+    return every
+
+
+def lost(predict, ids, place, letters, marginal) -> float:
+    """KL of a product of marginals (n, vocab) from the chain, over all fillings."""
+    chain = chain_by_enumeration(predict, ids, place, letters)
+    assert sum(mass for mass, _ in chain) == pytest.approx(1, abs=1e-4)
+    return sum(m * (math.log(m) - sum(float(marginal[k, a]) for k, a in enumerate(x))) for m, x in chain)
+
+
+def test_pair_and_risk_equal_enumeration():
+    """TC(x_0 | x_t) + TC(x_t | x_T) at every t, and KL(p_phi(x_0 | x_t) || prod p_theta), over all fillings of a block
+    of three tokens with four letters; phi and theta are two networks.
+    """
+    student, teacher, size = tiny_model(), tiny_model(seed=5), 3
+    letters = [2, 3, 5, 7]
+    forbidden = torch.tensor([i for i in range(student.config.vocab_size) if i not in letters])
+    sample = trajectory(3, 3, size=3)
+    blocks = whole_blocks([sample], size, MASK, PAD)
+    groups = [whole_blocks([sample | {"id": f"copy/{i}"} for i in range(1500)], size, MASK, PAD)]  # one draw each
+    found = measure(student, forbidden, groups, [1, 3], draws=1, seed=0, teacher=teacher)
+    assert found["blocks"] == 1500
+    theta, phi = predictor(student, blocks.batch, forbidden), predictor(teacher, blocks.batch, forbidden)
+    pairs = []
+    with torch.inference_mode():
+        for visible, row in enumerate(found["states"]):
+            state, rest, shown = blocks.state(visible), blocks.place[0, visible:], blocks.place[0, :visible]
+            p = theta(state, rest[None])[0]
+            future = lost(theta, state, rest, letters, p)
+            past = lost(theta, blocks.ids, shown, letters, theta(blocks.ids, shown[None])[0]) if visible else 0.0
+            assert row["rest"] == pytest.approx(future, rel=0.1, abs=1e-4)
+            assert row["shown"] == pytest.approx(past, rel=0.1, abs=1e-4)
+            assert row["pair"] == pytest.approx(row["rest"] + row["shown"], rel=1e-4, abs=1e-6)
+            assert row["risk"] == pytest.approx(lost(phi, state, rest, letters, p), rel=0.1)
+            pairs.append(row["pair"])
+    assert found["pair"] == pytest.approx(sum(pairs) / size, rel=1e-4) and found["pair"] > 0.01
+    assert found["states"][0]["rest"] == pytest.approx(found["per_block"][1]["correlation"], rel=1e-4), "all at once"
+    own = measure(student, forbidden, [blocks], [3], draws=2, seed=0)["states"]
+    assert all(row["risk"] == row["rest"] for row in own), "the teacher's own risk is its correlation"
 
 
 def command(story_teacher, story_trajectories, tmp_path, *more: str) -> AnalysisConfig:
@@ -191,7 +245,7 @@ def test_the_command_writes_figures_and_a_plot(story_teacher, story_trajectories
     assert found["teacher"]["per_block"] == found["student"]["per_block"]  # the same draws
     assert output.with_suffix(".svg").read_text().count("<svg") == 1
     printed = capsys.readouterr().out
-    assert "teacher  correlation at 4 tokens per step: " in printed and "student  risk " in printed
+    assert "teacher  correlation at 4 tokens per step: " in printed and "student  TC(x_0|x_t) + TC(x_t|x_T) " in printed
     batches = analyse(command(story_teacher, story_trajectories, tmp_path, "batch_size=1"))
     alone = json.loads(batches.read_text())["teacher"]
     for table in ("states", "steps", "per_block"):

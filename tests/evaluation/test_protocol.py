@@ -1,6 +1,14 @@
 """The paper's settings and its tables."""
 
-from t3d.evaluation.protocol import paper_tables, settings
+import math
+
+import pytest
+
+from t3d.common.errors import UserError
+from t3d.common.options import load
+from t3d.evaluation.protocol import aup_tables, paper_tables, settings
+from t3d.evaluation.results import for_people
+from t3d.evaluation.settings import EvalConfig
 from t3d.rollout.settings import RolloutConfig
 from tests.evaluation.test_results import row
 
@@ -47,6 +55,39 @@ def test_tables_of_the_paper():
     assert line["Latency, s"] == "0.41" and line["In flight, s"] == "30.00" and line["Tokens/s"] == "123"
     assert (line["Steps"], line["Length"], line["Tokens/step"], line["Accuracy, %"]) == ("20.0", "50.0", "2.50", "50.0")
     assert paper_tables([]) == []
+
+
+def sweep(method, points, **more):
+    """Rows of dynamic decoding at several thresholds."""
+    return [
+        row(accuracy, method=method, strategy="low_confidence_dynamic", tokens_per_forward=speed,
+            tokens_per_step=speed, decode={"dynamic_threshold": threshold}, **more)
+        for threshold, speed, accuracy in points
+    ]  # fmt: skip
+
+
+def test_a_sweep_is_one_setting_for_each_threshold():
+    chosen = settings(RolloutConfig(), "sweep", [4, 8], [0.5, 0.9])
+    found = [(s.block_size, s.denoising_steps_per_block, s.remasking_strategy, s.dynamic_threshold) for s in chosen]
+    assert found == [(b, b, "low_confidence_dynamic", t) for b in (4, 8) for t in (0.5, 0.9)]
+    with pytest.raises(UserError) as failed:
+        load(EvalConfig, ["evaluation.thresholds=[0.9]"])
+    assert failed.value.key == "evaluation.thresholds"
+
+
+def test_aup_of_every_method_over_its_sweep():
+    slow, fast = [(0.9, 1.0, 0.8), (0.5, 2.0, 0.76)], [(0.9, 2.0, 0.8), (0.5, 3.0, 0.8)]
+    rows = [r for seed in (1, 2) for r in sweep("original", slow, seed=seed)] + sweep("t3d", fast)
+    rows += [row(0.9, strategy="low_confidence_dynamic", dataset="Other", decode={"dynamic_threshold": 0.9})]
+    (table,) = aup_tables(rows)
+    weighted = 76 * math.exp(-3 * (1 - 76 / 80))
+    assert table.columns == ["Block", "Method", "Strategy", "Sums"]
+    assert table.cells == [
+        ["4", "Original", "dynamic", f"{80 + (80 + weighted) / 2:.1f}"],
+        ["4", "T3D", "dynamic", f"{2 * 80 + 80:.1f}"],
+    ]
+    assert [r.get("aup") for r in for_people(sweep("t3d", fast))] == [240.0, 240.0], "for the CSV"
+    assert aup_tables(rows[:1]) == [] and aup_tables([row(0.5)]) == []
 
 
 def test_an_energy_is_a_method_at_fixed_tokens_per_step():

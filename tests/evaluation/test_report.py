@@ -204,6 +204,25 @@ def test_seeds_in_several_folders_become_one_table(tmp_path, capsys, monkeypatch
     assert "Table 1: few-step" in page and "60.0 ± 10.0 %" in page and page.count("<svg") == 2, "no plot of averages"
 
 
+def test_a_sweep_has_its_plot_table_and_numbers(tmp_path, capsys, monkeypatch):
+    sweep = [
+        row(f"m{i}", 1.0 + speed, 0.9 - speed / 50, strategy="low_confidence_dynamic", seed=1,
+            tokens_per_forward=1.0 + speed + i, decode={"dynamic_threshold": threshold})
+        for i in range(12) for speed, threshold in ((0.0, 0.9), (1.0, 0.5))
+    ]  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps(sweep))
+    files = (tmp_path / "t.csv", tmp_path / "t.html")
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path), "--csv", str(files[0]), "--html", str(files[1])])
+    main()
+    assert "**AUP: accuracy under parallelism" in capsys.readouterr().out
+    with open(files[0], newline="") as file:
+        assert all(float(line["aup"]) > 90 for line in csv.DictReader(file))
+    page = files[1].read_text()
+    Page(page)
+    assert "Sums: accuracy under parallelism" in page and page.count("<svg") == 2
+    assert all(re.search(rf">m{i}, AUP [\d.]+<", page) for i in range(12)), "any number of models"
+
+
 def test_a_comparison_is_said_in_words(tmp_path, capsys, monkeypatch):
     for name, right in (("a", (True, False, False)), ("b", (True, True, True))):
         lines = [{"id": f"S/{i}/0", "question": str(i), "correct": correct} for i, correct in enumerate(right)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from t3d.evaluation.run import dataset_names, evaluate, results_file, units_of
 from t3d.evaluation.settings import EvalConfig
 from t3d.grading import math as math_grading
 from t3d.grading import sandbox
+from t3d.models.loading import export_model, load_model, provenance
 from t3d.rollout import run as rollout
 from t3d.rollout.settings import SampleConfig
 from t3d.tasks import TASKS, prompt_ids
@@ -439,7 +441,7 @@ def test_several_processes_share_every_unit(config, tmp_path):
         assert [len(path.read_text().splitlines()) for path in shard_files(folder)] == [3, 2]
 
 
-def test_a_protocol_sets_other_methods_beside_it(config, capsys):
+def test_a_protocol_sets_other_methods_beside_it(config, some_right, capsys):
     protocol = ("evaluation.protocol=full_step", "evaluation.limit=2", "evaluation.protocol_blocks=[4,8]")
     evaluate(config(*protocol))
     capsys.readouterr()
@@ -453,6 +455,33 @@ def test_a_protocol_sets_other_methods_beside_it(config, capsys):
         ["8", "1", "T3D"],
     ]
     assert table[4].split()[-1] == table[6].split()[-1] == "+0.0"
+
+
+def test_a_sweep_by_one_command(config, some_right, capsys):
+    more = ("evaluation.protocol=sweep", "evaluation.protocol_blocks=[4]", "evaluation.thresholds=[0.2,0.9]")
+    rows = json.loads(evaluate(config(*more, "evaluation.limit=4")).read_text())
+    assert [row["decode"]["dynamic_threshold"] for row in rows] == [0.2, 0.9]
+    assert "AUP: accuracy under parallelism" in capsys.readouterr().out
+
+
+def test_students_are_labelled_by_their_training_and_stand_side_by_side(config, story_teacher, tmp_path, capsys):
+    """Two runs of one project, whose folders have one name; the teacher, which no run made, stays the original."""
+    protocol = ("evaluation.protocol=full_step", "evaluation.limit=2", "evaluation.protocol_blocks=[4,8]")
+    model = load_model(str(story_teacher))
+    evaluate(config(*protocol))
+    for run, objective in (("first", "t3d"), ("second", "t3d"), ("third", "sft")):
+        made_by = {"objective": objective, "project": "p", "run": run, "step": 1, "teacher": "x"}
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.01)
+        folder = export_model(model, str(story_teacher), tmp_path / run / "ckpt" / "optimized", made_by=made_by)
+        output = evaluate(config(*protocol, f"evaluation.checkpoint_path={folder}"))
+        assert output.name.startswith(f"{objective}-p-{run}-optimized-")
+    table = capsys.readouterr().out.rpartition("Table 2")[2]
+    assert re.findall(r"^ *4 +1 +(\S+(?: \(\S+\))?)", table, re.MULTILINE) == [
+        "Original", "sft", "t3d (first)", "t3d (second)"
+    ]  # fmt: skip
+    assert provenance(story_teacher) == {} and provenance(folder)["run"] == "third"
+    assert "t3d.json" not in {path.name for path in export_model(model, str(folder), tmp_path / "again").iterdir()}
 
 
 def test_an_output_of_ones_own_holds_all_units(config, tmp_path):

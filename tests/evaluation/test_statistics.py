@@ -1,7 +1,10 @@
+import math
+
 import pytest
 
 from t3d.common.errors import UserError
 from t3d.evaluation.statistics import (
+    aup,
     bootstrap_interval,
     difference_interval,
     mcnemar_exact,
@@ -82,6 +85,16 @@ def test_equal_answers_do_not_prove_equal_models():
     assert low == pytest.approx(1 - 2 * 0.27753, abs=1e-4) and high == 1.0
     values = [0.0] * 9 + [1.0]
     assert difference_interval(values) == bootstrap_interval(values)
+
+
+def test_aup_is_a_weighted_area():
+    """Points out of order; the third falls by more than 5 points and does not count; the best of all methods is 90."""
+    points = [(2.0, 78.0), (1.0, 80.0), (3.0, 74.0), (4.0, 76.0)]
+    at = {y: y * math.exp(-3 * (1 - y / 90)) for y in (80.0, 78.0, 76.0)}
+    expected = 80 + (at[80.0] + at[78.0]) / 2 + 2 * (at[78.0] + at[76.0]) / 2
+    assert aup(points, best=90.0) == pytest.approx(expected)
+    assert aup([(1.0, 50.0), (3.0, 50.0)], best=50.0) == pytest.approx(150.0), "no loss at all: tokens x accuracy"
+    assert aup([(1.5, 0.0), (2.0, 0.0)], best=0.0) == 0.0
 
 
 def test_mcnemar_against_hand_computed_values():

@@ -113,8 +113,11 @@ def test_what_a_step_loses(tmp_path):
     """The teacher once a block size, each student beside it; risk and entropy are means over the states."""
 
     def model(loss: float) -> dict:
-        states = [{"visible": 0, "risk": 0.4, "entropy": 0.5}, {"visible": 1, "risk": 0.2, "entropy": 0.1}]
-        states = [state | {"risk_error": 0.01, "entropy_error": 0.01} for state in states]
+        states = [
+            {"visible": 0, "cross_entropy": 0.4, "entropy": 0.5},
+            {"visible": 1, "cross_entropy": 0.2, "entropy": 0.1},
+        ]
+        states = [state | {"cross_entropy_error": 0.01, "entropy_error": 0.01} for state in states]
         per_block = [{"tokens_per_step": n, "correlation": loss * n, "correlation_error": 0.01} for n in (2, 4)]
         return {"block_size": 4, "per_block": per_block, "states": states}
 

@@ -51,7 +51,7 @@ def test_ablation_rows_from_the_top(ax):
 def test_loss_panels():
     """Each panel has a line a model, with its standard errors."""
     rows = [{"tokens_per_step": n, "correlation": 0.1 * n, "correlation_error": 0.01} for n in (4, 2)]
-    states = [{"visible": 0, "risk": 0.4, "risk_error": 0.02, "entropy": 0.5, "entropy_error": 0.03}]
+    states = [{"visible": 0, "cross_entropy": 0.4, "cross_entropy_error": 0.02, "entropy": 0.5, "entropy_error": 0.03}]
     axes = Figure().subplots(1, 3)
     models = {name: {"per_block": rows, "states": states} for name in ("original", "t3d")}
     loss_plot(*axes, models=models, styles=plots.looks(NAMES))

@@ -86,7 +86,7 @@ def test_figures_of_another_budget_are_told(in_folder, monkeypatch):
         with pytest.raises(UserError, match=f"{told}: .*json was made with .*, this asks for {more}; ask for that"):
             in_folder(*line, f"--{key}", more)
     assert in_folder("--methods", "original", "--seeds", "1", "--steps", "300") == []
-    monkeypatch.setitem(tables.METHODS, "t3d", tables.Method(tables.T3D, ("training.alpha=9",)))
+    monkeypatch.setitem(tables.METHODS, "t3d", tables.METHODS["t3d"]._replace(training=("training.alpha=9",)))
     with pytest.raises(UserError, match="training: .*t3d-block4-seed1.json was made with"):
         in_folder(*line)
 

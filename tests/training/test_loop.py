@@ -498,7 +498,11 @@ def test_the_export_is_the_teachers_folder_with_other_weights(run, story_teacher
     folder = run("export", "experiment.save_every_steps=3")
     assert sorted(path.name for path in (folder / "ckpt").iterdir()) == ["optimized", "optimized-0-3"]
     student = folder / "ckpt" / "optimized"
-    assert {path.name for path in student.iterdir()} == {path.name for path in story_teacher.iterdir()}
+    names = {path.name for path in student.iterdir()}
+    assert names == {"t3d.json", *(path.name for path in story_teacher.iterdir())}
+    made_by = json.loads((student / "t3d.json").read_text())
+    assert (made_by["objective"], made_by["run"], made_by["step"]) == ("t3d", folder.name, 6)
+    assert made_by["teacher"] == str(story_teacher)
     for path in story_teacher.iterdir():
         if path.suffix != ".safetensors":
             assert (student / path.name).read_bytes() == path.read_bytes(), path.name
