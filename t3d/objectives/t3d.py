@@ -10,7 +10,6 @@ For the paper's ablation each part can be left out or exchanged: L = w L_DDO + v
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from t3d.objectives.naive_td import trajectory_loss
 from t3d.objectives.path import level_path_loss, path_loss
 from t3d.objectives.states import TrajectoryStates
 from t3d.states.base import Batch
-from t3d.states.groups import block_groups, group_mean
+from t3d.states.groups import block_groups, group_mean, group_sum
 from t3d.states.trajectory import TrajectoryNoise
 
 
@@ -34,7 +33,13 @@ class T3DSettings(ReferenceSettings, TrajectoryStates):
     beta: float = option(0.1, "DDO: scale of the log-probability ratio", gt=0)
     ddo_weight: float = option(1.0, "t3d: weight of DDO; 0 = off, and no reference model is held", ge=0)
     ddo_level: str = option(
-        "sequence", "log-probabilities are means per sequence or block", choices=("sequence", "block")
+        "sequence", "log-probabilities are taken per sequence or block", choices=("sequence", "block")
+    )
+    ddo_reduce: str = option(
+        "mean",
+        "DDO: a log-probability is the mean over its masked tokens (the release), or their sum (the paper); the sum "
+        "is larger by their number, so that a smaller beta fits",
+        choices=("mean", "sum"),
     )
     forward_kl_weight: float = option(
         0.0, "t3d: weight of the cross-entropy on trajectories, in place of DDO or beside it", ge=0
@@ -116,9 +121,8 @@ class T3D(Objective):
         """DDO's two terms, and what is logged beside them."""
         masked = batch.masked_index
         mine, theirs = log_probs[masked], reference_log_probs[masked]
-        of_sequence = partial(group_mean, group=batch.sequence[masked], groups=batch.sequences)
-        log_p = torch.stack([of_sequence(mine[:, k]) for k in (0, 1)], -1)  # (sequences, 2)
-        log_ref = torch.stack([of_sequence(theirs[:, k]) for k in (0, 1)], -1)
+        sequence = batch.sequence[masked]
+        log_p, log_ref = (self._reduce(part, sequence, batch.sequences) for part in (mine, theirs))
         if self.settings.ddo_level == "block":
             real, fake = self._block_terms(mine, theirs, batch)
         else:
@@ -134,6 +138,11 @@ class T3D(Objective):
         }
         return {"ddo_real": real, "ddo_fake": fake}, metrics
 
+    def _reduce(self, log_probs: Tensor, group: Tensor, groups: int) -> Tensor:
+        """(groups, 2) log p of x_0 and y from (M, 2) of their tokens."""
+        reduce = group_sum if self.settings.ddo_reduce == "sum" else group_mean
+        return torch.stack([reduce(log_probs[:, k], group, groups) for k in (0, 1)], -1)
+
     def _path(self, log_prob: Tensor, batch: Batch) -> Tensor:
         block_size, masked = self.noise.block_size, batch.masked_index
         if self.settings.path_loss == "rank":
@@ -144,7 +153,6 @@ class T3D(Objective):
     def _block_terms(self, mine: Tensor, theirs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """DDO with a log p per block, averaged over the blocks of each sequence."""
         sequence, group = block_groups(batch.sequence[batch.masked_index], batch.block[batch.masked_index])
-        log_p = torch.stack([group_mean(mine[:, k], group, len(sequence)) for k in (0, 1)], -1)
-        log_ref = torch.stack([group_mean(theirs[:, k], group, len(sequence)) for k in (0, 1)], -1)
+        log_p, log_ref = (self._reduce(part, group, len(sequence)) for part in (mine, theirs))
         terms = ddo_terms(log_p, log_ref, self.settings.alpha, self.settings.beta)
         return tuple(group_mean(term, sequence, batch.sequences) for term in terms)

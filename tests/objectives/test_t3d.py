@@ -19,6 +19,8 @@ VARIANTS = {
     "per block": {"ddo_level": "block"},
     "levels": {"path_loss": "levels", "path_k_steps": 3},
     "levels per block": {"path_loss": "levels", "path_k_steps": 2, "ddo_level": "block"},
+    "sum": {"ddo_reduce": "sum", "beta": 0.1},
+    "sum per block": {"ddo_reduce": "sum", "ddo_level": "block"},
     "forward KL beside DDO": {"ddo_weight": 0.4, "forward_kl_weight": 0.3},
 }
 
@@ -73,8 +75,9 @@ def slow_loss(student, reference, sample, state, t3d: T3D) -> tuple[torch.Tensor
         blocks.setdefault(p // size, []).append((mine[at, x0[p]], theirs[at, x0[p]], mine[at, y], theirs[at, y], path))
     tokens = [token for block in blocks.values() for token in block]
     real, fake = [], []
+    reduce = sum if settings.ddo_reduce == "sum" else mean
     for group in blocks.values() if settings.ddo_level == "block" else [tokens]:
-        s_real, r_real, s_fake, r_fake = (mean([token[i] for token in group]) for i in range(4))
+        s_real, r_real, s_fake, r_fake = (reduce([token[i] for token in group]) for i in range(4))
         real.append(-log_sigma(settings.beta * (s_real - r_real)))
         fake.append(-settings.alpha * log_sigma(-settings.beta * (s_fake - r_fake)))
     path = mean([token[4] for token in tokens])
@@ -91,7 +94,7 @@ def slow_loss(student, reference, sample, state, t3d: T3D) -> tuple[torch.Tensor
         + settings.forward_kl_weight * forward_kl
         + settings.lambda_path * path
     )
-    s_real, r_real, s_fake, r_fake = (mean([token[i].item() for token in tokens]) for i in range(4))
+    s_real, r_real, s_fake, r_fake = (reduce([token[i].item() for token in tokens]) for i in range(4))
     return loss, {
         "ddo": (mean(real) + mean(fake)).item(),
         "ddo_real": mean(real).item(),
