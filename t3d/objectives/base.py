@@ -117,6 +117,11 @@ class Objective(ABC):
         """How its frozen reference is kept; None where no reference takes part."""
         return None
 
+    @property
+    def copies(self) -> int:
+        """Most noisy copies of a sequence in the training layout (for the cost model)."""
+        return 1
+
     def warning(self, sample: dict) -> str | None:
         """What a user should know about training data whose first sample this is."""
         return None

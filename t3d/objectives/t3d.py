@@ -49,11 +49,19 @@ class T3DSettings(ReferenceSettings, TrajectoryStates):
         "rank", "weights by decode rank, or a mean over levels of k tokens (the release)", choices=("rank", "levels")
     )
     path_k_steps: int = option(4, "path_loss levels: tokens per level", ge=1)
+    path_states: str = option(
+        "shared",
+        "states of the path term: DDO's one x_t, or each token's own (the paper): the state just before it was "
+        "decoded; own costs a noisy copy for every step of a block",
+        choices=("shared", "own"),
+    )
 
     def check(self, training) -> None:
         super().check(training)
         if not any((self.ddo_weight, self.forward_kl_weight, self.lambda_path)):
             raise fault("training.ddo_weight", 0.0, "every term is off; give it, forward_kl_weight or lambda_path")
+        if self.path_states == "own" and self.path_loss == "levels":
+            raise fault("training.path_states", "own", "levels look at all tokens in one state; set path_loss=rank")
 
 
 @register("t3d", "DDO + path on trajectories")
@@ -80,8 +88,13 @@ class T3D(Objective):
 
     @classmethod
     def build(cls, settings: T3DSettings, context: Context) -> "T3D":
-        noise = settings.noise(context, every_target=settings.path_loss == "levels")
+        own = settings.path_states == "own"
+        noise = settings.noise(context, every_target=settings.path_loss == "levels", own_states=own)
         return cls(noise, torch.as_tensor(context.ids.forbidden_ids), settings, context.head_chunk)
+
+    @property
+    def copies(self) -> int:  # one more for each step of a block
+        return 1 + self.noise.block_size if self.settings.path_states == "own" else 1
 
     @property
     def reference(self) -> ReferenceSettings | None:
@@ -144,9 +157,10 @@ class T3D(Objective):
         return torch.stack([reduce(log_probs[:, k], group, groups) for k in (0, 1)], -1)
 
     def _path(self, log_prob: Tensor, batch: Batch) -> Tensor:
-        block_size, masked = self.noise.block_size, batch.masked_index
+        block_size = self.noise.block_size
         if self.settings.path_loss == "rank":
-            return path_loss(log_prob[masked], batch.rank[masked], block_size, batch.sequence[masked], batch.sequences)
+            at = batch.own_index if self.settings.path_states == "own" else batch.masked_index
+            return path_loss(log_prob[at], batch.rank[at], block_size, batch.sequence[at], batch.sequences)
         k = self.settings.path_k_steps
         return level_path_loss(log_prob, batch.rank, block_size, k, batch.sequence, batch.sequences)
 

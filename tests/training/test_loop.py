@@ -407,6 +407,7 @@ def test_the_releases_preset_runs(run, story_teacher):
     [
         ("training.mask_strategy=random",),
         ("training.reference_temp=1.0",),
+        ("training.path_states=own", "training.ddo_reduce=sum", "training.tokens_per_batch=400"),
         ("training.block_size=8",),
         ("training.post_num=null", "training.mask_ratios=[1.0]"),
         ("model.attn_implementation=eager", "training.head_chunk=3"),
