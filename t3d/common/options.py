@@ -214,10 +214,10 @@ def _layers(argv: Sequence[str], default: str | None) -> list[tuple[dict[Any, An
 
 def _composed(schema: type[Config], layers: list[tuple[dict[Any, Any], str]]) -> type[Config]:
     """The schema for these values: its own ``composed``, where it has one."""
-    if not hasattr(schema, "composed"):
+    if not (composed := getattr(schema, "composed", None)):
         return schema
     known = _items(schema())
-    return schema.composed({key: value for values, _ in layers for key, value in _flatten(values, known)})
+    return composed({key: value for values, _ in layers for key, value in _flatten(values, known)})
 
 
 def _check_released(key: str, value: Any, released: Released, config: Any) -> None:
