@@ -87,6 +87,8 @@ class Objective(ABC):
         data: "trajectories" of a teacher, or "examples": questions with given answers.
         noise: draws a training state of a sample. A state without targets teaches nothing: the trainer skips it and
             counts it.
+        counts_empty: a state without targets counts in the mean over sequences, as a loss of 0: an estimator may be
+            unbiased over all that was drawn only.
         forwards: forward passes of the student before one backward pass (for the cost model).
         head_tables: tables of (a chunk's rows x vocabulary, fp32) that its head holds in the backward pass (likewise).
     """
@@ -97,6 +99,7 @@ class Objective(ABC):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     data: ClassVar[str] = "trajectories"
     noise: Callable[[dict, torch.Generator], State]
+    counts_empty: bool = False
     forwards: int = 1
     head_tables: int = 1
 
@@ -113,6 +116,11 @@ class Objective(ABC):
     def reference(self) -> ReferenceSettings | None:
         """How its frozen reference is kept; None where no reference takes part."""
         return None
+
+    @property
+    def copies(self) -> int:
+        """Most noisy copies of a sequence in the training layout (for the cost model)."""
+        return 1
 
     def warning(self, sample: dict) -> str | None:
         """What a user should know about training data whose first sample this is."""

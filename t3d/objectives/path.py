@@ -2,7 +2,9 @@
 
     L_path = -mean_{i in M} w_i log p_theta(x_0^i | x_t),    w_i = (B - r_i + 1) / B
 
-r_i is the rank of token i in its block's decode order, 1..B. Source: T3D (arXiv 2602.12262, section 4).
+r_i is the rank of token i in its block's decode order, 1..B. The paper's slides give every token of the answer a state
+of its own, x_t^(i), just before token i was decoded; the release and our default take one x_t for all.
+Source: T3D (arXiv 2602.12262, section 4).
 """
 
 import torch

@@ -35,6 +35,7 @@ class ReDi(Objective):
     noise: RectifiedNoise
     chunk: int = 1024
     Settings = ReDiSettings
+    counts_empty = True
 
     @classmethod
     def build(cls, settings: ReDiSettings, context: Context) -> "ReDi":

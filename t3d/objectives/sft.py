@@ -24,6 +24,7 @@ class SFT(Objective):
     chunk: int = 1024
     Settings = MaskTimes
     data = "examples"
+    counts_empty = True
 
     @classmethod
     def build(cls, settings: MaskTimes, context: Context) -> "SFT":

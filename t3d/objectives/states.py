@@ -67,8 +67,8 @@ class TrajectoryStates(AnswerEnd, TeacherTargets):
                 "the decoder counts blocks from position 0; set training.block_grid=absolute",
             )
 
-    def noise(self, context: Context, every_target: bool = False) -> TrajectoryNoise:
-        """``every_target``: the loss looks at every token of the response, masked or not."""
+    def noise(self, context: Context, every_target: bool = False, own_states: bool = False) -> TrajectoryNoise:
+        """``every_target``, ``own_states``: as of TrajectoryNoise."""
         return TrajectoryNoise(
             context.block_size,
             context.ids.mask_id,
@@ -81,6 +81,7 @@ class TrajectoryStates(AnswerEnd, TeacherTargets):
             random_trace=self.mask_strategy == "random",
             from_response=self.block_grid == "response",
             every_target=every_target,
+            own_states=own_states,
             stop_ids=context.ids.stop_ids,
         )
 

@@ -10,7 +10,6 @@ For the paper's ablation each part can be left out or exchanged: L = w L_DDO + v
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from t3d.objectives.naive_td import trajectory_loss
 from t3d.objectives.path import level_path_loss, path_loss
 from t3d.objectives.states import TrajectoryStates
 from t3d.states.base import Batch
-from t3d.states.groups import block_groups, group_mean
+from t3d.states.groups import block_groups, group_mean, group_sum
 from t3d.states.trajectory import TrajectoryNoise
 
 
@@ -34,7 +33,13 @@ class T3DSettings(ReferenceSettings, TrajectoryStates):
     beta: float = option(0.1, "DDO: scale of the log-probability ratio", gt=0)
     ddo_weight: float = option(1.0, "t3d: weight of DDO; 0 = off, and no reference model is held", ge=0)
     ddo_level: str = option(
-        "sequence", "log-probabilities are means per sequence or block", choices=("sequence", "block")
+        "sequence", "log-probabilities are taken per sequence or block", choices=("sequence", "block")
+    )
+    ddo_reduce: str = option(
+        "mean",
+        "DDO: a log-probability is the mean over its masked tokens (the release), or their sum (the paper); the sum "
+        "is larger by their number, so that a smaller beta fits",
+        choices=("mean", "sum"),
     )
     forward_kl_weight: float = option(
         0.0, "t3d: weight of the cross-entropy on trajectories, in place of DDO or beside it", ge=0
@@ -44,11 +49,19 @@ class T3DSettings(ReferenceSettings, TrajectoryStates):
         "rank", "weights by decode rank, or a mean over levels of k tokens (the release)", choices=("rank", "levels")
     )
     path_k_steps: int = option(4, "path_loss levels: tokens per level", ge=1)
+    path_states: str = option(
+        "shared",
+        "states of the path term: DDO's one x_t, or each token's own (the paper): the state just before it was "
+        "decoded; own costs a noisy copy for every step of a block",
+        choices=("shared", "own"),
+    )
 
     def check(self, training) -> None:
         super().check(training)
         if not any((self.ddo_weight, self.forward_kl_weight, self.lambda_path)):
             raise fault("training.ddo_weight", 0.0, "every term is off; give it, forward_kl_weight or lambda_path")
+        if self.path_states == "own" and self.path_loss == "levels":
+            raise fault("training.path_states", "own", "levels look at all tokens in one state; set path_loss=rank")
 
 
 @register("t3d", "DDO + path on trajectories")
@@ -75,8 +88,13 @@ class T3D(Objective):
 
     @classmethod
     def build(cls, settings: T3DSettings, context: Context) -> "T3D":
-        noise = settings.noise(context, every_target=settings.path_loss == "levels")
+        own = settings.path_states == "own"
+        noise = settings.noise(context, every_target=settings.path_loss == "levels", own_states=own)
         return cls(noise, torch.as_tensor(context.ids.forbidden_ids), settings, context.head_chunk)
+
+    @property
+    def copies(self) -> int:  # one more for each step of a block
+        return 1 + self.noise.block_size if self.settings.path_states == "own" else 1
 
     @property
     def reference(self) -> ReferenceSettings | None:
@@ -116,9 +134,8 @@ class T3D(Objective):
         """DDO's two terms, and what is logged beside them."""
         masked = batch.masked_index
         mine, theirs = log_probs[masked], reference_log_probs[masked]
-        of_sequence = partial(group_mean, group=batch.sequence[masked], groups=batch.sequences)
-        log_p = torch.stack([of_sequence(mine[:, k]) for k in (0, 1)], -1)  # (sequences, 2)
-        log_ref = torch.stack([of_sequence(theirs[:, k]) for k in (0, 1)], -1)
+        sequence = batch.sequence[masked]
+        log_p, log_ref = (self._reduce(part, sequence, batch.sequences) for part in (mine, theirs))
         if self.settings.ddo_level == "block":
             real, fake = self._block_terms(mine, theirs, batch)
         else:
@@ -134,17 +151,22 @@ class T3D(Objective):
         }
         return {"ddo_real": real, "ddo_fake": fake}, metrics
 
+    def _reduce(self, log_probs: Tensor, group: Tensor, groups: int) -> Tensor:
+        """(groups, 2) log p of x_0 and y from (M, 2) of their tokens."""
+        reduce = group_sum if self.settings.ddo_reduce == "sum" else group_mean
+        return torch.stack([reduce(log_probs[:, k], group, groups) for k in (0, 1)], -1)
+
     def _path(self, log_prob: Tensor, batch: Batch) -> Tensor:
-        block_size, masked = self.noise.block_size, batch.masked_index
+        block_size = self.noise.block_size
         if self.settings.path_loss == "rank":
-            return path_loss(log_prob[masked], batch.rank[masked], block_size, batch.sequence[masked], batch.sequences)
+            at = batch.own_index if self.settings.path_states == "own" else batch.masked_index
+            return path_loss(log_prob[at], batch.rank[at], block_size, batch.sequence[at], batch.sequences)
         k = self.settings.path_k_steps
         return level_path_loss(log_prob, batch.rank, block_size, k, batch.sequence, batch.sequences)
 
     def _block_terms(self, mine: Tensor, theirs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """DDO with a log p per block, averaged over the blocks of each sequence."""
         sequence, group = block_groups(batch.sequence[batch.masked_index], batch.block[batch.masked_index])
-        log_p = torch.stack([group_mean(mine[:, k], group, len(sequence)) for k in (0, 1)], -1)
-        log_ref = torch.stack([group_mean(theirs[:, k], group, len(sequence)) for k in (0, 1)], -1)
+        log_p, log_ref = (self._reduce(part, group, len(sequence)) for part in (mine, theirs))
         terms = ddo_terms(log_p, log_ref, self.settings.alpha, self.settings.beta)
         return tuple(group_mean(term, sequence, batch.sequences) for term in terms)

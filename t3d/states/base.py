@@ -7,7 +7,7 @@ left out, as no one sees it.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -108,13 +108,15 @@ class State:
         ids: (length,) the clean copy, prompt included, filled to the end of the last block: what later blocks see.
         block: (length,) block of each position.
         start: first position of the noisy copy.
-        noisy: (length - start,) x_t over the noisy blocks.
-        position: (targets,) absolute positions the loss looks at, ascending.
+        noisy: (copies x (length - start),) x_t over the noisy blocks; where there are more copies, one after another.
+        position: (targets,) absolute positions the loss looks at, ascending in each copy.
         targets: (targets,) x_0 there; the clean copy's own tokens but where a teacher has others (target_sequence).
         masked: (targets,) bool, whether x_t hides the target.
         weight: (targets,) the objective's weight of each target.
         rank: (targets,) the target's rank in its block's decode order, 1-based; 0 where it has none.
         u: (targets,) uniforms for what an objective draws there.
+        copies: noisy copies, each with masks of its own. None sees another.
+        copy: (targets,) the noisy copy that shows the target's x_t, ascending; 0 = the first.
         sample_id: the sample it is a state of; the trainer sets it, to name it when something is wrong.
     """
 
@@ -129,6 +131,12 @@ class State:
     rank: Tensor
     u: Tensor
     sample_id: str = ""
+    copies: int = 1
+    copy: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __post_init__(self) -> None:
+        if self.copies == 1:
+            self.copy = torch.zeros_like(self.position)
 
     def __len__(self) -> int:
         """Tokens the forward pays for."""
@@ -139,7 +147,7 @@ class State:
         return int(torch.searchsorted(self.block, self.block[-1]))
 
 
-PER_TARGET = ("targets", "masked", "weight", "rank", "u")
+PER_TARGET = ("targets", "masked", "weight", "rank", "u", "copy")
 
 
 @dataclass
@@ -150,8 +158,9 @@ class Batch:
         input_ids, position_ids: (rows, length).
         attention_mask: (rows, 1, length, length) bool or a BlockMask.
         loss_index: (N,) places of the targets in the flattened (rows x length) hidden states.
-        targets, masked, weight, rank, u: (N,) from the states.
+        targets, masked, weight, rank, u, copy: (N,) from the states.
         masked_index: (M,) where ``masked`` holds: an index made on the CPU, so that a GPU need not be waited for.
+        own_index: (targets of the copies after the first,) where ``copy`` is not 0, made likewise.
         sequence: (N,) which sequence, 0..S-1; ascending.
         block: (N,) the target's block on its sequence's grid.
         sequences: S.
@@ -165,9 +174,11 @@ class Batch:
     targets: Tensor
     masked: Tensor
     masked_index: Tensor
+    own_index: Tensor
     weight: Tensor
     rank: Tensor
     u: Tensor
+    copy: Tensor
     sequence: Tensor
     block: Tensor
     sequences: int
@@ -197,15 +208,17 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
     for r, row in enumerate(rows):
         at = 0
         for segment, state in enumerate(row):
-            clean, noisy = state.clean_length, len(state.noisy)
-            here = slice(at, at + clean + noisy)
-            position = torch.cat([torch.arange(clean), torch.arange(state.start, state.start + noisy)])
+            clean, noisy, copies = state.clean_length, len(state.noisy), state.copies
+            here, width = slice(at, at + clean + noisy), noisy // copies
+            position = torch.cat([torch.arange(clean), torch.arange(state.start, len(state.ids)).repeat(copies)])
+            # Copies of a block have numbers of their own, all between the clean block before it and its clean self.
+            copy = torch.cat([torch.zeros(clean, dtype=torch.long), torch.arange(noisy) // width])
             input_ids[r, here] = torch.cat([state.ids[:clean], state.noisy])
             position_ids[r, here] = position
             labels.segment[r, here] = segment
-            labels.block[r, here] = state.block[position]
+            labels.block[r, here] = state.block[position] * copies - copy
             labels.noisy[r, at : at + clean] = False
-            index.append(r * length + at + clean + state.position - state.start)
+            index.append(r * length + at + clean + state.copy * width + state.position - state.start)
             block.append(state.block[state.position])
             sequence.append(torch.full_like(state.position, len(states)))
             states.append(state)
@@ -219,6 +232,7 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
         attention_mask=flex_mask(labels) if flex else dense_mask(labels),
         loss_index=place(torch.cat(index)),
         masked_index=place(per_target["masked"].nonzero().squeeze(-1)),
+        own_index=place(per_target["copy"].nonzero().squeeze(-1)),
         **{name: place(value) for name, value in per_target.items()},
         sequence=place(torch.cat(sequence)),
         block=place(torch.cat(block)),

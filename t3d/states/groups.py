@@ -1,14 +1,18 @@
-"""Means over the targets of a sequence or of a block."""
+"""Means and sums over the targets of a sequence or of a block."""
 
 import torch
 from torch import Tensor
 
 
+def group_sum(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Sum of (N,) values by (N,) group index; (groups,), 0 for an empty group."""
+    return torch.zeros(groups, dtype=values.dtype, device=values.device).index_add(0, group, values)
+
+
 def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
     """Mean of (N,) values by (N,) group index; (groups,), 0 for an empty group."""
-    total = torch.zeros(groups, dtype=values.dtype, device=values.device).index_add(0, group, values)
-    count = torch.zeros_like(total).index_add(0, group, torch.ones_like(values))
-    return total / count.clamp(min=1)
+    count = group_sum(torch.ones_like(values), group, groups)
+    return group_sum(values, group, groups) / count.clamp(min=1)
 
 
 def block_groups(sequence: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:

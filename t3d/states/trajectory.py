@@ -1,11 +1,11 @@
 """The training states of a trajectory: x_0 with the tokens of later steps hidden (DESIGN: training states)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from t3d.states.base import State, clean_sequence, learnt, target_sequence
+from t3d.states.base import Grid, State, clean_sequence, learnt, target_sequence
 
 
 def decode_order(unmask_step: Tensor, present: Tensor) -> Tensor:
@@ -20,6 +20,13 @@ def decode_order(unmask_step: Tensor, present: Tensor) -> Tensor:
     last = torch.iinfo(unmask_step.dtype).max
     order = unmask_step.masked_fill(~present, last).argsort(dim=-1, stable=True)
     return (order.argsort(-1) + 1) * present
+
+
+def step_number(unmask_step: Tensor, present: Tensor) -> Tensor:
+    """(blocks, width) which of its block's steps decoded each token: 1, 2, ...; 0 where not ``present``."""
+    order = unmask_step.masked_fill(~present, torch.iinfo(unmask_step.dtype).max).sort(-1)
+    first = torch.nn.functional.pad(order.values[:, 1:] > order.values[:, :-1], (1, 0), value=True)
+    return torch.zeros_like(unmask_step).scatter(-1, order.indices, first.cumsum(-1)) * present
 
 
 def masked_count(unmask_step: Tensor, present: Tensor, ratio: float) -> Tensor:
@@ -54,6 +61,8 @@ class TrajectoryNoise:
         random_trace: mask positions at random instead of along the trajectory (``mask_strategy: random``).
         from_response: count blocks from the prompt's end (the release's quirk).
         every_target: the loss looks at every response token, masked or not (the release's path loss does).
+        own_states: for every step of the blocks one more noisy copy, which hides this step's tokens and all later
+            ones; its targets are the tokens of the step. So each token has the state just before it was decoded.
         stop_ids: where the targets of a sample with ``target_ids`` end.
     """
 
@@ -68,6 +77,7 @@ class TrajectoryNoise:
     random_trace: bool = False
     from_response: bool = False
     every_target: bool = False
+    own_states: bool = False
     stop_ids: tuple[int, ...] = ()
 
     def __call__(self, sample: dict, generator: torch.Generator) -> State:
@@ -95,10 +105,7 @@ class TrajectoryNoise:
         masked = present & (decode_order(hidden_first, present) > revealed.unsqueeze(-1))
 
         hidden = grid.rows[masked].sort().values
-        noisy = x0[grid.start :].clone()
-        scrambled = torch.rand(len(hidden), generator=generator) < self.random_ratio
-        lottery = torch.randint(len(self.ordinary_ids), (len(hidden),), generator=generator)
-        noisy[hidden - grid.start] = torch.where(scrambled, self.ordinary_ids[lottery], self.mask_id)
+        noisy = self._hide(x0, grid, hidden, generator)
 
         rank_of = torch.zeros(len(ids), dtype=torch.long)
         rank_of[grid.rows[present]] = rank[present]
@@ -108,7 +115,7 @@ class TrajectoryNoise:
         is_masked[hidden] = True
         looked_at = learnt(sample, grid, x0, self.post_num, self.stop_ids)
         position = (looked_at if self.every_target else looked_at & is_masked).nonzero().squeeze(-1)
-        return State(
+        state = State(
             ids=ids,
             block=grid.block,
             start=grid.start,
@@ -119,6 +126,48 @@ class TrajectoryNoise:
             weight=torch.ones(len(position)),
             rank=rank_of[position],
             u=torch.rand(len(position), generator=generator),
+        )
+        if not self.own_states:
+            return state
+        number = step_number(step, present)
+        return self._with_own_states(state, x0, grid, number, rank_of, looked_at, generator)
+
+    def _hide(self, x0: Tensor, grid: Grid, hidden: Tensor, generator: torch.Generator) -> Tensor:
+        """The noisy blocks of x_0 with the positions ``hidden`` (n,) masked, some of them by random tokens."""
+        noisy = x0[grid.start :].clone()
+        scrambled = torch.rand(len(hidden), generator=generator) < self.random_ratio
+        lottery = torch.randint(len(self.ordinary_ids), (len(hidden),), generator=generator)
+        noisy[hidden - grid.start] = torch.where(scrambled, self.ordinary_ids[lottery], self.mask_id)
+        return noisy
+
+    def _with_own_states(
+        self,
+        state: State,
+        x0: Tensor,
+        grid: Grid,
+        number: Tensor,
+        rank_of: Tensor,
+        looked_at: Tensor,
+        generator: torch.Generator,
+    ) -> State:
+        """The state with a noisy copy for each ``number`` (blocks, width) of a step in its block."""
+        copies, more = [state.noisy], []
+        for step in range(1, int(number.max()) + 1):
+            copies.append(self._hide(x0, grid, grid.rows[number >= step].sort().values, generator))
+            now = grid.rows[number == step].sort().values
+            more.append(now[looked_at[now]])
+        position = torch.cat(more)
+        return replace(
+            state,
+            noisy=torch.cat(copies),
+            copies=len(copies),
+            position=torch.cat([state.position, position]),
+            targets=torch.cat([state.targets, x0[position]]),
+            masked=torch.cat([state.masked, torch.zeros(len(position), dtype=torch.bool)]),
+            weight=torch.cat([state.weight, torch.ones(len(position))]),
+            rank=torch.cat([state.rank, rank_of[position]]),
+            u=torch.cat([state.u, torch.zeros(len(position))]),
+            copy=torch.cat([state.copy, *(torch.full_like(of, k) for k, of in enumerate(more, 1))]),
         )
 
     def _ratio(self, generator: torch.Generator) -> float:

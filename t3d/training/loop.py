@@ -328,8 +328,9 @@ class Trainer:
     def optimizer_step(self, step: int, stop: bool = False) -> dict[str, float]:
         """Accumulate this step's sequences and update the student; the metrics of the global batch.
 
-        The loss of a step is the mean over all its sequences, on all processes: every micro-batch contributes the sum
-        over its own, divided by the global count, so neither micro-batches nor processes change it. Between the count
+        The loss of a step is the mean over its sequences on all processes, without those that teach nothing unless the
+        objective counts them. Every micro-batch contributes the sum over its own sequences, divided by the global
+        count, so neither micro-batches nor processes change it. Between the count
         before and the metrics after, nothing waits for the device.
         """
         accelerator, training = self.accelerator, self.config.training
@@ -339,6 +340,7 @@ class Trainer:
             learning, size=training.batch_size_lm, budget=training.tokens_per_batch, packed=self.flex
         )
         sequences, drawn, rounds = self.exchange_counts(len(learning), len(states), len(batches))
+        divisor = max(drawn if self.objective.counts_empty else sequences, 1)
         tally = Tally(accelerator.device)
         for number in range(rounds):
             # All processes take part in every round, because ZeRO-2 and 3 communicate in each; one that has no batch
@@ -349,14 +351,14 @@ class Trainer:
             with accumulation(accelerator, self.student, last=number == rounds - 1):
                 loss, metrics = self.objective(self.student, self.reference, batch)
                 # DDP and DeepSpeed average gradients over processes; the loss is a sum over them
-                self.backward(loss.sum() * (counted * accelerator.num_processes / max(sequences, 1)))
+                self.backward(loss.sum() * (counted * accelerator.num_processes / divisor))
             if counted:
                 tally.add(loss, metrics, batch.tokens, [state.sample_id for row in rows for state in row])
             else:
                 tally.add(loss[:0], {name: value[:0] for name, value in metrics.items()}, 0, [])
         totals, norm = self.update(step, tally, stop)
         tokens, stopping = totals.pop("tokens"), totals.pop("stopping")
-        means = {name: value / max(sequences, 1) for name, value in totals.items()}
+        means = {name: value / divisor for name, value in totals.items()}
         means = {"loss": means.pop("loss", 0.0), **means, "grad_norm": norm, "tokens": tokens, "stopping": stopping}
         if kept := self.objective.reference:
             means["round"] = kept.round_at(step)

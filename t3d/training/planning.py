@@ -22,24 +22,27 @@ class Lengths:
     sequences: int
     prompt: int
     answer: int
-    longest: int  # sequence in the training layout, clean and noisy copy
+    longest: int  # sequence in the training layout, clean and noisy copies
+    copies: int = 1  # noisy copies of a sequence, at most
 
     @property
     def layout(self) -> int:
-        return self.prompt + 2 * self.answer
+        return self.prompt + (1 + self.copies) * self.answer
 
     @classmethod
-    def of(cls, samples) -> "Lengths":
+    def of(cls, samples, copies: int = 1) -> "Lengths":
         """From the memory-mapped columns of t3d.data.dataset, without reading the tokens."""
         prompt, answer = (
             pc.list_value_length(samples.data.column(name)).to_numpy() for name in ("prompt_ids", "response_ids")
         )
-        return cls(len(prompt), int(prompt.sum()), int(answer.sum()), int((prompt + 2 * answer).max()))
+        return cls(
+            len(prompt), int(prompt.sum()), int(answer.sum()), int((prompt + (1 + copies) * answer).max()), copies
+        )
 
 
 def dry_run(trainer) -> None:
     """Print a trainer's plan, make three optimizer steps, print their time. Nothing is written but the data cache."""
-    accelerator, lengths = trainer.accelerator, Lengths.of(trainer.samples)
+    accelerator, lengths = trainer.accelerator, Lengths.of(trainer.samples, trainer.objective.copies)
     say = print if accelerator.is_main_process else lambda *parts: None
     for line in plan_lines(trainer, lengths):
         say(line)

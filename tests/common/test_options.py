@@ -612,6 +612,12 @@ def test_refresh_keys_need_a_refresh():
     assert said.endswith("=5: more steps than the block has positions; at most training.block_size=4")
 
 
+def test_own_states_and_levels_do_not_go_together():
+    with pytest.raises(UserError) as error:
+        load(TrainConfig, ["training.path_states=own", "training.path_loss=levels"])
+    assert error.value.key == "training.path_states"
+
+
 def test_an_objective_without_any_term_is_told():
     off = ("training.ddo_weight=0", "training.lambda_path=0")
     with pytest.raises(UserError, match="training.ddo_weight=0.0: every term is off; give it, forward_kl_weight or"):

@@ -22,6 +22,7 @@ OBJECTIVES = {
     "t3d, levels": T3D(
         noise(4, every_target=True, **ALONG), torch.tensor([MASK]), T3DSettings(path_loss="levels", path_k_steps=2)
     ),
+    "t3d, own states": T3D(noise(4, own_states=True, **ALONG), torch.tensor([MASK]), T3DSettings(path_states="own")),
     "naive_td": NaiveTD(noise(4, **ALONG)),
     "block_likelihood": BlockLikelihood(noise(4, **ALONG)),
     "dparallel": DParallel(RandomMaskNoise(4, MASK, **END)),

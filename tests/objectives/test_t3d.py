@@ -19,13 +19,18 @@ VARIANTS = {
     "per block": {"ddo_level": "block"},
     "levels": {"path_loss": "levels", "path_k_steps": 3},
     "levels per block": {"path_loss": "levels", "path_k_steps": 2, "ddo_level": "block"},
+    "sum": {"ddo_reduce": "sum", "beta": 0.1},
+    "sum per block": {"ddo_reduce": "sum", "ddo_level": "block"},
+    "own states": {"path_states": "own"},
     "forward KL beside DDO": {"ddo_weight": 0.4, "forward_kl_weight": 0.3},
 }
 
 
 def objective(block_size: int = BLOCK, chunk: int = 1024, **options) -> T3D:
     levels = options.get("path_loss") == "levels"
-    states = noise(block_size, random_ratio=0.2, mask_ratio_exponent=0.0, post_num=POST, every_target=levels)
+    own = options.get("path_states") == "own"
+    looks = {"every_target": levels, "own_states": own}
+    states = noise(block_size, random_ratio=0.0 if own else 0.2, mask_ratio_exponent=0.0, post_num=POST, **looks)
     settings = T3DSettings(**{"alpha": ALPHA, "beta": BETA, "lambda_path": LAMBDA, **options})
     return T3D(states, torch.tensor([MASK, 0]), settings, chunk)
 
@@ -73,8 +78,9 @@ def slow_loss(student, reference, sample, state, t3d: T3D) -> tuple[torch.Tensor
         blocks.setdefault(p // size, []).append((mine[at, x0[p]], theirs[at, x0[p]], mine[at, y], theirs[at, y], path))
     tokens = [token for block in blocks.values() for token in block]
     real, fake = [], []
+    reduce = sum if settings.ddo_reduce == "sum" else mean
     for group in blocks.values() if settings.ddo_level == "block" else [tokens]:
-        s_real, r_real, s_fake, r_fake = (mean([token[i] for token in group]) for i in range(4))
+        s_real, r_real, s_fake, r_fake = (reduce([token[i] for token in group]) for i in range(4))
         real.append(-log_sigma(settings.beta * (s_real - r_real)))
         fake.append(-settings.alpha * log_sigma(-settings.beta * (s_fake - r_fake)))
     path = mean([token[4] for token in tokens])
@@ -85,13 +91,15 @@ def slow_loss(student, reference, sample, state, t3d: T3D) -> tuple[torch.Tensor
             first = [p for p in answer if rank(p) <= level * settings.path_k_steps]
             levels.append(mean([-mine[p - state.start, x0[p]] for p in first]) if first else torch.zeros(()))
         path = mean(levels)
+    if settings.path_states == "own":
+        path = mean([-(size - rank(p) + 1) / size * own_log_prob(student, x0, step, p, size) for p in learnt])
     forward_kl = -mean([token[0] for token in tokens])
     loss = (
         settings.ddo_weight * (mean(real) + mean(fake))
         + settings.forward_kl_weight * forward_kl
         + settings.lambda_path * path
     )
-    s_real, r_real, s_fake, r_fake = (mean([token[i].item() for token in tokens]) for i in range(4))
+    s_real, r_real, s_fake, r_fake = (reduce([token[i].item() for token in tokens]) for i in range(4))
     return loss, {
         "ddo": (mean(real) + mean(fake)).item(),
         "ddo_real": mean(real).item(),
@@ -105,6 +113,16 @@ def slow_loss(student, reference, sample, state, t3d: T3D) -> tuple[torch.Tensor
         "ddo_accuracy": float(s_real - r_real > s_fake - r_fake),
         **({"forward_kl": forward_kl.item()} if settings.forward_kl_weight else {}),
     }
+
+
+def own_log_prob(student, x0: list[int], step: dict[int, int], p: int, size: int) -> torch.Tensor:
+    """log p of token p where its block shows the tokens of earlier steps alone: one plain forward."""
+    start = p // size * size
+    block = range(start, start + size)
+    shown = [x0[q] if q < len(x0) and (q not in step or step[q] < step[p]) else MASK for q in block]
+    student.config.block_size = size
+    logits = student(torch.tensor([x0[:start] + shown])).logits[0, p]
+    return logits.log_softmax(-1)[x0[p]]
 
 
 def gradients(model, loss: torch.Tensor) -> list[torch.Tensor]:

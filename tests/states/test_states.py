@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -468,6 +469,28 @@ def test_an_answer_that_is_its_own_target_gives_the_states_that_it_gives_without
             for name, value in vars(plain).items():
                 if name == "rank" and "every_target" in options:  # up to the answer's end, and there is none here
                     value = torch.where(value > 0, value, states.rank)
-                assert (
-                    value == vars(states)[name] if name in ("start", "sample_id") else value.equal(vars(states)[name])
-                )
+                other = vars(states)[name]
+                assert value.equal(other) if isinstance(value, torch.Tensor) else value == other
+
+
+@pytest.mark.parametrize("block_size", [4, 8])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_own_states_are_those_before_each_step_of_the_replay(lengths, block_size):
+    """One more copy for each step of a block: it hides this step's tokens and later ones, and looks at this step's."""
+    sample = trajectory(*lengths)
+    shared, state = (draw(noise(block_size, own_states=own), sample) for own in (False, True))
+    width, steps = len(shared.noisy), replay(sample, block_size)
+    assert state.copies == 1 + max(map(len, steps.values()))
+    noisy = state.noisy.view(state.copies, width)
+    assert torch.equal(noisy[0], shared.noisy)
+    assert torch.equal(state.position[state.copy == 0], shared.position)
+    learnt, prompt = sample["length"] + 2, lengths[0]
+    for copy in range(1, state.copies):
+        hidden = hidden_by_block(replace(shared, noisy=noisy[copy]), sample, block_size)
+        looked_at = set(state.position[state.copy == copy].tolist())
+        for block, masked in steps.items():
+            before = masked[copy - 1] if copy <= len(masked) else set()
+            after = masked[copy] if copy < len(masked) else set()
+            assert hidden[block] == before
+            now = {p for p in before - after if p < prompt + learnt}
+            assert {p for p in looked_at if p // block_size == block} == now

@@ -24,6 +24,8 @@ from t3d.common.errors import Interrupted, UserError, run_main
 from t3d.common.options import load
 from t3d.data.dataset import read_trajectories
 from t3d.objectives.base import registered
+from t3d.objectives.redi import ReDi
+from t3d.objectives.sft import SFT
 from t3d.objectives.t3d import T3D
 from t3d.rollout.run import roll_out
 from t3d.rollout.settings import SampleConfig
@@ -337,6 +339,31 @@ def test_couplings_that_cannot_differ_are_told(run, caplog):
     assert "every x_T is all masks, so that ReDi is SFT on the model's own text" in caplog.text
 
 
+class SkippingSFT(SFT):
+    counts_empty = False
+
+
+class SkippingReDi(ReDi):
+    counts_empty = False
+
+
+@pytest.mark.parametrize("name, skipping", [("sft", SkippingSFT), ("redi", SkippingReDi)])
+def test_the_nelbo_is_a_mean_over_all_states_that_were_drawn(run, tmp_path, name, skipping):
+    """A state that by chance masks nothing is a draw of 0: to leave it out makes the estimate too large."""
+    more = ("training.max_steps=1", "training.t_min=0.02", "training.t_max=0.1", "training.max_gen_length=4")
+    if name == "sft":
+        questions = tmp_path / "One.json"
+        questions.write_text(json.dumps([{"question": "Two plus two?", "solution": "4"}] * 24))
+        more += (f"dataset.optimization_data={questions}",)
+    drawn = log_of(run("drawn", f"training.objective={name}", *more, "training.batch_size_lm=16"))[0]
+    own = f"training.objective={__name__}:{skipping.__name__}"
+    learning = log_of(run("learning", own, *more, "training.batch_size_lm=16"))[0]
+    assert drawn["sequences"] == learning["sequences"] > 0 and drawn["skipped"] > 0
+    share = drawn["sequences"] / 16
+    for metric in ("loss", "grad_norm", {"sft": "nelbo", "redi": "rectified"}[name]):
+        assert drawn[metric] == pytest.approx(share * learning[metric], rel=1e-5), metric
+
+
 def test_an_objective_without_a_reference_holds_none(run, monkeypatch):
     monkeypatch.setattr(training, "FrozenModel", lambda *args: pytest.fail("a second model was loaded"))
     for name in ("naive_td", "block_likelihood", "dparallel", "redi"):
@@ -381,6 +408,7 @@ def test_the_releases_preset_runs(run, story_teacher):
     [
         ("training.mask_strategy=random",),
         ("training.reference_temp=1.0",),
+        ("training.path_states=own", "training.ddo_reduce=sum", "training.tokens_per_batch=400"),
         ("training.block_size=8",),
         ("training.post_num=null", "training.mask_ratios=[1.0]"),
         ("model.attn_implementation=eager", "training.head_chunk=3"),
