@@ -14,6 +14,7 @@ from t3d.evaluation.tables import Table, percent
 if TYPE_CHECKING:
     from t3d.rollout.settings import RolloutConfig
 
+STATIC, DYNAMIC = "low_confidence_static", "low_confidence_dynamic"  # the strategies that the paper compares
 THRESHOLD = 0.9  # of dynamic decoding
 
 
@@ -24,14 +25,14 @@ def settings(rollout: RolloutConfig, protocol: str, blocks: Sequence[int]) -> li
     dynamic: the smallest block, as many steps as positions, all tokens above the threshold.
     """
 
-    def at(block: int, steps: int, strategy: str = "low_confidence_static", **more) -> RolloutConfig:
+    def at(block: int, steps: int, strategy: str = STATIC, **more) -> RolloutConfig:
         given = {"block_size": block, "denoising_steps_per_block": steps, "remasking_strategy": strategy}
         return replace(rollout, **given, **more)
 
     parts = {
         "few_step": [at(block, block // tokens) for block in blocks for tokens in (2, 4)],
         "full_step": [at(block, block) for block in blocks],
-        "dynamic": [at(min(blocks), min(blocks), "low_confidence_dynamic", dynamic_threshold=THRESHOLD)],
+        "dynamic": [at(min(blocks), min(blocks), DYNAMIC, dynamic_threshold=THRESHOLD)],
     }
     return [setting for name, part in parts.items() if protocol in (name, "paper") for setting in part]
 
@@ -42,10 +43,10 @@ def paper_tables(rows: Sequence[Row]) -> list[Table]:
     rows: results as evaluation writes them, several seeds and methods together. Averages over data sets are made here.
     """
     rows = fullest(rows)
-    static = [row for row in rows if row["strategy"].partition("+energy")[0] == "low_confidence_static"]
+    static = [row for row in rows if row["strategy"].partition("+energy")[0] == STATIC]
     few = [row for row in static if row["tokens_per_step"] > 1]
     full = [row for row in static if row["tokens_per_step"] == 1]
-    dynamic = [row for row in rows if row["strategy"].startswith("low_confidence_dynamic")]
+    dynamic = [row for row in rows if row["strategy"].startswith(DYNAMIC)]
     tables = [
         _accuracy_table("Table 1: few-step decoding, accuracy in %", few),
         _accuracy_table("Table 2: full-step decoding, accuracy in %", full),

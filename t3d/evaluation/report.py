@@ -15,7 +15,7 @@ from t3d.common.errors import run_main
 from t3d.common.jsonfiles import atomic_write
 from t3d.evaluation.plots import Row, accuracy_charts, method_colours, method_name, step_colour, training_charts
 from t3d.evaluation.protocol import paper_tables
-from t3d.evaluation.results import AVERAGE, compare, for_people, pool_nodes, read_results, tell_apart
+from t3d.evaluation.results import AVERAGE, compare, for_people, pool_nodes, read_results, strategy_label, tell_apart
 from t3d.evaluation.tables import Table, percent
 
 # The columns of a table of results: key of a row -> head, and the text of a cell
@@ -33,7 +33,7 @@ _COLUMNS = {
     ),
     "tokens_per_forward": ("Tokens/forward", "{tokens_per_forward:.2f}"),
     "block_size": ("Block", "{block_size}"),
-    "strategy": ("Strategy", lambda row: row["strategy"].removeprefix("low_confidence_")),
+    "strategy": ("Strategy", lambda row: strategy_label(row["strategy"])),
     "n": ("Problems", "{n}"),
     "seconds": ("Seconds", "{seconds:.1f}"),
 }
