@@ -15,6 +15,7 @@ from t3d.evaluation.tables import Table, percent
 if TYPE_CHECKING:
     from t3d.rollout.settings import RolloutConfig
 
+STATIC, DYNAMIC = "low_confidence_static", "low_confidence_dynamic"  # the strategies that the paper compares
 THRESHOLD = 0.9  # of dynamic decoding
 
 
@@ -29,12 +30,12 @@ def settings(
     each of the thresholds.
     """
 
-    def at(block: int, steps: int, strategy: str = "low_confidence_static", **more) -> RolloutConfig:
+    def at(block: int, steps: int, strategy: str = STATIC, **more) -> RolloutConfig:
         given = {"block_size": block, "denoising_steps_per_block": steps, "remasking_strategy": strategy}
         return replace(rollout, **given, **more)
 
     def dynamic(block: int, threshold: float) -> RolloutConfig:
-        return at(block, block, "low_confidence_dynamic", dynamic_threshold=threshold)
+        return at(block, block, DYNAMIC, dynamic_threshold=threshold)
 
     if protocol == "sweep":
         return [dynamic(block, threshold) for block in blocks for threshold in thresholds]
@@ -52,13 +53,13 @@ def paper_tables(rows: Sequence[Row]) -> list[Table]:
     rows: results as evaluation writes them, several seeds and methods together. Averages over data sets are made here.
     """
     rows = fullest(rows)
-    static = [row for row in rows if row["strategy"].partition("+energy")[0] == "low_confidence_static"]
+    static = [row for row in rows if row["strategy"].partition("+energy")[0] == STATIC]
     few = [row for row in static if row["tokens_per_step"] > 1]
     full = [row for row in static if row["tokens_per_step"] == 1]
     dynamic = [
         row
         for row in rows
-        if row["strategy"].startswith("low_confidence_dynamic")
+        if row["strategy"].startswith(DYNAMIC)
         and row.get("decode", {}).get("dynamic_threshold", THRESHOLD) == THRESHOLD
     ]
     tables = [

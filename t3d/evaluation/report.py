@@ -23,7 +23,16 @@ from t3d.evaluation.plots import (
     training_charts,
 )
 from t3d.evaluation.protocol import aup_tables, paper_tables
-from t3d.evaluation.results import AVERAGE, compare, curves, for_people, pool_nodes, read_results, tell_apart
+from t3d.evaluation.results import (
+    AVERAGE,
+    compare,
+    curves,
+    for_people,
+    pool_nodes,
+    read_results,
+    strategy_label,
+    tell_apart,
+)
 from t3d.evaluation.tables import Table, percent
 
 # The columns of a table of results: key of a row -> head, and the text of a cell
@@ -41,7 +50,7 @@ _COLUMNS = {
     ),
     "tokens_per_forward": ("Tokens/forward", "{tokens_per_forward:.2f}"),
     "block_size": ("Block", "{block_size}"),
-    "strategy": ("Strategy", lambda row: row["strategy"].removeprefix("low_confidence_")),
+    "strategy": ("Strategy", lambda row: strategy_label(row["strategy"])),
     "n": ("Problems", "{n}"),
     "seconds": ("Seconds", "{seconds:.1f}"),
 }
