@@ -48,19 +48,18 @@ def _options_agree(answer: str, truth: str) -> bool | None:
     named = option.letter(answer) if bare else None
     if named is None:
         return None
-    lower_case_is_another = "(" not in truth and not TEXT.search(clean(truth)) and re.fullmatch(r"[a-z]", key(answer))
-    return named == bare[1] and not lower_case_is_another
+    return named == bare[1] and not re.fullmatch(r"[a-z]", key(answer))  # b alone is a variable
 
 
 def _bases_agree(answer: str, truth: str) -> bool | None:
-    """None unless one is a number that names its base, as 52_8 does, and the other a number. 10 is no other base."""
+    """None unless one is a number that names its base, as 52_8 does. A number without a base has base 10."""
     ours, theirs = (re.fullmatch(r"(-?[\dA-F.]+)_\{?(\d+)\}?", key(side)) for side in (answer, truth))
     if ours and theirs:
         return ours.groups() == theirs.groups()
-    named, other = ours or theirs, parse_number(truth if ours else answer)
-    if named is None or other is None:
+    named, other = ours or theirs, truth if ours else answer
+    if named is None or "=" in other:
         return None
-    return named[2] == "10" and parse_number(named[1]) == other
+    return named[2] == "10" and parse_number(other) == parse_number(named[1])
 
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")

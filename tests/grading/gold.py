@@ -129,6 +129,7 @@ def alike(one: str, other: str) -> bool:
 @cache
 def _meanings(answer: str) -> frozenset:
     """An answer's values: a list is also the tuple of its parts in their order."""
+    answer = answer.strip(" ,").rstrip(".,")
     text = re.sub(r"\\!\s*|\{,\}|\\left|\\right(?![a-z])|\\[,;$]|\^\{?\\circ\}?|\\ ", "", answer)
     text = re.sub(r"\\[dt]frac", r"\\frac", re.sub(r"\\(?:mbox|textnormal|mathbf)", r"\\text", text))
     text = re.sub(r"\\text\s*\{[ ,]*(?:and|or)\s*\}", ",", text)

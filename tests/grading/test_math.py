@@ -310,6 +310,8 @@ WRONG = [
     ("D", "C"),
     ("A,C", r"\text{A,C,F}"),
     ("42", "52_8"),
+    ("1:1", "1_7"),
+    ("b", r"\text{B}"),
     ("52", "52_8"),
     ("52_8", "52"),
     (r"\sin^2 y", r"\sin^2 t"),
@@ -425,9 +427,9 @@ def test_different_gold_answers_are_wrong_for_each_other(shared):
 
 @pytest.mark.slow
 def test_all_pairs_of_different_gold_answers(shared):
-    """Each pair in one order; 3.5 million of them need algebra."""
+    """Each pair in one order, 3.5 million of them; of the whole numbers, which need no algebra, one in twenty."""
     from t3d.grading.algebra import equal
 
-    gold = gold_answers(shared)
-    pairs = ((a, b) for a, b in itertools.combinations(gold, 2) if not (a.isdigit() and b.isdigit()))
+    gold = [answer for answer in gold_answers(shared) if not answer.isdigit() or int(answer) % 20 == 0]
+    pairs = itertools.combinations(gold, 2)
     assert [(a, b) for a, b in pairs if equal(a, b) and not alike(a, b)] == []
