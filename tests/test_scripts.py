@@ -25,7 +25,7 @@ def start(script: str, *arguments: str, folder: Path = ROOT) -> subprocess.Compl
     [
         (SAMPLE, "rollout.denoising_steps_per_block=4"),
         (TRAIN, "training.objective=t3d"),
-        (EVAL, "evaluation.method=original"),
+        (EVAL, "evaluation.method=null"),
         (DOWNLOAD, "--dataset"),
         (RENAME, "--model_name"),
     ],
