@@ -75,7 +75,7 @@ def refuse_conflict(settings: DecodeSettings, prefix: str = "") -> None:
 NOT_WITH_SGLANG = {
     "self_verify": "not with rollout.engine=sglang; leave it off",
     "energy_candidates": "not with rollout.engine=sglang; leave it at 1",
-    "random_init_ratio": "not with rollout.engine=sglang, whose blocks begin as masks; leave it at 0",
+    "random_init_ratio": "SGLang's blocks begin as masks; leave it at 0",
 }
 
 

@@ -135,7 +135,15 @@ def test_flags_reach_the_decoder(story_teacher):
     given = "--strategy low_confidence_dynamic --threshold 0.5 --temperature 0.7 --top-k 5 --top-p 0.8 --self-verify"
     args = chat.parse(["--model", str(story_teacher), *given.split(), "--block-size", "8", "--max-token", "9"])
     settings = chat.load_speaker("model", args.model, 2, args).settings
-    assert settings == DecodeSettings(8, 2, "low_confidence_dynamic", 0.5, 0.1, 0.7, 5, 0.8, 9, self_verify=True)
+    assert settings == DecodeSettings(
+        8, 2, "low_confidence_dynamic", 0.5, temperature=0.7, top_k=5, top_p=0.8, max_token=9, self_verify=True
+    )
+    bounded = chat.parse(["--model", str(story_teacher), "--strategy", "entropy_bounded", "--threshold", "0.7"])
+    assert chat.load_speaker("model", bounded.model, 2, bounded).settings.eb_threshold == 0.7
+    none = chat.parse(["--model", str(story_teacher), "--threshold", "0.7"])
+    with pytest.raises(UserError) as error:
+        chat.load_speaker("model", none.model, 2, none)
+    assert error.value.key == "--threshold"
     plain = chat.parse(["--model", str(story_teacher)])
     assert chat.load_speaker("model", plain.model, None, plain).settings == DecodeSettings(temperature=0.0)
 

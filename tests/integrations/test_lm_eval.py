@@ -192,7 +192,7 @@ def test_stop_strings_cut_the_text_and_end_it_where_they_are_a_token(make, monke
     undisturbed, ids = sum(lengths), [lm.tok_encode(text) for text in whole]
     common = (i for i in ids[0] if sum(i in of for of in ids) > 3 and i not in lm.tokenizer.all_special_ids)
     word, phrase = lm.tokenizer.decode(next(common)), lm.tokenizer.decode(ids[1][3:6])
-    assert lm._stop_ids([word, phrase, "Question:"]) == {*lm.ids.stop_ids, *lm.tok_encode(word)}
+    assert set(lm._stop_ids([word, phrase, "Question:"])) == {*lm.ids.stop_ids, *lm.tok_encode(word)}
     for until in (phrase, [phrase, "", word], ["never said", word]):
         lengths.clear()
         found = lm.generate_until(questions(until=until), disable_tqdm=True)
@@ -281,7 +281,7 @@ def test_chat_templates_are_the_tokenizers(make):
         ({"block_size": "four"}, "^block_size=four: expected a whole number"),
         ({"mc_num": 0}, "^mc_num=0: must be at least 1$"),
         ({"denoising_steps_per_block": 5}, "^denoising_steps_per_block=5: more steps"),
-        ({"remasking_strategy": "static"}, "^remasking_strategy=static: must be one of low_confidence_static"),
+        ({"remasking_strategy": "static"}, "^remasking_strategy=static: must be one of"),
         ({"dtype": "int8"}, "^dtype=int8: must be one of auto"),
         ({"max_token": 8}, "^max_gen_toks=24: is another name of max_token"),
         ({"batch_size": 8, "max_active": 4}, "^batch_size=8: is another name of max_active"),
