@@ -20,9 +20,9 @@ import torch
 from studies.benchmarks import published_loop
 from studies.benchmarks.measure import alternate, in_fresh_process, peak_memory, publish, row, seconds
 from studies.storymath.problems import generate as story_problem
+from t3d.blocks import decoding
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.paths import ROOT
-from t3d.decode import local
 from t3d.decode.local import LocalEngine
 from t3d.decode.protocol import Request
 from t3d.models import SDARConfig, SDARForCausalLM
@@ -153,12 +153,12 @@ def model_share(case: Case, settings: DecodeSettings) -> float:
 
         return wrapper
 
-    original_draw, original_forward = local.draw, case.model.forward
-    local.draw, case.model.forward = timed("draw", local.draw), timed("forward", case.model.forward)
+    original_draw, original_forward = decoding.draw, case.model.forward
+    decoding.draw, case.model.forward = timed("draw", decoding.draw), timed("forward", case.model.forward)
     try:
         total = case.tokens / case.engine(settings, len(case.prompts))
     finally:
-        local.draw, case.model.forward = original_draw, original_forward
+        decoding.draw, case.model.forward = original_draw, original_forward
     return (spent["forward"] - spent["draw"]) / total
 
 

@@ -186,7 +186,7 @@ class Bench:
         if variant in (OURS, CHECKPOINTING, NO_REFERENCE):
             return trainer.optimizer_step(1)["loss"]
         states, objective = trainer.draw_states(1), trainer.objective
-        terms = {"alpha": objective.alpha, "beta": objective.beta, "lambda_path": objective.lambda_path}
+        terms = {name: getattr(objective.settings, name) for name in ("alpha", "beta", "lambda_path")}
         if variant == NO_PADDING:
             loss = Unpadded(objective.forbidden_ids, **terms, block_size=BLOCK)
             inputs = (collate([[state]], trainer.ids.pad_id) for state in sorted(states, key=len, reverse=True))

@@ -89,7 +89,7 @@ def test_its_keys_are_in_yaml_in_presets_and_in_help(folder, capsys):
     training = load(TrainConfig, ["config=toy.yaml"]).training
     assert (training.toy_power, training.mask_ratio_exponent) == (3.0, 0.0)  # its own default of a shared key
     assert load(TrainConfig, ["config=toy.yaml", "training.toy_power=2"]).training.toy_power == 2.0
-    for line in (["--help", OWN], ["config=toy.yaml", "-h"]):
+    for line in (["--help-all", OWN], ["config=toy.yaml", "--help-all"]):
         with pytest.raises(SystemExit) as left:
             load(TrainConfig, line)
         text = capsys.readouterr().out

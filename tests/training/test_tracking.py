@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from t3d.common.errors import UserError
 from t3d.training import tracking
@@ -14,6 +15,12 @@ from t3d.training.settings import WandbConfig
 from t3d.training.tracking import Tracker
 
 CONFIG = {"experiment": {"project": "a_project"}, "training": {"alpha": 0.5}}
+
+
+@pytest.fixture(autouse=True)
+def accelerate_state() -> None:
+    """A training has one before its tracker."""
+    PartialState(cpu=True)
 
 
 def tracker(folder: Path, kind: str = "none", **options) -> Tracker:
