@@ -43,14 +43,14 @@ tables: $(VENV)/ready
 test: $(VENV)/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto $(ARGS)
 
 test-newest: | .venv-newest/bin/python
 	.venv-newest/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager $(ALL)
-	.venv-newest/bin/python -m pytest $(ARGS)
+	.venv-newest/bin/python -m pytest -n auto $(ARGS)
 
 test-oldest: .venv-oldest/ready
-	.venv-oldest/bin/python -m pytest $(ARGS)
+	.venv-oldest/bin/python -m pytest -n auto $(ARGS)
 
 # constraints.txt leaves out the libraries of one platform and the build of torch (+cpu): it holds on every platform.
 lock:
