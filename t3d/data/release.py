@@ -5,7 +5,7 @@ Stage 2 turns rollouts into a training file.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -31,7 +31,7 @@ OUR_PER_ROW = ("prompt_ids", "block_size", "decode", "model", "ground_truth")
 def write_release_json(
     path: str | Path,
     trajectories: str | Path | Iterable[Trajectory],
-    rows: Sequence[dict[str, Any]] | None = None,
+    rows: Sequence[Mapping[str, Any]] | None = None,
     extract: Callable[[str, dict[str, Any]], str] | None = None,
     prompt_text: Callable[[list[int]], str] | None = None,
     step_map: bool = True,
@@ -54,7 +54,7 @@ def write_release_json(
 
 def release_rows(
     trajectories: str | Path | Iterable[Trajectory],
-    rows: Sequence[dict[str, Any]] | None = None,
+    rows: Sequence[Mapping[str, Any]] | None = None,
     extract: Callable[[str, dict[str, Any]], str] | None = None,
     prompt_text: Callable[[list[int]], str] | None = None,
     step_map: bool = True,
@@ -326,7 +326,7 @@ class Preprocessed:
 
 
 def prepare_training_file(
-    sources: Sequence[str | Path], output: str | Path, rows: Sequence[dict[str, Any]] | None = None
+    sources: Sequence[str | Path], output: str | Path, rows: Sequence[Mapping[str, Any]] | None = None
 ) -> Preprocessed:
     """Stage 2: rollouts (release-layout files or shard folders) to one training file with `full_output` as `answer`.
 

@@ -18,11 +18,12 @@ from t3d.grading.workers import compare_all
 __all__ = ["REASONS", "Verdict", "extract_answer", "grade_all", "parse_number"]
 
 _LONGEST = 1000  # characters of an answer that the cheap rules read outside a worker's time limit
+TIME_LIMIT = 10.0
 REASONS = ("correct", "wrong", "no_answer", "timeout", "error")
 
 
 def grade_all(
-    pairs: Sequence[tuple[str, str]], workers: int | None = None, time_limit: float = 10.0, progress: bool = True
+    pairs: Sequence[tuple[str, str]], workers: int | None = None, time_limit: float = TIME_LIMIT, progress: bool = True
 ) -> list[Verdict]:
     """Verdicts for (text, ground truth) pairs, in their order.
 
