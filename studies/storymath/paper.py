@@ -56,8 +56,8 @@ def _models(data: Mapping[str, Any]) -> list[tuple[str, Mapping]]:
     return [(model, lines) for model, lines in data.items() if model != "columns"]
 
 
-def _flat(lines: Mapping[str, Any], depth: int) -> Iterator[tuple[tuple[str, ...], Sequence[float | None]]]:
-    """(names, figures) of every row below `depth` levels of names."""
+def _flat(lines: Mapping[str, Any], depth: int) -> Iterator[tuple[tuple[str, ...], Sequence[Any]]]:
+    """(names, figures) of every row below `depth` levels of names; the last figure may be None."""
     for name, below in lines.items():
         if depth == 1:
             yield (name,), below
