@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
+from t3d.models.family import decoder_layers
 from t3d.models.loading import load_model, training_attention
 from t3d.training import adapters
 from t3d.training.distribution import copy_parameters, declare_head, gathered, zero_stage
@@ -118,7 +119,7 @@ class FrozenAdapters:
 
 def compile_layers(model: nn.Module) -> None:
     """torch.compile each layer: one small graph serves them all. Student and reference alike, to round alike."""
-    for layer in model.model.layers:
+    for layer in decoder_layers(model):
         layer.compile(dynamic=True)
 
 
