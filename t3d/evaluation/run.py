@@ -132,7 +132,7 @@ def results_file(config: EvalConfig) -> Path:
     at = getattr(rollout, threshold) if threshold else ""
     model, dataset = model_label(data.checkpoint_path), paths.data_name(data.eval_dataset)
     return results_folder(config) / (
-        f"{method(data)}-{model}-{dataset}-{strategy(rollout)}{at}"
+        f"{method(config)}-{model}-{dataset}-{strategy(rollout)}{at}"
         f"-b{rollout.block_size}-s{rollout.denoising_steps_per_block}-t{rollout.temperature}-seed{rollout.seed}"
         f"{node_suffix(config)}.json"
     )
@@ -225,7 +225,7 @@ def summary_name(config: EvalConfig) -> str:
     datasets = "+".join(paths.data_name(name) for name in dataset_names(data.eval_dataset))
     seeds = "+".join(map(str, data.seeds or [rollout.seed]))
     model = model_label(data.checkpoint_path)
-    return f"{method(data)}-{model}-{datasets}-{setting}-t{rollout.temperature}-seed{seeds}{node_suffix(config)}"
+    return f"{method(config)}-{model}-{datasets}-{setting}-t{rollout.temperature}-seed{seeds}{node_suffix(config)}"
 
 
 def beside_others(rows: list[dict], folder: Path) -> list[dict]:
