@@ -101,7 +101,7 @@ def at_a_glance(runs: Sequence[Run], methods: Methods, test: str) -> str:
             means = {name: estimate(some, at_speed(test, speed)).mean for name, some in of_block.items()}
             columns.append({name: f"{mean:.1f}" for name, mean in means.items()})
     rows = [[name, told, *(column.get(name, "") for column in columns)] for name, told in methods.items()]
-    table = Table("", ["method", "what it is", *heads], rows, text=["method", "what it is"])
+    table = Table("", ["method", "description", *heads], rows, text=["method", "description"])
     return table.markdown()
 
 
@@ -139,7 +139,7 @@ def temperatures() -> str:
         f"{what} are drawn at temperature {load(schema, [f'config={file}']).rollout.temperature:g} (`{file}`)"
         for what, (schema, file) in files.items()
     ]
-    return ", ".join(told) + ", where a row's overrides say nothing else."
+    return ", ".join(told) + ", unless a row's overrides change it."
 
 
 def _tokens(runs: Sequence[Run]) -> str:
