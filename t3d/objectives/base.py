@@ -25,7 +25,8 @@ from t3d.states.base import Batch, State
 
 class Terms(NamedTuple):
     """loss: (sequences,) with gradients; metrics: name -> (sequences,) detached. The trainer averages over the global
-    batch, whatever the micro-batches."""
+    batch, whatever the micro-batches.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
