@@ -214,7 +214,7 @@ def score(
 
 
 def loss_rows(hidden: Tensor, batch: Batch) -> Tensor:
-    """(N, width) hidden states where the loss looks, of (rows, length, width)."""
+    """(N, width) hidden states that predict the targets, of (rows, length, width)."""
     rows = hidden.flatten(0, 1)[batch.loss_index]
     if torch.is_autocast_enabled(rows.device.type):  # so that the backward pass projects in the same precision
         rows = rows.to(torch.get_autocast_dtype(rows.device.type))

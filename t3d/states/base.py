@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from t3d.blocks.attention import FLEX_TILE, Labels, dense_mask, flex_mask
+from t3d.common.errors import UserError
 
 
 def generator_for(seed: int, epoch: int, sample_id: str) -> torch.Generator:
@@ -157,7 +158,8 @@ class Batch:
     Attributes:
         input_ids, position_ids: (rows, length).
         attention_mask: (rows, 1, length, length) bool or a BlockMask.
-        loss_index: (N,) places of the targets in the flattened (rows x length) hidden states.
+        place: (N,) where the targets lie in the flattened (rows x length) ids.
+        loss_index: (N,) the flattened hidden states that predict them: the same, or under a logit shift the one before.
         targets, masked, weight, rank, u, copy: (N,) from the states.
         masked_index: (M,) where ``masked`` holds: an index made on the CPU, so that a GPU need not be waited for.
         own_index: (targets of the copies after the first,) where ``copy`` is not 0, made likewise.
@@ -170,6 +172,7 @@ class Batch:
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: object
+    place: Tensor
     loss_index: Tensor
     targets: Tensor
     masked: Tensor
@@ -188,12 +191,20 @@ class Batch:
         return len(self.targets)
 
 
-def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False, device="cpu") -> Batch:
+def collate(
+    rows: Sequence[Sequence[State]],
+    pad_id: int,
+    *,
+    flex: bool = False,
+    shift: bool = False,
+    device: str | torch.device = "cpu",
+) -> Batch:
     """Lay states out in rows; states that share a row are packed, each a segment of its own.
 
     Args:
         rows: a micro-batch; each row is a list of states laid one after another.
         flex: build a FlexAttention block mask in place of the dense one, over whole tiles of its kernel.
+        shift: the model predicts a token from the hidden state before it (``logit_shift``).
     """
     length = max(sum(len(state) for state in row) for row in rows)
     if flex:
@@ -206,7 +217,7 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
         torch.full(shape, -1), torch.arange(length).repeat(len(rows), 1), torch.ones(shape, dtype=torch.bool)
     )
     states: list[State] = []
-    index, sequence, block = [], [], []
+    index, predictor, sequence, block = [], [], [], []
     for r, row in enumerate(rows):
         at = 0
         for segment, state in enumerate(row):
@@ -221,6 +232,7 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
             labels.block[r, here] = state.block[position] * copies - copy
             labels.noisy[r, at : at + clean] = False
             index.append(r * length + at + clean + state.copy * width + state.position - state.start)
+            predictor.append(_state_before(state, index[-1], r * length + at) if shift else index[-1])
             block.append(state.block[state.position])
             sequence.append(torch.full_like(state.position, len(states)))
             states.append(state)
@@ -232,7 +244,8 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
         input_ids=place(input_ids),
         position_ids=place(position_ids),
         attention_mask=flex_mask(labels) if flex else dense_mask(labels),
-        loss_index=place(torch.cat(index)),
+        place=place(torch.cat(index)),
+        loss_index=place(torch.cat(predictor)),
         masked_index=place(per_target["masked"].nonzero().squeeze(-1)),
         own_index=place(per_target["copy"].nonzero().squeeze(-1)),
         **{name: place(value) for name, value in per_target.items()},
@@ -241,6 +254,22 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
         sequences=len(states),
         tokens=sum(map(len, states)),
     )
+
+
+def _state_before(state: State, place: Tensor, clean: int) -> Tensor:
+    """(targets,) the places whose hidden states predict the targets at ``place``: training's one place of the shift.
+
+    Token i is predicted at i - 1. Inside a block that lies in the same noisy copy; before a block's first token in the
+    clean copy, which begins at the place ``clean``: there the decoder has a committed block.
+
+    Raises:
+        UserError: a target at position 0, which nothing predicts.
+    """
+    before = state.position - 1
+    if (before < 0).any():
+        raise UserError(f"{state.sample_id}: has no prompt; a model with a logit shift needs one token of it at least")
+    first = state.block[state.position] != state.block[before]
+    return torch.where(first, clean + before, place - 1)
 
 
 def _place(tensor: Tensor, device: torch.device) -> Tensor:

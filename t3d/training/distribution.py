@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from packaging.version import Version
-from torch import nn
 from torch.nn import Parameter
+from transformers import PreTrainedModel
 
 from t3d.common.errors import UserError
 from t3d.common.options import fault
@@ -127,14 +127,14 @@ def gathered(parameters: Iterable[Parameter], written: bool = False) -> Abstract
     return deepspeed.zero.GatheredParameters(split, modifier_rank=0 if written else None)
 
 
-def declare_head(model: nn.Module) -> None:
+def declare_head(model: PreTrainedModel) -> None:
     """Tell ZeRO-3 that the model itself uses its vocabulary head's weight (``head=``), besides the head's own forward.
 
     DeepSpeed finds that out by itself only while the weight is split, and then contradicts the order it has recorded.
     """
     import deepspeed
 
-    deepspeed.zero.register_external_parameter(model, model.get_submodule("lm_head").weight)
+    deepspeed.zero.register_external_parameter(model, model.get_output_embeddings().weight)
 
 
 @torch.no_grad()

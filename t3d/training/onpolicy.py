@@ -33,6 +33,7 @@ from t3d.data.shards import ShardWriter, read_shards
 from t3d.data.trajectory import Trajectory, split_id
 from t3d.decode.completion import complete, of_stream
 from t3d.decode.local import LocalEngine
+from t3d.decode.model_facts import logit_shift
 from t3d.decode.protocol import Request
 from t3d.objectives.base import Objective
 from t3d.training import checkpoint
@@ -188,6 +189,7 @@ class Rounds:
                 self.ids,
                 device=self.accelerator.device,
                 flex=teacher.model.config._attn_implementation == "flex_attention",
+                shift=logit_shift(teacher.model.config),
                 chunk=self.training.head_chunk,
             )
             for answer, (target_ids, target_step) in completed:
