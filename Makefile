@@ -59,7 +59,7 @@ lock:
 	$(MAKE) .venv-lock/bin/python
 	.venv-lock/bin/python $(PIP_INSTALL) $(ALL) $(PINS)
 	{ echo '# What make demo and make test install. Written by: make lock PINS="$(PINS)"'; \
-	  .venv-lock/bin/python -m pip freeze --exclude-editable | grep -Ev '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > constraints.txt
+	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | grep -Ev '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > constraints.txt
 	rm -rf .venv-lock
 
 test-slow: $(VENV)/ready

@@ -342,7 +342,8 @@ def _named_weights(
     model: BlockDiffusionLM, state_dict: dict[str, Tensor] | None, names: list[str] | None, dtype: str | None
 ) -> dict[str, Tensor]:
     """The weights under the published ``names`` (None: all of them, tied ones once), floating point ones in
-    ``dtype``."""
+    ``dtype``.
+    """
     weights = dict(model.state_dict() if state_dict is None else state_dict)
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     for name, original in tied.items():  # gathering may drop one of the two
