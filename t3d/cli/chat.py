@@ -286,6 +286,17 @@ def samples(speaker: Speaker, data_type: str) -> list[str]:
     return [q for q in every if unknown is None or unknown not in speaker.tokenizer(q)["input_ids"]][:3]
 
 
+def lines(source: TextIO, console: Console) -> Iterator[str]:
+    """The lines of the input, asked for at a terminal."""
+    if not source.isatty():
+        yield from iter(source.readline, "")
+        return
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("\n> ")
+    console.out()
+
+
 def questions(source: TextIO, console: Console, examples: Sequence[str]) -> Iterator[str]:
     """Questions until /quit or the end of input, and /new. Those from a pipe are shown as if they had been typed."""
     typed, numbered = source.isatty(), {f"/{i}": question for i, question in enumerate(examples, 1)}
@@ -293,15 +304,7 @@ def questions(source: TextIO, console: Console, examples: Sequence[str]) -> Iter
         console.out("Ask a question; Ctrl-C stops an answer, /quit or Ctrl-D ends. Or try:")
         for number, question in numbered.items():
             console.out(f"  {number}  {question}")
-    while True:
-        if typed:
-            try:
-                line = input("\n> ")
-            except EOFError:
-                return console.out()
-        elif not (line := source.readline()):
-            return
-        line = line.strip()
+    for line in map(str.strip, lines(source, console)):
         if line == "/quit":
             return
         if line and (not typed or line in numbered):
@@ -338,6 +341,7 @@ def chat(speakers: Sequence[Speaker], args: argparse.Namespace, source: TextIO, 
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's arguments."""
     parser = argparse.ArgumentParser(
         prog="t3d chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -374,6 +378,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The command `t3d chat`."""
     args = parse(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # what a terminal's encoding lacks is shown as "?"

@@ -78,7 +78,7 @@ def check_characters(where: str, value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise UserError(f"{where}: {half!a} is half of a character; mend or remove the row") from None
+        raise UserError(f"{where}: {half!a} is half of a character; correct or remove the row") from None
 
 
 def _text(file: IO[str], size: int) -> str:

@@ -139,10 +139,12 @@ def results_file(config: EvalConfig) -> Path:
 
 
 def results_folder(config: EvalConfig) -> Path:
+    """The folder of a project's results."""
     return paths.output(config.experiment.project) / "results"
 
 
 def node_suffix(config: EvalConfig) -> str:
+    """A machine's part of a file name; "" where one machine has all."""
     return f"-node{config.evaluation.node_index}" if config.evaluation.num_node > 1 else ""
 
 

@@ -143,6 +143,7 @@ def costs(row: dict) -> str:
 
 
 def counts(tally: dict[str, int]) -> str:
+    """Names and counts for people: "stop 3, length 1"."""
     return ", ".join(f"{name} {count}" for name, count in tally.items())
 
 

@@ -71,19 +71,19 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
     for name in lists:
         value = row.get(name)
         if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-            raise UserError(f"{where}: field {name!r} must be a list of at least one text; mend or remove the row")
+            raise UserError(f"{where}: field {name!r} must be a list of at least one text; correct or remove the row")
     if method == "stdio" and len(row["test_input"]) != len(row["test_output"]):
-        raise UserError(f"{where}: fields 'test_input' and 'test_output' differ in length; mend or remove the row")
+        raise UserError(f"{where}: fields 'test_input' and 'test_output' differ in length; correct or remove the row")
     limit = row.get("test_time_limit", 1)
     if isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0:
         raise UserError(f"{where}: field 'test_time_limit' is {limit!r}; it must be a number of seconds above 0")
     if not isinstance(row.get("prefix") or "", str):
-        raise UserError(f"{where}: field 'prefix' must be text, found {row['prefix']!r}; mend or remove the row")
+        raise UserError(f"{where}: field 'prefix' must be text, found {row['prefix']!r}; correct or remove the row")
     for number, test in enumerate(row["test_list"] if method == "function" else ()):
         try:
             ast.parse(test)
         except (SyntaxError, ValueError) as error:
-            raise UserError(f"{where}: field 'test_list', item {number}: not Python ({error}); mend it") from error
+            raise UserError(f"{where}: field 'test_list', item {number}: not Python ({error}); correct it") from error
 
 
 # --- the program in the answer ---------------------------------------------------------------------------------------

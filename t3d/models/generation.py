@@ -190,7 +190,8 @@ def _prompts(input_ids: Tensor | None, attention_mask: Tensor | None, config: Ge
 
 def _settings(config: BlockDiffusionGenerationConfig, model_config: Any, width: int, longest: int) -> DecodeSettings:
     """The decoder's settings. ``width`` of the prompts as given counts for max_length, the ``longest`` real prompt for
-    what the model has positions for."""
+    what the model has positions for.
+    """
     block = model_config.block_size if config.block_size is None else config.block_size
     given = {
         name: getattr(config, name)

@@ -157,24 +157,12 @@ def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
     source = paths.model_source(config.evaluation.checkpoint_path, "evaluation.checkpoint_path")
     if is_main_process():
         for job in jobs:
-            if not finished_ids(job.folder):  # a run that failed before its first answer binds no other
-                (job.folder / "settings.json").unlink(missing_ok=True)
-            # what older folders did not note yet had its default
-            defaults = asdict(DecodeSettings()) | {"engine": "local", "dtype": "auto"}
-            claim_folder(job.folder, claimed_settings(job.config, source), defaults)
-            options.save(job.config, job.folder / "config.yaml")
+            _claim(job, source)
     world = int(os.environ.get("WORLD_SIZE", 1))
     processes = config.rollout.num_processes or max(1, torch.cuda.device_count())
     if config.rollout.engine == "sglang":
         processes = 1
-        if world > 1:
-            raise UserError("rollout.engine=sglang: one process asks all servers; start it without accelerate launch")
-        blocks = sorted({job.config.rollout.block_size for job in jobs})
-        if len(blocks) > 1:
-            raise UserError(
-                f"rollout.engine=sglang: a server decodes at one block size, this run asks for {blocks}; choose one by "
-                "evaluation.protocol_blocks"
-            )
+        _refuse_unserved(jobs, world)
     if world > 1:
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
         loaded = Loaded(config, source, state.process_index)
@@ -197,6 +185,28 @@ def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
                 raise
             raise UserError(message) from None
         yield from jobs
+
+
+def _claim(job: Job, source: str) -> None:
+    """Note the job's settings in its folder. Raises UserError where the folder has others."""
+    if not finished_ids(job.folder):  # a run that failed before its first answer binds no other
+        (job.folder / "settings.json").unlink(missing_ok=True)
+    # what older folders did not note yet had its default
+    defaults = asdict(DecodeSettings()) | {"engine": "local", "dtype": "auto"}
+    claim_folder(job.folder, claimed_settings(job.config, source), defaults)
+    options.save(job.config, job.folder / "config.yaml")
+
+
+def _refuse_unserved(jobs: Sequence[Job], world: int) -> None:
+    """Raises UserError for jobs that SGLang's servers cannot do."""
+    if world > 1:
+        raise UserError("rollout.engine=sglang: one process asks all servers; start it without accelerate launch")
+    blocks = sorted({job.config.rollout.block_size for job in jobs})
+    if len(blocks) > 1:
+        raise UserError(
+            f"rollout.engine=sglang: a server decodes at one block size, this run asks for {blocks}; choose one by "
+            "evaluation.protocol_blocks"
+        )
 
 
 def _spawned(rank: int, processes: int, parent: int, jobs: Sequence[Job], source: str) -> None:

@@ -290,7 +290,8 @@ def state_without_order(
     masked: Tensor | None = None,
 ) -> State:
     """A state whose targets have no rank in a decode order. Unless said otherwise they are the clean copy's own
-    tokens, weigh 1 and are masked."""
+    tokens, weigh 1 and are masked.
+    """
     return State(
         ids=ids,
         block=grid.block,

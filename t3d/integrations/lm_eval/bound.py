@@ -55,7 +55,8 @@ def bound_states(
     generator: torch.Generator,
 ) -> list[State]:
     """The training states whose weighted log-probabilities add up to the bound. Blocks are looked at side by side: a
-    state has a set of every block that still has one."""
+    state has a set of every block that still has one.
+    """
     end = len(context) + len(continuation)
     grid = absolute_grid(len(context), end, block_size)
     ids = torch.full((len(grid.block),), mask_id)

@@ -260,7 +260,8 @@ class SDARHarness(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The bound of whole texts, each behind the prefix token. A text longer than the model's positions is scored in
-        windows; the last one has as much context as fits, the others a token."""
+        windows; the last one has as much context as fits, the others a token.
+        """
         windows, owner = [], []
         for index, request in enumerate(requests):
             (text,) = request.args
