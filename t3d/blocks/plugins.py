@@ -1,7 +1,7 @@
-"""Objects that a setting names: a file of one of our packages, or ``module:Object`` of a user's own.
+"""Objects that a setting names: a file of one of our packages, or a user's ``module:Object``.
 
-A package of plug-ins holds one object a file, and nothing else. The file's name is the object's name; the class in it
-has the same name in capitals (``entropy_bounded.py`` holds ``EntropyBounded``). A new file is all that a new one takes.
+A package of plug-ins holds one object per file. The file's name is the object's name; the class has the same name in
+capitals (``entropy_bounded.py`` holds ``EntropyBounded``). A new object needs only a new file.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def names(package: str) -> tuple[str, ...]:
-    """The names of a package's files, in alphabetical order. Nothing is imported but the package."""
+    """The names of a package's files, in alphabetical order. Only the package itself is imported."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)))
 
 
@@ -20,7 +20,7 @@ def load(name: str, package: str) -> Any:
     """The object ``name``: of a file of ``package``, or ``module:Object``, found from the working folder too.
 
     Raises:
-        ValueError: there is none; the text says why, and what to give instead.
+        ValueError: there is none; the text names the reason and the remedy.
     """
     if ":" not in name:
         if name not in names(package):
@@ -35,7 +35,7 @@ def load(name: str, package: str) -> Any:
     except Exception as error:  # the module is the user's, and may fail in any way
         reason = str(error).splitlines()[0] if str(error) else ""
         raise ValueError(
-            f"cannot import {module_name} ({type(error).__name__}: {reason}); mend it, or its name"
+            f"cannot import {module_name} ({type(error).__name__}: {reason}); correct the module or its name"
         ) from error
     if not hasattr(module, attribute):
         raise ValueError(f"{module_name} has no {attribute or 'object without a name'}; give module:Object")

@@ -1,4 +1,4 @@
-"""Objects of a user's own that a setting names as ``module:Object``."""
+"""A user's own objects, named by a setting as ``module:Object``."""
 
 import importlib
 import os
