@@ -56,10 +56,11 @@ def write_page(
     if not runs:
         raise UserError(f"{figures} has no figures yet; run `python -m studies.storymath.tables` without --page first")
     folder = Path(os.path.relpath(figures, page.parent)).as_posix()
-    named = methods | ablations
+    named = {**methods, **ablations}
     blocks = sorted({run["block_size"] for run in runs if run["method"] in named})
     losses, one = sorted(analyses.glob("*.json")), next((run for run in runs if run["method"] == "t3d"), runs[0])
     recipe = re.search(r"^tables:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    assert recipe is not None
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True
     )
@@ -331,7 +332,7 @@ def draw(
         plots.save(folder / drawn[name][0], size, plot)
 
     if main:
-        given = {"runs": main, "styles": styles, "split": test, "block": block}
+        given: dict[str, Any] = {"runs": main, "styles": styles, "split": test, "block": block}
         add("accuracy", (8.5, 4.6), "Accuracy against tokens per step", partial(plots.accuracy_plot, **given))
     if groups:
         plot = partial(plots.ablation_plot, runs=groups, split=test, block=block)

@@ -98,7 +98,7 @@ def end_of_turn_id(tokenizer: Any) -> int:
     return tokenizer.eos_token_id
 
 
-def stop_ids(tokenizer: Any, generation_config: Any | None = None) -> tuple[int, ...]:
+def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
     """The ids that end an answer: the chat template's token after an assistant's turn, and the eos ids.
 
     The eos ids come from generation_config.json, else from config.json or the tokenizer. Raises UserError if none.

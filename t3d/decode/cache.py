@@ -23,6 +23,9 @@ CACHE_NAME = cache_name(Qwen3Model.forward)
 class SlotLayer(CacheLayerMixin):
     """One layer's keys and values: (lanes, kv heads, slots, head dim), written by scatter at ``Slots.write``."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, slots: "Slots", shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
         super().__init__()
         self.slots = slots
@@ -64,10 +67,14 @@ class Slots(Cache):
     its own tokens behind the slots), ``length`` of the slots read (None in a prefill).
     """
 
+    layers: list[SlotLayer]  # type: ignore[assignment]  # a Cache may hold layers of any kind, this one does not
+
     def __init__(self, config, lanes: int, capacity: int, dtype: torch.dtype, device: torch.device):
         shape = (lanes, config.num_key_value_heads, capacity, config.head_dim)
         super().__init__(layers=[SlotLayer(self, shape, dtype, device) for _ in range(config.num_hidden_layers)])
-        self.lanes = self.write = self.length = None
+        self.lanes = torch.arange(lanes, device=device)
+        self.write: Tensor | None = None
+        self.length: int | None = None
 
     def copy(self, source: Tensor, target: Tensor, length: int) -> None:
         """Give the lanes ``target`` the first ``length`` slots of the lanes ``source``, (n,) both."""

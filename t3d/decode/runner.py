@@ -102,9 +102,9 @@ class ModelRunner:
         The columns of a lane that takes no part go to the spare slots and see block 0, so no row of the mask is empty.
         """
         state, block = self.lanes, self.settings.block_size
-        parts = [(state.start - block, previous), (state.start, current)]
+        blocks = [(state.start - block, previous), (state.start, current)]
         parts = [
-            (start.unsqueeze(-1) + self.column, takes.unsqueeze(-1)) for start, takes in parts if takes is not None
+            (start.unsqueeze(-1) + self.column, takes.unsqueeze(-1)) for start, takes in blocks if takes is not None
         ]
         position = torch.cat([torch.where(takes, where, self.column) for where, takes in parts], 1)
         spare = self.capacity + self.column

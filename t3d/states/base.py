@@ -203,9 +203,11 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
     input_ids = torch.full(shape, pad_id)
     position_ids = torch.zeros(shape, dtype=torch.long)
     # Padding is noisy blocks of one token. Each sees only itself, and whole tiles of padding cost almost nothing.
-    noisy = torch.ones(shape, dtype=torch.bool)
-    labels = Labels(torch.full(shape, -1), torch.arange(length).repeat(len(rows), 1), noisy)
-    index, sequence, block, states = [], [], [], []
+    labels = Labels(
+        torch.full(shape, -1), torch.arange(length).repeat(len(rows), 1), torch.ones(shape, dtype=torch.bool)
+    )
+    states: list[State] = []
+    index, sequence, block = [], [], []
     for r, row in enumerate(rows):
         at = 0
         for segment, state in enumerate(row):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from t3d.models import SDARConfig
 
@@ -84,9 +84,9 @@ def _with_layers(config: Any, layers: int) -> Any:
     return config
 
 
-def _built(config: Any) -> nn.Module:
+def _built(config: Any) -> PreTrainedModel:
     """``from_config`` would shard it under ZeRO-3."""
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)  # type: ignore[operator]  # a class, not a pair
 
 
 # ---------------------------------------------------------------------------------------------------------------------

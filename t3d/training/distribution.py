@@ -84,7 +84,7 @@ def refuse_without_gpu(mixed_precision: str) -> None:
 
 def refuse_with_zero_3(config: TrainConfig) -> None:
     training, remedy = config.training, "launch with ZeRO-2 or leave it off"
-    if training.reference_offload:
+    if getattr(training, "reference_offload", False):
         raise UserError(
             "training.reference_offload=true: ZeRO-3 splits the reference over the processes already; leave it off"
         )
@@ -133,7 +133,7 @@ def declare_head(model: nn.Module) -> None:
     """
     import deepspeed
 
-    deepspeed.zero.register_external_parameter(model, model.lm_head.weight)
+    deepspeed.zero.register_external_parameter(model, model.get_submodule("lm_head").weight)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ class FrozenModel:
         half = HALF.get(accelerator.mixed_precision)
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.offloaded = offload and accelerator.device.type == "cuda"
-        rounded = half is not None and not deepspeed
+        rounded = None if deepspeed else half  # what the matrices are stored as
         self.model = load_model(
             source,
             dtype=half if deepspeed and half else config.model.dtype,
@@ -45,7 +45,7 @@ class FrozenModel:
         )
         self.model.requires_grad_(False).eval()
         if rounded:
-            store_matrices_as(self.model, half)
+            store_matrices_as(self.model, rounded)
         if not self.offloaded:
             self.model.to(accelerator.device)
         else:
@@ -118,7 +118,7 @@ class FrozenAdapters:
 
 def compile_layers(model: nn.Module) -> None:
     """torch.compile each layer: one small graph serves them all. Student and reference alike, to round alike."""
-    for layer in model.model.layers:
+    for layer in model.get_submodule("model.layers").children():
         layer.compile(dynamic=True)
 
 
