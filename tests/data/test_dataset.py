@@ -138,7 +138,11 @@ def test_a_cached_set_says_its_counts_and_a_changed_file_is_read_again(tmp_path,
     first, report = load(folder)
     caplog.clear()
     again, same = load(folder)
-    assert same == report and again.cache_files == first.cache_files and "1 left out because the prompt is too long" in caplog.text
+    assert (
+        same == report
+        and again.cache_files == first.cache_files
+        and "1 left out because the prompt is too long" in caplog.text
+    )
     assert load(folder, max_prompt_len=9)[1].kept == 2
     shards(folder, [record(2)])
     assert load(folder)[1].kept == 2
