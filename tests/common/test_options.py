@@ -442,7 +442,7 @@ STRATEGIES = ", ".join([*names(), "or module:Object"])
         (
             SampleConfig,
             "rollout.tensor_parallel_size=8",
-            "the local engine keeps a whole model per process; leave it at 1",
+            "the local engine loads a whole model per process; leave it at 1",
         ),
         (SampleConfig, "rollout.random_init_ratio=1.1", "must be at least 0 and at most 1"),
         (
