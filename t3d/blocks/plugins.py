@@ -1,10 +1,10 @@
-"""Objects that a setting names: a file of one of our packages, or ``module:Object`` of a user's own.
+"""Objects that a setting names: a file of one of our packages, or a user's ``module:Object``.
 
-A package of plug-ins holds one object a file, and nothing else. The file's name is the object's name; the class in it
-has the same name in capitals (``entropy_bounded.py`` holds ``EntropyBounded``). A new file is all that a new one takes.
+A package of plug-ins holds one object per file. The file's name is the object's name; the class has the same name in
+capitals (``entropy_bounded.py`` holds ``EntropyBounded``). A new object needs only a new file.
 
-This room imports nothing of ours, so it knows no ``UserError``. Whoever reads the setting turns the ValueError into one
-that carries the key.
+This room imports nothing of ours, so it knows no ``UserError``. The reader of the setting turns the ValueError into
+one that carries the key.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def names(package: str) -> tuple[str, ...]:
-    """The names of a package's files, in alphabetical order. Nothing is imported but the package."""
+    """The names of a package's files, in alphabetical order. Only the package itself is imported."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)))
 
 

@@ -1,4 +1,4 @@
-"""The command `t3d`: one sub-command per stage. A stage is imported only when it is chosen, so that help is quick."""
+"""The command `t3d`: one sub-command per stage. A stage is imported only when it is chosen, so that help is fast."""
 
 import difflib
 import sys
@@ -18,14 +18,14 @@ COMMANDS = {
     "eval": ("Stage 4: score a checkpoint on question sets.", "t3d.evaluation.__main__:main"),
     "report": ("Show results as tables, CSV or a page with plots; compare two.", "t3d.evaluation.report:main"),
     "analyse": ("Measure how dependent the tokens of one step are.", "t3d.evaluation.analysis:main"),
-    "grade": ("Grade answers that exist already.", "t3d.evaluation.grade:main"),
+    "grade": ("Grade answers from a file.", "t3d.evaluation.grade:main"),
     "chat": ("Ask a model questions and watch it unmask its answers.", "t3d.cli.chat:main"),
 }
 LAUNCH, LAUNCHED = "--launch", ("rollout", "train", "eval")  # the commands that several processes can share
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the sub-command that ``argv`` (None: the process's own arguments) names, and end with its exit code."""
+    """Run the sub-command of ``argv`` and end with its exit code. None = the process's own arguments."""
     run_main(lambda: dispatch(sys.argv[1:] if argv is None else argv))
 
 

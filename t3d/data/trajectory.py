@@ -20,8 +20,9 @@ FINISH_REASONS = ("stop", "length")
 class Trajectory:
     """One finished rollout. Token ids are the truth, `text` is for people.
 
-    Block b covers the positions [b * block_size, (b + 1) * block_size) of prompt + response, so the first response
-    tokens share the block in which the prompt ends. Building a record checks everything but the mask id (`ValueError`).
+    Block b covers the positions [b * block_size, (b + 1) * block_size) of prompt + response. So the first response
+    tokens share the block in which the prompt ends. Building a record checks all fields, but not for the mask id
+    (`ValueError`).
     """
 
     id: str  # "<dataset>/<row>/<sample>"
@@ -31,9 +32,9 @@ class Trajectory:
     length: int  # where the answer ends, first stop id included
     block_size: int
     finish_reason: str  # "stop" | "length"
-    initial_ids: list[int] = field(default_factory=list)  # x_T of the response, where it was not all masks
+    initial_ids: list[int] = field(default_factory=list)  # x_T of the response; empty if it was all masks
     target_ids: list[int] = field(default_factory=list)  # another model's completion of each block of the response
-    target_step: list[int] = field(default_factory=list)  # and when it unmasked them
+    target_step: list[int] = field(default_factory=list)  # the steps at which that model unmasked them
     steps: int = 0  # denoising forwards; 0 = take max(unmask_step)
     forwards: int = 0  # all forwards, prefill and cache writes included
     seconds: float = 0.0
@@ -49,7 +50,7 @@ class Trajectory:
         self.validate()
 
     def validate(self, mask_id: int | None = None) -> "Trajectory":
-        """Check the record, with `mask_id` also that no mask is left. Returns it; `ValueError` names the record."""
+        """Check the record; with `mask_id`, also that no mask is left. Returns it. `ValueError` names the record."""
         if problem := self._problem(mask_id):
             raise ValueError(f"trajectory {self.id}: {problem}")
         return self

@@ -29,11 +29,15 @@ SOURCE, OUTPUT, MASK_KEY = "model.pretrained_model", "convert.output", "convert.
 
 @dataclass
 class Source:
+    """The section ``model``: the autoregressive model."""
+
     pretrained_model: str = option("", "autoregressive model: a folder, a hub id, or a GGUF file")
 
 
 @dataclass
 class Target:
+    """The section ``convert``: the block-diffusion model."""
+
     output: str = option("", "folder of the block-diffusion model; it must not exist yet")
     block_size: int = option(4, "positions of one block", ge=1)
     logit_shift: bool = option(
@@ -46,6 +50,8 @@ class Target:
 
 @dataclass
 class ConvertConfig:
+    """The keys of ``t3d convert``."""
+
     USUAL = (SOURCE, OUTPUT, "convert.block_size", "convert.logit_shift", MASK_KEY)
 
     model: Source = field(default_factory=Source)

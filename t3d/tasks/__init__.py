@@ -46,13 +46,13 @@ def find_task(name: str, key: str = "evaluation.data_type") -> Task:
 
 
 def recognise(row: Row, where: str) -> str:
-    """The name of the kind that a row is of. Raises UserError where no kind recognises it."""
+    """The name of a row's kind. Raises UserError if no kind recognises the row."""
     for name in ("code", *TASKS):  # code first: its rows may also have an answer
         if TASKS[name].recognises(row):
             return name
     needs = "; ".join(f"{name}: {', '.join(task.fields)}" for name, task in TASKS.items())
     raise UserError(
-        f"evaluation.data_type=auto: {where} is of no known kind; name one ({needs})", "evaluation.data_type"
+        f"evaluation.data_type=auto: {where} is of no known kind; set a kind ({needs})", "evaluation.data_type"
     )
 
 
@@ -67,7 +67,7 @@ def prompt_ids(
 
 
 def prompt(question: str, tokenizer: Any, task: str = "math") -> Tensor:
-    """A question as a model's ``generate`` takes it, worded as for rollouts and evaluation.
+    """A question as input of a model's ``generate``, worded as for rollouts and evaluation.
 
     Args:
         task: math, code, option, text or my_module:MyTask.

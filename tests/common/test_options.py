@@ -431,8 +431,7 @@ STRATEGIES = ", ".join([*names(), "or module:Object"])
         (
             TrainConfig,
             "training.lora.target_modules=q_proj",
-            "expected a list of names, for example training.lora.target_modules="
-            "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]",
+            "expected a list of names or null",
         ),
         (TrainConfig, "training.mask_ratios=[]", "give at least one ratio, for example training.mask_ratios=[1.0]"),
         (TrainConfig, "training.preset=paper", "must be one of t3d, algorithm1, release"),
@@ -442,7 +441,7 @@ STRATEGIES = ", ".join([*names(), "or module:Object"])
         (
             SampleConfig,
             "rollout.tensor_parallel_size=8",
-            "the local engine keeps a whole model per process; leave it at 1",
+            "the local engine loads a whole model per process; leave it at 1",
         ),
         (SampleConfig, "rollout.random_init_ratio=1.1", "must be at least 0 and at most 1"),
         (
