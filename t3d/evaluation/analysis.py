@@ -13,9 +13,9 @@ The analysis measures at states of trajectories, for a teacher and (``student=``
 p(x_S | x_t) is the model's own one-by-one decoding of S in the trajectory's order, prod_k p(x_k | x_<k, x_t). The
 correlation is the loss of a step that draws S at once from the product of marginals. It is 0 if the tokens are
 independent. By the chain rule it is sum_k E_{x_<k}[ KL(p(x_k | x_<k, x_t) || p(x_k | x_t)) ]. The x_<k are sampled,
-and the KL is exact, so every draw is at least 0, and the first token costs nothing. If p(x_i | x_t) are the marginals of
-p(x_S | x_t), the correlation is the conditional total correlation TC of ReDi (arXiv 2507.15897). A network need not be
-consistent in this way. Then the correlation is larger by the KL between the two, which the step loses too.
+and the KL is exact, so every draw is at least 0, and the first token costs nothing. If p(x_i | x_t) are the marginals
+of p(x_S | x_t), the correlation is the conditional total correlation TC of ReDi (arXiv 2507.15897). A network need not
+be consistent in this way. Then the correlation is larger by the KL between the two, which the step loses too.
 
 The pair is the loss of decoding in two steps: from x_T (the whole block masked) to x_t, and from x_t to x_0. It is the
 correlation of the masked tokens at x_t plus the correlation of the shown tokens at x_T. T3D (arXiv 2602.12262) states
