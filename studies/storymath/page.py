@@ -236,6 +236,7 @@ def seeds_told(runs: Runs) -> list[str]:
 
 
 def absent_told(runs: Runs, methods: Methods) -> list[str]:
+    """The paragraph that names the methods without a run, where there are any."""
     absent = [name for name in methods if name not in runs]
     return [f"Without any run: {'; '.join(absent)}."] if absent else []
 
@@ -272,6 +273,7 @@ def full_step(runs: Runs, split: str) -> str:
 
 
 def dynamic_decoding(runs: Runs) -> str:
+    """The table of accuracy and cost under dynamic decoding."""
     columns = {
         "accuracy": ("accuracy", 1),
         "tokens/step": ("measured_tokens_per_step", 2),

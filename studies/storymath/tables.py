@@ -268,6 +268,7 @@ def run_folder(folder: Path) -> Path:
 
 
 def figures_file(name: str, block: int, seed: int) -> Path:
+    """Where a run's figures are."""
     plain = name.replace(", ", "-").replace(" ", "_").replace("=", "")
     return FIGURES / f"{plain}-block{block}-seed{seed}.json"
 
@@ -278,12 +279,14 @@ def model_folder(name: str, block: int, seed: int, args) -> Path:
 
 
 def count(text: str) -> int:
+    """A command line's whole number, from 1 on."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 on")
     return int(text)
 
 
 def counts(text: str) -> list[int]:
+    """A command line's whole numbers, separated by commas, each once."""
     found = [count(part.strip()) for part in text.split(",")]
     if len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"{text}: give each once")
@@ -291,6 +294,7 @@ def counts(text: str) -> list[int]:
 
 
 def block_sizes(text: str) -> list[int]:
+    """A command line's block sizes."""
     found = counts(text)
     if odd := [block for block in found if block < 2 or block & (block - 1)]:
         raise argparse.ArgumentTypeError(
@@ -300,6 +304,7 @@ def block_sizes(text: str) -> list[int]:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", help=f"some of: {'; '.join(METHODS | ABLATIONS)} (separated by ;)")
     parser.add_argument("--ablations", action="store_true", help="the ablations too")

@@ -11,6 +11,7 @@ from t3d.common.errors import UserError, run_main
 # name -> one line of help, module:function. The function takes the arguments after the name.
 COMMANDS = {
     "download": ("Bring a question set to data/.", "t3d.tasks.download:main"),
+    "convert": ("Make a block-diffusion model of an autoregressive one.", "t3d.models.convert:main"),
     "rollout": ("Stage 1: record how a model decodes a question set.", "t3d.rollout.__main__:main"),
     "prepare": ("Stage 2: check the rollouts and write the training file.", "t3d.rollout.prepare:main"),
     "train": ("Stage 3: train a student on the trajectories.", "t3d.training.__main__:main"),

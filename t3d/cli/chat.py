@@ -286,6 +286,17 @@ def samples(speaker: Speaker, data_type: str) -> list[str]:
     return [q for q in every if unknown is None or unknown not in speaker.tokenizer(q)["input_ids"]][:3]
 
 
+def lines(source: TextIO, console: Console) -> Iterator[str]:
+    """The lines of the input, asked for at a terminal."""
+    if not source.isatty():
+        yield from iter(source.readline, "")
+        return
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("\n> ")
+    console.out()
+
+
 def questions(source: TextIO, console: Console, examples: Sequence[str]) -> Iterator[str]:
     """Questions until /quit or the end of input, and /new. Questions from a pipe are shown as if they were typed."""
     typed, numbered = source.isatty(), {f"/{i}": question for i, question in enumerate(examples, 1)}
@@ -293,15 +304,7 @@ def questions(source: TextIO, console: Console, examples: Sequence[str]) -> Iter
         console.out("Ask a question. Ctrl-C stops an answer, /quit or Ctrl-D ends the chat. Sample questions:")
         for number, question in numbered.items():
             console.out(f"  {number}  {question}")
-    while True:
-        if typed:
-            try:
-                line = input("\n> ")
-            except EOFError:
-                return console.out()
-        elif not (line := source.readline()):
-            return
-        line = line.strip()
+    for line in map(str.strip, lines(source, console)):
         if line == "/quit":
             return
         if line and (not typed or line in numbered):
@@ -338,11 +341,17 @@ def chat(speakers: Sequence[Speaker], args: argparse.Namespace, source: TextIO, 
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's arguments."""
     parser = argparse.ArgumentParser(
         prog="t3d chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="SDAR model: a folder or a hub id; with --student the teacher")
+    add(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="model: a folder or a hub id; with --student the teacher",
+    )
     add("--student", metavar="DIR", help="a second model that answers the same questions in --steps steps")
     add("--steps", type=int, metavar="N", help="denoising steps per block; default all, for a student 1")
     add("--block-size", type=int, metavar="N", help="positions of a block; default the model's own")
@@ -367,6 +376,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The command `t3d chat`."""
     args = parse(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # characters that the terminal's encoding lacks become "?"

@@ -89,7 +89,7 @@ def rollout_stem(
 
 
 def json_file(stem: Path) -> Path:
-    """``stem`` + ".json". (``with_suffix`` would cut "SDAR-1.7B-Chat-..." at its dot.)"""
+    """``stem`` + ".json". ``with_suffix`` would cut "SDAR-1.7B-Chat-..." at its dot."""
     return stem.parent / f"{stem.name}.json"
 
 

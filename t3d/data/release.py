@@ -71,10 +71,7 @@ def release_rows(
     for (_, index), group in groupby(trajectories, key=lambda t: split_id(t.id)[:2]):
         samples = list(group)
         first = samples[0]
-        for other in samples:
-            for key in (*OUR_PER_ROW, "question"):
-                if getattr(other, key) != getattr(first, key) and _shared(other, key) != _shared(first, key):
-                    raise UserError(f"trajectories {first.id} and {other.id} of one problem differ in {key}")
+        _refuse_different(samples)
         if rows is None:
             row: dict[str, Any] = {"question": first.question, "ground_truth_answer": first.ground_truth}
         elif index < len(rows) and rows[index].get("question") == first.question:
@@ -95,6 +92,15 @@ def release_rows(
         if not step_map:
             row = {key: value for key, value in row.items() if key not in ("step_map", "unmask_step")}
         yield row
+
+
+def _refuse_different(samples: Sequence[Trajectory]) -> None:
+    """Samples of a problem share one row, and so the facts that it names once."""
+    first = samples[0]
+    for other in samples:
+        for key in (*OUR_PER_ROW, "question"):
+            if getattr(other, key) != getattr(first, key) and _shared(other, key) != _shared(first, key):
+                raise UserError(f"trajectories {first.id} and {other.id} of one problem differ in {key}")
 
 
 def _shared(trajectory: Trajectory, key: str) -> Any:

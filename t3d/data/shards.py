@@ -92,6 +92,7 @@ class ShardWriter:
 
 
 def shard_files(folder: str | Path) -> list[Path]:
+    """The shards of a folder, in the order of their names."""
     return sorted(Path(folder).glob("shard-*.jsonl"))
 
 

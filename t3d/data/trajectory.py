@@ -56,6 +56,9 @@ class Trajectory:
         return self
 
     def _problem(self, mask_id: int | None) -> str | None:
+        return self._length_problem() or self._step_problem() or self._mask_problem(mask_id)
+
+    def _length_problem(self) -> str | None:
         size, response, step = self.block_size, self.response_ids, self.unmask_step
         if size < 1:
             return f"block_size {size} is not positive"
@@ -74,6 +77,10 @@ class Trajectory:
             return f"length {self.length} is not in 1..{len(response)}"
         if self.finish_reason not in FINISH_REASONS:
             return f"finish_reason {self.finish_reason!r} is not one of {', '.join(FINISH_REASONS)}"
+        return None
+
+    def _step_problem(self) -> str | None:
+        size, step = self.block_size, self.unmask_step
         if min(step) < 1:
             return f"unmask step {min(step)} is below 1"
         if self.steps != max(step):
@@ -84,12 +91,12 @@ class Trajectory:
             return f"target step {min(self.target_step)} is below 1"
         if self.target_step and not grows_over_blocks(self.target_step, len(self.prompt_ids), size):
             return "the target steps do not grow from block to block"
-        if mask_id is not None and mask_id in self.prompt_ids:
-            return f"mask id {mask_id} in the prompt"
-        if mask_id is not None and mask_id in response:
-            return f"mask id {mask_id} in the response"
-        if mask_id is not None and mask_id in self.target_ids:
-            return f"mask id {mask_id} in the targets"
+        return None
+
+    def _mask_problem(self, mask_id: int | None) -> str | None:
+        for part, ids in (("prompt", self.prompt_ids), ("response", self.response_ids), ("targets", self.target_ids)):
+            if mask_id is not None and mask_id in ids:
+                return f"mask id {mask_id} in the {part}"
         return None
 
     @classmethod

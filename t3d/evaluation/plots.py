@@ -47,6 +47,7 @@ _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color", "xtic
 
 
 def method_name(method: str) -> str:
+    """A method as tables and plots write it."""
     return METHOD_NAMES.get(method, method)
 
 

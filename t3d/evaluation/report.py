@@ -77,6 +77,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
+    """The table of results as Markdown."""
     return result_table(rows).markdown()
 
 

@@ -132,17 +132,19 @@ def results_file(config: EvalConfig) -> Path:
     at = getattr(rollout, threshold) if threshold else ""
     model, dataset = model_label(data.checkpoint_path), paths.data_name(data.eval_dataset)
     return results_folder(config) / (
-        f"{method(data)}-{model}-{dataset}-{strategy(rollout)}{at}"
+        f"{method(config)}-{model}-{dataset}-{strategy(rollout)}{at}"
         f"-b{rollout.block_size}-s{rollout.denoising_steps_per_block}-t{rollout.temperature}-seed{rollout.seed}"
         f"{node_suffix(config)}.json"
     )
 
 
 def results_folder(config: EvalConfig) -> Path:
+    """The folder of a project's results."""
     return paths.output(config.experiment.project) / "results"
 
 
 def node_suffix(config: EvalConfig) -> str:
+    """A machine's part of a file name; "" where one machine has all."""
     return f"-node{config.evaluation.node_index}" if config.evaluation.num_node > 1 else ""
 
 
@@ -225,7 +227,7 @@ def summary_name(config: EvalConfig) -> str:
     datasets = "+".join(paths.data_name(name) for name in dataset_names(data.eval_dataset))
     seeds = "+".join(map(str, data.seeds or [rollout.seed]))
     model = model_label(data.checkpoint_path)
-    return f"{method(data)}-{model}-{datasets}-{setting}-t{rollout.temperature}-seed{seeds}{node_suffix(config)}"
+    return f"{method(config)}-{model}-{datasets}-{setting}-t{rollout.temperature}-seed{seeds}{node_suffix(config)}"
 
 
 def beside_others(rows: list[dict], folder: Path) -> list[dict]:

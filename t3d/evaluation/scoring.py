@@ -7,7 +7,7 @@ from statistics import median
 from t3d.blocks.strategy import strategy_named
 from t3d.common import paths
 from t3d.data.trajectory import Trajectory
-from t3d.evaluation.settings import EvalConfig, EvalEvaluation
+from t3d.evaluation.settings import EvalConfig
 from t3d.evaluation.statistics import pass_at_k, share_interval, wilson_interval
 from t3d.grading import Verdict
 from t3d.models.loading import provenance
@@ -20,9 +20,15 @@ def strategy(rollout: RolloutConfig) -> str:
     return rollout.remasking_strategy.replace(":", ".") + ("+verify" if rollout.self_verify else "") + energy
 
 
-def method(data: EvalEvaluation) -> str:
-    """The label of a checkpoint's results."""
-    return data.method or provenance(data.checkpoint_path).get("objective", "original")
+def method(config: EvalConfig) -> str:
+    """The label of a checkpoint's results: as given, else the objective of the training that made it.
+
+    A converted model with a logit shift is the autoregressive model itself at block size 1.
+    """
+    made_by = provenance(config.evaluation.checkpoint_path)
+    if made_by.get("objective") == "converted" and made_by.get("logit_shift") and config.rollout.block_size == 1:
+        made_by["objective"] = "autoregressive"
+    return config.evaluation.method or made_by.get("objective", "original")
 
 
 def model_label(checkpoint: str) -> str:
@@ -57,7 +63,7 @@ def summarise(
     latency = [answer.seconds for answer in answers]
     data = config.evaluation
     row = {
-        "method": method(data),
+        "method": method(config),
         "model": data.checkpoint_path,
         "dataset": paths.data_name(data.eval_dataset),
         "block_size": rollout.block_size,
@@ -137,6 +143,7 @@ def costs(row: dict) -> str:
 
 
 def counts(tally: dict[str, int]) -> str:
+    """Names and counts for people: "stop 3, length 1"."""
     return ", ".join(f"{name} {count}" for name, count in tally.items())
 
 

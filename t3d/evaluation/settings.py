@@ -13,6 +13,8 @@ PROTOCOLS = ("few_step", "full_step", "dynamic", "paper", "sweep")
 
 @dataclass
 class EvalEvaluation(SampleEvaluation):
+    """The section ``evaluation`` of stage 4."""
+
     eval_dataset: str = option(
         "MATH500",
         "data/<name>.json, or the path of a file; several as A,B or [A, B]; the model is loaded once",
@@ -45,6 +47,8 @@ class EvalEvaluation(SampleEvaluation):
 
 @dataclass
 class EvalExecute:
+    """The section ``execute``: grading."""
+
     num_chunk: int = option(64, "answers graded side by side, at most one per core", ge=1)
     time_limit: float | None = option(
         None, "CPU seconds to grade one answer; null = 10 for math, the row's test_time_limit for code", gt=0

@@ -24,7 +24,7 @@ from t3d.states.unordered import RectifiedNoise
 
 @dataclass
 class ReDiSettings(AnswerEnd, MaskTimes):
-    pass
+    """Keys of the objective ``redi``."""
 
 
 @register("redi", "rectified couplings")

@@ -28,6 +28,7 @@ from t3d.common.options import fault
 from t3d.common.processes import is_main_process
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
+from t3d.decode.model_facts import position_count
 from t3d.decode.protocol import Engine, Request
 from t3d.models.decoder import load_decoder
 from t3d.models.fingerprint import weights_fingerprint
@@ -81,7 +82,7 @@ def fitting(config: SampleConfig, problems: list[Problem]) -> list[Problem]:
         return problems
     source = paths.model_source(config.evaluation.checkpoint_path, "evaluation.checkpoint_path")
     tokenizer = load_tokenizer(source, key="evaluation.checkpoint_path")
-    positions = load_config(source, key="evaluation.checkpoint_path").max_position_embeddings
+    positions = position_count(load_config(source, key="evaluation.checkpoint_path"))
     lengths = [len(prompt_of(problem, config, tokenizer)) for problem in problems]
     short = [p for p, length in zip(problems, lengths, strict=True) if has_room(length, config.rollout, positions)]
     if is_main_process() and (lost := len(problems) - len(short)):
@@ -157,24 +158,12 @@ def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
     source = paths.model_source(config.evaluation.checkpoint_path, "evaluation.checkpoint_path")
     if is_main_process():
         for job in jobs:
-            if not finished_ids(job.folder):  # a run that failed before its first answer does not bind later runs
-                (job.folder / "settings.json").unlink(missing_ok=True)
-            # keys that an older folder lacks had their defaults
-            defaults = asdict(DecodeSettings()) | {"engine": "local", "dtype": "auto"}
-            claim_folder(job.folder, claimed_settings(job.config, source), defaults)
-            options.save(job.config, job.folder / "config.yaml")
+            _claim(job, source)
     world = int(os.environ.get("WORLD_SIZE", 1))
     processes = config.rollout.num_processes or max(1, torch.cuda.device_count())
     if config.rollout.engine == "sglang":
         processes = 1
-        if world > 1:
-            raise UserError("rollout.engine=sglang: one process uses all servers; start it without accelerate launch")
-        blocks = sorted({job.config.rollout.block_size for job in jobs})
-        if len(blocks) > 1:
-            raise UserError(
-                f"rollout.engine=sglang: a server has one block size, and this run needs {blocks}; choose one by "
-                "evaluation.protocol_blocks"
-            )
+        _refuse_unserved(jobs, world)
     if world > 1:
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
         loaded = Loaded(config, source, state.process_index)
@@ -197,6 +186,28 @@ def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
                 raise
             raise UserError(message) from None
         yield from jobs
+
+
+def _claim(job: Job, source: str) -> None:
+    """Write the job's settings into its folder. Raises UserError if the folder has other settings."""
+    if not finished_ids(job.folder):  # a run that failed before its first answer does not bind later runs
+        (job.folder / "settings.json").unlink(missing_ok=True)
+    # keys that an older folder lacks had their defaults
+    defaults = asdict(DecodeSettings()) | {"engine": "local", "dtype": "auto"}
+    claim_folder(job.folder, claimed_settings(job.config, source), defaults)
+    options.save(job.config, job.folder / "config.yaml")
+
+
+def _refuse_unserved(jobs: Sequence[Job], world: int) -> None:
+    """Raises UserError for jobs that SGLang's servers do not support."""
+    if world > 1:
+        raise UserError("rollout.engine=sglang: one process uses all servers; start it without accelerate launch")
+    blocks = sorted({job.config.rollout.block_size for job in jobs})
+    if len(blocks) > 1:
+        raise UserError(
+            f"rollout.engine=sglang: a server has one block size, and this run needs {blocks}; choose one by "
+            "evaluation.protocol_blocks"
+        )
 
 
 def _spawned(rank: int, processes: int, parent: int, jobs: Sequence[Job], source: str) -> None:
@@ -225,7 +236,7 @@ class Loaded:
 
     @cached_property
     def positions(self) -> int:
-        return load_config(self.source, key="evaluation.checkpoint_path").max_position_embeddings
+        return position_count(load_config(self.source, key="evaluation.checkpoint_path"))
 
     @cached_property
     def engine(self) -> Engine:

@@ -12,6 +12,8 @@ from t3d.tasks import HELP, find_task
 
 @dataclass
 class RolloutConfig(DecodeSettings):
+    """The section ``rollout``: decode settings, and the engine that decodes."""
+
     engine: str = option("local", "the decoder: our own, or SGLang (docs/ENGINES.md)", choices=("local", "sglang"))
     engine_urls: list[str] = option(
         [], "sglang: running servers, [http://host:30000, ...]; empty = SGLang inside this process, on all visible GPUs"
@@ -94,11 +96,15 @@ DECODING = (
 
 @dataclass
 class SampleExperiment:
+    """The section ``experiment`` of stages 1 and 4."""
+
     project: str = option("your_project", "output folder; rollouts go to <project>/temp_data/")
 
 
 @dataclass
 class SampleEvaluation:
+    """The section ``evaluation`` of stage 1: the model and its questions."""
+
     checkpoint_path: str = option("JetLM/SDAR-4B-Chat", "model: a folder or a hub id")
     eval_dataset: str = option("MATH_train", "data/<name>.json, or the path of a file")
     data_type: str = option("math", HELP)

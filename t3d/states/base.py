@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from t3d.blocks.attention import FLEX_TILE, Labels, dense_mask, flex_mask
+from t3d.common.errors import UserError
 
 
 def generator_for(seed: int, epoch: int, sample_id: str) -> torch.Generator:
@@ -158,7 +159,9 @@ class Batch:
     Attributes:
         input_ids, position_ids: (rows, length).
         attention_mask: (rows, 1, length, length) bool or a BlockMask.
-        loss_index: (N,) indices of the targets in the flattened (rows x length) hidden states.
+        place: (N,) indices of the targets in the flattened (rows x length) ids.
+        loss_index: (N,) indices of the hidden states that predict them: ``place``, or under a logit shift the index
+            before.
         targets, masked, weight, rank, u, copy: (N,) from the states.
         masked_index: (M,) indices of the masked targets; computed on the CPU, so that nobody waits for a GPU.
         own_index: (targets of the copies after the first,) indices where ``copy`` is not 0; also from the CPU.
@@ -171,6 +174,7 @@ class Batch:
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: object
+    place: Tensor
     loss_index: Tensor
     targets: Tensor
     masked: Tensor
@@ -189,12 +193,20 @@ class Batch:
         return len(self.targets)
 
 
-def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False, device="cpu") -> Batch:
+def collate(
+    rows: Sequence[Sequence[State]],
+    pad_id: int,
+    *,
+    flex: bool = False,
+    shift: bool = False,
+    device: str | torch.device = "cpu",
+) -> Batch:
     """Lay states out in rows; states that share a row are packed, each a segment of its own.
 
     Args:
         rows: a micro-batch; each row is a list of states laid one after another.
         flex: build a FlexAttention BlockMask over whole tiles of its kernel, instead of the dense mask.
+        shift: the model predicts a token from the hidden state before it (``logit_shift``).
     """
     length = max(sum(len(state) for state in row) for row in rows)
     if flex:
@@ -207,7 +219,7 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
         torch.full(shape, -1), torch.arange(length).repeat(len(rows), 1), torch.ones(shape, dtype=torch.bool)
     )
     states: list[State] = []
-    index, sequence, block = [], [], []
+    index, predictor, sequence, block = [], [], [], []
     for r, row in enumerate(rows):
         at = 0
         for segment, state in enumerate(row):
@@ -222,6 +234,7 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
             labels.block[r, here] = state.block[position] * copies - copy
             labels.noisy[r, at : at + clean] = False
             index.append(r * length + at + clean + state.copy * width + state.position - state.start)
+            predictor.append(_state_before(state, index[-1], r * length + at) if shift else index[-1])
             block.append(state.block[state.position])
             sequence.append(torch.full_like(state.position, len(states)))
             states.append(state)
@@ -233,7 +246,8 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
         input_ids=place(input_ids),
         position_ids=place(position_ids),
         attention_mask=flex_mask(labels) if flex else dense_mask(labels),
-        loss_index=place(torch.cat(index)),
+        place=place(torch.cat(index)),
+        loss_index=place(torch.cat(predictor)),
         masked_index=place(per_target["masked"].nonzero().squeeze(-1)),
         own_index=place(per_target["copy"].nonzero().squeeze(-1)),
         **{name: place(value) for name, value in per_target.items()},
@@ -242,6 +256,24 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
         sequences=len(states),
         tokens=sum(map(len, states)),
     )
+
+
+def _state_before(state: State, place: Tensor, clean: int) -> Tensor:
+    """(targets,) the indices whose hidden states predict the targets at ``place``, under a logit shift.
+
+    Position i - 1 predicts token i. Inside a block it lies in the same noisy copy. For a block's first token it lies in
+    the clean copy, which begins at the index ``clean``: there the decoder has a committed block.
+
+    Raises:
+        UserError: a target at position 0, which no position predicts.
+    """
+    before = state.position - 1
+    if (before < 0).any():
+        raise UserError(
+            f"{state.sample_id}: has no prompt; a model with a logit shift needs a prompt of at least one token"
+        )
+    first = state.block[state.position] != state.block[before]
+    return torch.where(first, clean + before, place - 1)
 
 
 def _place(tensor: Tensor, device: torch.device) -> Tensor:
@@ -262,7 +294,8 @@ def state_without_order(
     masked: Tensor | None = None,
 ) -> State:
     """A state whose targets have no rank in a decode order. By default the targets are the clean copy's tokens, with
-    weight 1, and masked."""
+    weight 1, and masked.
+    """
     return State(
         ids=ids,
         block=grid.block,

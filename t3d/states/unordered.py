@@ -61,7 +61,8 @@ class BlockDiffusionNoise:
 
     def __call__(self, sample: dict, generator: torch.Generator) -> State:
         """``sample`` has prompt_ids and response_ids. ``weight`` is 1/t over the response's length. By chance a state
-        may have no target."""
+        may have no target.
+        """
         prompt = len(sample["prompt_ids"])
         tokens = list(sample["prompt_ids"]) + list(sample["response_ids"])
         ids = torch.tensor(tokens + [self.pad_id] * (-len(tokens) % self.block_size))

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from t3d.blocks.plugins import load_object
 from t3d.common.errors import UserError
-from t3d.common.plugins import load_object
 from t3d.data.prompts import render
 from t3d.tasks.base import Answer, Grading, Row, Task
 from t3d.tasks.code import Code
@@ -33,7 +33,10 @@ def find_task(name: str, key: str = "evaluation.data_type") -> Task:
     if name in TASKS:
         return TASKS[name]
     if ":" in name:
-        found = load_object(name, key)
+        try:
+            found = load_object(name)
+        except ValueError as error:
+            raise UserError(f"{key}={name}: {error}", key) from error
         if not (isinstance(found, type) and issubclass(found, Task)):
             raise UserError(f"{key}={name}: not a class that inherits from t3d.tasks.Task; give one", key)
         return found()

@@ -1,4 +1,4 @@
-"""Mathematics: a question and its final answer, which a model puts into \\boxed{}."""
+r"""Mathematics: a question and its final answer, which a model puts into \boxed{}."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from packaging.version import Version
-from torch import nn
 from torch.nn import Parameter
+from transformers import PreTrainedModel
 
 from t3d.common.errors import UserError
 from t3d.common.options import fault
@@ -83,6 +83,7 @@ def refuse_without_gpu(mixed_precision: str) -> None:
 
 
 def refuse_with_zero_3(config: TrainConfig) -> None:
+    """Raises UserError for settings that conflict with weights split over processes."""
     training, remedy = config.training, "launch with ZeRO-2 or turn it off"
     if getattr(training, "reference_offload", False):
         raise UserError(
@@ -126,14 +127,14 @@ def gathered(parameters: Iterable[Parameter], written: bool = False) -> Abstract
     return deepspeed.zero.GatheredParameters(split, modifier_rank=0 if written else None)
 
 
-def declare_head(model: nn.Module) -> None:
+def declare_head(model: PreTrainedModel) -> None:
     """Tell ZeRO-3 that the model itself uses its vocabulary head's weight (``head=``), besides the head's own forward.
 
     DeepSpeed itself notices this use only while the weight is split. It then conflicts with the order it has recorded.
     """
     import deepspeed
 
-    deepspeed.zero.register_external_parameter(model, model.get_submodule("lm_head").weight)
+    deepspeed.zero.register_external_parameter(model, model.get_output_embeddings().weight)
 
 
 @torch.no_grad()

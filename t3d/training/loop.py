@@ -24,6 +24,7 @@ from t3d.common import options, paths
 from t3d.common.errors import UserError
 from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
+from t3d.decode.model_facts import logit_shift, position_count
 from t3d.models.loading import export_model, load_model, load_tokenizer, special_ids, training_attention
 from t3d.objectives.base import Context, Objective, find
 from t3d.states.base import State, collate, generator_for
@@ -111,6 +112,7 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
 
 
 def load_student(config: TrainConfig, source: str, accelerator: Accelerator):
+    """The model to train, in training mode."""
     model = load_model(
         source,
         dtype=config.model.dtype,
@@ -215,8 +217,7 @@ class Trainer:
         training, params = config.training, config.optimizer.params
         self.rounds = None
         if training.refresh_rollouts:
-            positions = student.config.max_position_embeddings
-            self.rounds = Rounds(config, objective, samples, ids, source, accelerator, positions)
+            self.rounds = Rounds(config, objective, samples, ids, source, accelerator, position_count(student.config))
         self.samples = self.rounds.samples if self.rounds else samples
         batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         if batch > len(samples) and accelerator.is_main_process:
@@ -230,6 +231,7 @@ class Trainer:
         self.total_steps = training.max_steps or self.order.steps(training.num_train_epochs)
         self.warm = 0  # sequences drawn when the warm-up ended
         self.flex = student.config._attn_implementation == "flex_attention"
+        self.shift = logit_shift(student.config)
         kept = objective.reference
         frozen = kept is not None and not kept.is_student
         if training.lora.rank:
@@ -348,7 +350,7 @@ class Trainer:
             # its shortest state and adds nothing.
             counted = number < len(batches)
             rows = batches[number] if counted else [[min(states, key=len)]]
-            batch = collate(rows, self.ids.pad_id, flex=self.flex, device=accelerator.device)
+            batch = collate(rows, self.ids.pad_id, flex=self.flex, shift=self.shift, device=accelerator.device)
             with accumulation(accelerator, self.student, last=number == rounds - 1):
                 loss, metrics = self.objective(self.student, self.reference, batch)
                 # DDP and DeepSpeed average gradients over processes; the loss needs their sum

@@ -33,6 +33,7 @@ from t3d.data.shards import ShardWriter, read_shards
 from t3d.data.trajectory import Trajectory, split_id
 from t3d.decode.completion import complete, of_stream
 from t3d.decode.local import LocalEngine
+from t3d.decode.model_facts import logit_shift
 from t3d.decode.protocol import Request
 from t3d.objectives.base import Objective
 from t3d.training import checkpoint
@@ -105,7 +106,8 @@ class Rounds:
         positions: int,
     ):
         """``positions``: the model's number of positions. Raises UserError if no process holds the whole student, or if
-        a round would be impossible."""
+        a round would be impossible.
+        """
         if zero_stage(accelerator) == 3:
             raise UserError(
                 "training.refresh_rollouts: the student's weights are split over processes, so that none can decode; "
@@ -187,6 +189,7 @@ class Rounds:
                 self.ids,
                 device=self.accelerator.device,
                 flex=teacher.model.config._attn_implementation == "flex_attention",
+                shift=logit_shift(teacher.model.config),
                 chunk=self.training.head_chunk,
             )
             for answer, (target_ids, target_step) in completed:
@@ -219,10 +222,12 @@ def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Datas
 
 
 def round_folder(folder: Path, step: int) -> Path:
+    """The folder of the trajectories of the round after ``step``."""
     return folder / f"{step:08d}"
 
 
 def decode_settings(training: TrainingConfig) -> DecodeSettings:
+    """The decode settings of a round."""
     assert training.block_size  # settled by the data
     return DecodeSettings(
         block_size=training.block_size,

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from t3d.models.family import decoder_layers
 from t3d.models.loading import load_model, training_attention
 from t3d.training import adapters
 from t3d.training.distribution import copy_parameters, declare_head, gathered, zero_stage
@@ -115,9 +117,9 @@ class FrozenAdapters:
         copy_parameters(*named)
 
 
-def compile_layers(model: nn.Module) -> None:
+def compile_layers(model: PreTrainedModel) -> None:
     """torch.compile each layer: one small graph serves all. Student and reference both use it, for equal rounding."""
-    for layer in model.get_submodule("model.layers").children():
+    for layer in decoder_layers(model):
         layer.compile(dynamic=True)
 
 
@@ -129,7 +131,7 @@ def store_matrices_as(model: nn.Module, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
-def split_over_processes(model: nn.Module, accelerator: Accelerator) -> None:
+def split_over_processes(model: PreTrainedModel, accelerator: Accelerator) -> None:
     """ZeRO-3 for a model without an optimizer: DeepSpeed's hooks gather each layer for its forward pass."""
     import deepspeed
 

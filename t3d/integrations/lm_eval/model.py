@@ -1,4 +1,4 @@
-"""SDAR as a model of lm-evaluation-harness: requests in, answers and likelihoods out. See docs/HARNESS.md."""
+"""Block-diffusion models in lm-evaluation-harness: requests in, answers and likelihoods out. See docs/HARNESS.md."""
 
 import dataclasses
 import hashlib
@@ -24,6 +24,7 @@ from t3d.common.errors import UserError
 from t3d.common.options import fault, load, option
 from t3d.common.paths import model_source
 from t3d.decode.local import LocalEngine
+from t3d.decode.model_facts import position_count
 from t3d.decode.protocol import Request
 from t3d.integrations.lm_eval.bound import bound_states, weighted_log_probs
 from t3d.models.decoder import load_decoder
@@ -44,7 +45,7 @@ class ModelArguments(DecodeSettings):
     """The arguments of ``--model_args``. For a sampling setting at null the task decides."""
 
     # mypy: None stands for the model's or the task's value, until `_decoding` makes DecodeSettings
-    pretrained: str = option("", "SDAR model: a folder or a hub id")
+    pretrained: str = option("", "block-diffusion model: a folder or a hub id")
     block_size: int | None = option(None, "positions of one block; null = the model's", ge=1)  # type: ignore[assignment]
     denoising_steps_per_block: int | None = option(  # type: ignore[assignment]
         None, "steps of a block; null = one per position", ge=1
@@ -121,7 +122,7 @@ class SDARHarness(TemplateLM):
     @property
     def max_length(self) -> int:
         """The model's positions, rounded down to whole blocks."""
-        return self.model.config.max_position_embeddings // self.block_size * self.block_size
+        return position_count(self.model.config) // self.block_size * self.block_size
 
     @property
     def tokenizer_name(self) -> str:
@@ -259,7 +260,8 @@ class SDARHarness(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The bound of whole texts, each after the prefix token. A text longer than the model's positions is scored in
-        windows. The last window has as much context as fits, the others have one token."""
+        windows. The last window has as much context as fits, the others have one token.
+        """
         windows, owner = [], []
         for index, request in enumerate(requests):
             (text,) = request.args

@@ -405,7 +405,7 @@ def _filter_system_calls(denied: list[tuple[int, int]]) -> None:
 
 
 def _supervise(order: dict, proc: int, child: int) -> dict:
-    """Watches the tree below the program's main process and ends it. Returns a report:
+    """Watches the tree below the program's main process and ends it. Returns a report.
 
     - end: exit | signal | cpu | wall | memory | processes | disk | cancelled;
     - code: exit code or signal;

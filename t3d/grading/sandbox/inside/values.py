@@ -345,10 +345,8 @@ class Peer:
 
     def encode(self, value: Any) -> Any:
         """JSON for a value. Raises Unsupported for one that must not cross."""
-        if value is None or value is True or value is False:
-            return value
         kind = type(value)
-        if kind is str or kind is float or (kind is int and -_BIG < value < _BIG):
+        if value is None or kind is bool or kind is str or kind is float or (kind is int and -_BIG < value < _BIG):
             return value
         if kind in CONTAINERS:
             return self._encode_container(value)
