@@ -194,7 +194,7 @@ def run_one(name: str, block: int, seed: int, args) -> None:
     from t3d.evaluation.settings import EvalConfig
 
     checkpoint = teacher(args.output, block)
-    budget: dict[str, float] = {}
+    budget: dict[str, object] = {}
     if (METHODS | ABLATIONS)[name].config:
         checkpoint, budget = train(name, block, seed, args)
     folder = model_folder(name, block, seed, args)
