@@ -58,7 +58,7 @@ def load_model(
     family = family_of(folder_config(source, key)["model_type"])
     load_generation_config(source, key)  # transformers passes over a damaged one
     try:
-        model, info = model_class(config).from_pretrained(
+        loaded: Any = model_class(config).from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -67,6 +67,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
+        model, info = loaded
     except Exception as error:  # damaged files raise errors of several libraries, without a common base
         raise _unreadable(key, source, "model", error) from error
     for fault, name in (("lack", "missing"), ("do not belong to it", "unexpected"), ("misfit", "mismatched")):
@@ -142,9 +143,8 @@ def load_generation_config(source: str, key: str = "model.pretrained_model") -> 
     try:
         return GenerationConfig.from_pretrained(path)
     except Exception as error:
-        file = Path(path) / "generation_config.json"
-        if not Path(path).is_dir():
-            file = try_to_load_from_cache(path, file.name)
+        name = "generation_config.json"
+        file = Path(path) / name if Path(path).is_dir() else try_to_load_from_cache(path, name)
         if isinstance(file, str | Path) and Path(file).exists():
             raise _unreadable(key, source, "generation_config.json", error) from error
         return None

@@ -12,6 +12,7 @@ import time
 from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -165,7 +166,7 @@ def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds, mo
     """
     training, task = config.training, find_task(config.dataset.data_type, "dataset.data_type")
     turn = task.turn if training.instruction else itemgetter("question")
-    limits = {
+    limits: dict[str, Any] = {
         "max_prompt_len": training.max_prompt_len,
         "max_gen_length": training.max_gen_length,
         "limit": config.dataset.limit,
@@ -241,7 +242,7 @@ class Trainer:
             weight_decay=params.weight_decay,
             eps=params.epsilon,
         )
-        self.reference = None
+        self.reference: FrozenAdapters | FrozenModel | None = None
         if frozen and training.lora.rank:
             self.reference = FrozenAdapters(student, accelerator)
         elif frozen:
@@ -285,7 +286,7 @@ class Trainer:
         )
         first = self.step
         if self.rounds:
-            self.rounds.restore(self.student, self.ahead(first), run / "rollouts", first)
+            self.rounds.restore(self.student, self.ahead(first, self.rounds.every), run / "rollouts", first)
         for step in range(first + 1, self.total_steps + 1):
             began = time.perf_counter()
             if step <= config.lr_scheduler.params.warmup_steps:
@@ -398,10 +399,10 @@ class Trainer:
         """
         accelerator, clip_norm = self.accelerator, self.config.clip_norm
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        norm = None
+        found = None
         if not deepspeed:
-            norm = accelerator.clip_grad_norm_(self.student.parameters(), clip_norm or math.inf)
-        totals, losses, norm = tally.read(accelerator, norm, stop)
+            found = accelerator.clip_grad_norm_(self.student.parameters(), clip_norm or math.inf)
+        totals, losses, norm = tally.read(accelerator, found, stop)
         if totals.pop("faults"):
             guilty = all_names(
                 [name for name, loss in zip(tally.names, losses, strict=True) if not math.isfinite(loss)]
@@ -413,6 +414,7 @@ class Trainer:
         if deepspeed:  # clips as well
             self.student.step()
             norm = float(self.student.get_global_grad_norm())
+        assert norm is not None
         if not math.isfinite(norm) and accelerator.mixed_precision != "fp16":  # fp16's scaler skips such steps
             raise UserError(
                 f"gradient norm is {norm} at step {step}; nothing was overwritten; start anew with a lower "
@@ -435,13 +437,11 @@ class Trainer:
 
         It comes after the step's checkpoint: a run that goes on from there begins by doing it, with the same weights.
         """
-        interval = self.config.training.refresh_rollouts
-        if self.rounds and step % interval == 0 and step < self.total_steps:
-            self.rounds.refresh(self.student, self.ahead(step), run / "rollouts", step)
+        if self.rounds and step % self.rounds.every == 0 and step < self.total_steps:
+            self.rounds.refresh(self.student, self.ahead(step, self.rounds.every), run / "rollouts", step)
 
-    def ahead(self, step: int) -> list[int]:
-        """The samples that the steps after ``step`` will see, up to the next refresh or the end."""
-        interval = self.config.training.refresh_rollouts
+    def ahead(self, step: int, interval: int) -> list[int]:
+        """The samples that the steps after ``step`` will see, up to the next multiple of ``interval`` or the end."""
         end = min((step // interval + 1) * interval, self.total_steps)
         return sorted({index for later in range(step, end) for _, index in self.order.indices(later)})
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 from accelerate import Accelerator
@@ -41,13 +41,16 @@ from t3d.training.distribution import zero_stage
 from t3d.training.reference import FrozenModel
 from t3d.training.settings import TrainConfig, TrainingConfig
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 log = logging.getLogger(__name__)
 
 
 class RefreshedSamples:
     """A training set whose answers are replaced by newer ones as rounds go by; ids, prompts and order stay."""
 
-    def __init__(self, samples: Sequence[dict[str, Any]]):
+    def __init__(self, samples: "Dataset"):
         self.samples = samples
         self.newer: dict[str, dict[str, Any]] = {}
 
@@ -86,6 +89,7 @@ class Rounds:
     """Draws a training set's answers anew, round by round. Every process holds one, and all call it together.
 
     Attributes:
+        every: optimizer steps from one round to the next.
         samples: the training set with the answers of the round in force.
         teacher: who writes the targets; None = the student's answers are the targets. On a GPU it is there during a
             round only.
@@ -95,7 +99,7 @@ class Rounds:
         self,
         config: TrainConfig,
         objective: Objective,
-        samples: Sequence[dict[str, Any]],
+        samples: "Dataset",
         ids: SpecialIds,
         source: str,
         accelerator: Accelerator,
@@ -109,6 +113,8 @@ class Rounds:
                 "them; use ZeRO-1 or ZeRO-2, or leave it null"
             )
         refuse_impossible(config, objective, samples, positions)
+        assert config.training.refresh_rollouts
+        self.every = config.training.refresh_rollouts
         self.training, self.ids, self.accelerator = config.training, ids, accelerator
         self.samples = RefreshedSamples(samples)
         self.teacher = None
@@ -134,7 +140,7 @@ class Rounds:
         Raises:
             UserError: the round's trajectories are gone.
         """
-        begun = step // self.training.refresh_rollouts * self.training.refresh_rollouts
+        begun = step // self.every * self.every
         if not begun or not indices:
             return
         if begun == step:
@@ -157,7 +163,7 @@ class Rounds:
         mine = requests[accelerator.process_index :: accelerator.num_processes]
         with checkpoint.writing(f"the round {target}"), ShardWriter(target, accelerator.process_index) as writer:
             answers = self._answers(accelerator.unwrap_model(student), mine, seed)
-            for trajectory in self._with_targets(answers, seed) if self.teacher else answers:
+            for trajectory in self._with_targets(self.teacher, answers, seed) if self.teacher else answers:
                 writer.write(trajectory)
         accelerator.wait_for_everyone()
         self.samples.read(target)
@@ -170,30 +176,29 @@ class Rounds:
             engine = LocalEngine.of(student, self.ids, max_active=self.training.refresh_max_active)
             yield from engine.generate(requests, decode_settings(self.training), seed)
 
-    def _with_targets(self, answers: Iterator[Trajectory], seed: int) -> Iterator[Trajectory]:
+    def _with_targets(self, teacher: FrozenModel, answers: Iterator[Trajectory], seed: int) -> Iterator[Trajectory]:
         """The answers with the teacher's completion of each of their blocks."""
         decoded = list(answers)  # the student is through before the teacher comes
-        with self.teacher.on_device():
+        with teacher.on_device():
             completed = complete(
-                self.teacher,
+                teacher,
                 decoded,
                 decode_settings(self.training),
                 seed,
                 self.ids,
                 device=self.accelerator.device,
-                flex=self.teacher.model.config._attn_implementation == "flex_attention",
-                shift=logit_shift(self.teacher.model.config),
+                flex=teacher.model.config._attn_implementation == "flex_attention",
+                shift=logit_shift(teacher.model.config),
                 chunk=self.training.head_chunk,
             )
             for answer, (target_ids, target_step) in completed:
                 yield replace(answer, target_ids=target_ids, target_step=target_step)
 
 
-def refuse_impossible(
-    config: TrainConfig, objective: Objective, samples: Sequence[dict[str, Any]], positions: int
-) -> None:
+def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Dataset", positions: int) -> None:
     """Tell at the start what else only the first refresh would: UserError."""
     training = config.training
+    assert training.block_size  # settled by the data
     longest = pc.max(pc.list_value_length(samples.data.column("prompt_ids"))).as_py()
     if longest + training.max_gen_length > positions // training.block_size * training.block_size:
         raise fault(
@@ -220,6 +225,7 @@ def round_folder(folder: Path, step: int) -> Path:
 
 
 def decode_settings(training: TrainingConfig) -> DecodeSettings:
+    assert training.block_size  # settled by the data
     return DecodeSettings(
         block_size=training.block_size,
         denoising_steps_per_block=training.refresh_steps_per_block or training.block_size,
