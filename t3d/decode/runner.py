@@ -31,6 +31,7 @@ class Lanes:
 
     ids: Tensor
     unmask_step: Tensor
+    before: Tensor
     prompt: Tensor
     limit: Tensor
     start: Tensor
@@ -40,7 +41,6 @@ class Lanes:
     key: Tensor
     active: Tensor
     commit: Tensor
-    before: Tensor
 
     @classmethod
     def empty(cls, lanes: int, capacity: int, mask_id: int, before: Tensor) -> "Lanes":
@@ -48,7 +48,7 @@ class Lanes:
         grid = torch.full((lanes, capacity), mask_id, device=device)
         count = [torch.zeros(lanes, dtype=torch.long, device=device) for _ in range(7)]
         flag = [torch.zeros(lanes, dtype=torch.bool, device=device) for _ in range(2)]
-        return cls(grid, torch.zeros_like(grid), *count, *flag, before=before)
+        return cls(grid, torch.zeros_like(grid), before, *count, *flag)
 
     def keep(self, lanes: Tensor) -> None:
         for name, value in vars(self).items():

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from packaging.version import Version
-from torch import nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
