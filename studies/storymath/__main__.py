@@ -4,21 +4,23 @@ import argparse
 import json
 from pathlib import Path
 
-from transformers import GenerationConfig, set_seed
+from transformers import GenerationConfig, PreTrainedModel, Qwen3ForCausalLM, set_seed
 
 from studies.storymath.problems import build_splits
 from studies.storymath.tokenizer import build_tokenizer
 from t3d.common.errors import run_main
 from t3d.common.jsonfiles import atomic_write
 from t3d.common.paths import ROOT
-from t3d.models import SDARConfig, SDARForCausalLM
+from t3d.models import SDARForCausalLM
 
 
 def initial_model(folder: Path, block_size: int, seed: int) -> None:
-    """An untrained tiny SDAR with its tokenizer, as a Hugging Face folder."""
+    """An untrained tiny SDAR with its tokenizer, as a Hugging Face folder; at block size 1 an autoregressive Qwen3."""
     tokenizer = build_tokenizer()
-    config = SDARConfig(
-        architectures=["SDARForCausalLM"],
+    kind: type[PreTrainedModel] = Qwen3ForCausalLM if block_size == 1 else SDARForCausalLM
+    grid = {"logit_shift": True} if block_size == 1 else {}
+    config = kind.config_class(
+        architectures=[kind.__name__],
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
@@ -33,9 +35,10 @@ def initial_model(folder: Path, block_size: int, seed: int) -> None:
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **grid,
     )
     set_seed(seed)
-    model = SDARForCausalLM(config)
+    model = kind(config)
     stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)

@@ -161,6 +161,7 @@ def convert(config: ConvertConfig) -> list[str]:
 
     Raises:
         UserError: the output exists; the source is no decoder language model, or is a block-diffusion model already.
+            A block-diffusion folder at block size 1 with a logit shift is an autoregressive model.
     """
     target, output = config.convert, paths.output(config.convert.output)
     if output.exists():
@@ -174,7 +175,7 @@ def _convert_folder(source: str, name: str, output: Path, target: Target) -> lis
     from t3d.models.loading import export_model, folder_config, load_model, load_tokenizer, special_ids
 
     found = folder_config(source, SOURCE)
-    if "block_size" in found:
+    if found.get("block_size", 1) != 1 or "block_size" in found and not found.get("logit_shift"):
         raise UserError(f"{SOURCE}={name}: a block-diffusion model already, of blocks of {found['block_size']}", SOURCE)
     model, tokenizer = load_model(source, autoregressive=True, key=SOURCE), load_tokenizer(source, SOURCE)
     mask = find_mask(tokenizer, model.config.vocab_size, target.mask_token)

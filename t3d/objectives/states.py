@@ -98,8 +98,8 @@ class MaskTimes(ObjectiveSettings):
 
     def check(self, training) -> None:
         super().check(training)
-        if self.t_min >= self.t_max:
-            raise fault("training.t_min", self.t_min, f"must be below training.t_max={self.t_max}")
+        if self.t_min > self.t_max:
+            raise fault("training.t_min", self.t_min, f"must not be above training.t_max={self.t_max}")
 
     def times(self) -> dict:
         """Arguments of the noise that draws by time."""

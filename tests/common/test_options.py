@@ -458,7 +458,7 @@ def test_a_wrong_override_is_one_line(schema, override, expected):
 def test_two_keys_that_do_not_go_together_name_the_other_one():
     for objective in ("sft", "redi"):
         text = message(TrainConfig, "training.t_max=0.01", f"training.objective={objective}")
-        assert text == "training.t_min=0.05: must be below training.t_max=0.01"
+        assert text == "training.t_min=0.05: must not be above training.t_max=0.01"
 
 
 @pytest.mark.parametrize(
