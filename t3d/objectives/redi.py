@@ -1,15 +1,15 @@
-"""ReDi: rectified couplings. The student learns to go straight from where the decoder began to where it ended.
+"""ReDi: rectified couplings. The student learns the direct way from the decoder's start to its result.
 
     L = E_t [ 1/t  sum_{l from x_T} -log p_theta(x_0^l | x_t) ] / length
     x_t^l = x_T^l with probability t, else x_0^l
 
-(x_T, x_0) is a coupling: x_0 is the teacher's full decode of this very x_T, masks and random tokens. Independent ends
-give few-step decoding a total correlation that it cannot express; a coupling by a decoder has less of it, and decoding
-the student's own coupling for the next round has less again (iterated rectification: training.refresh_rollouts).
+(x_T, x_0) is a coupling: x_0 is the teacher's full decode of this x_T, which has masks and random tokens. With
+independent ends few-step decoding has a total correlation that it cannot express. A decoder's coupling has less. The
+student's own coupling, decoded for the next round, has even less (iterated rectification: training.refresh_rollouts).
 Source: ReDi (arXiv 2507.15897), with the 1/t weight of the NELBO as for SFT.
 
-What tells couplings apart is the random part of x_T (rollout.random_init_ratio at the rollouts). With an all-mask x_T,
-where every answer begins alike, the loss is SFT's on the model's own text (a test holds it to that).
+Couplings differ by the random part of x_T (rollout.random_init_ratio at the rollouts). With an all-mask x_T every
+answer has the same start, and the loss is SFT's on the model's own text (a test checks this).
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class ReDiSettings(AnswerEnd, MaskTimes):
 @register("redi", "rectified couplings")
 @dataclass
 class ReDi(Objective):
-    """The loss above per token of the answer in nats, one (t, x_t) a sequence."""
+    """The loss above per token of the answer in nats, with one (t, x_t) per sequence."""
 
     noise: RectifiedNoise
     chunk: int = 1024
@@ -47,7 +47,7 @@ class ReDi(Objective):
         if sample["initial_ids"]:
             return None
         return (
-            "every x_T is all masks, so that ReDi is SFT on the model's own text; roll out with "
+            "every x_T is all masks, so ReDi is SFT on the model's own text; roll out with "
             "rollout.random_init_ratio above 0"
         )
 
@@ -56,7 +56,7 @@ class ReDi(Objective):
             raise fault(
                 "training.refresh_random_init_ratio",
                 training.refresh_random_init_ratio,
-                "the data's x_T hold random tokens, those of a refresh would not; set it to the rollouts' "
+                "the data's x_T hold random tokens, and a refresh would have none; set it to the rollouts' "
                 "rollout.random_init_ratio",
             )
 
