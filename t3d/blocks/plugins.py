@@ -3,8 +3,8 @@
 A package of plug-ins holds one object per file. The file's name is the object's name; the class has the same name in
 capitals (``entropy_bounded.py`` holds ``EntropyBounded``). A new object needs only a new file.
 
-This room imports no other room, so it has no ``UserError``. The reader of the setting turns the ValueError into a
-UserError with the key.
+This room imports nothing of ours, so it knows no ``UserError``. The reader of the setting turns the ValueError into
+one that carries the key.
 """
 
 import importlib

@@ -29,14 +29,14 @@ SOURCE, OUTPUT, MASK_KEY = "model.pretrained_model", "convert.output", "convert.
 
 @dataclass
 class Source:
-    """The section ``model`` of a conversion."""
+    """The section ``model``: the autoregressive model."""
 
     pretrained_model: str = option("", "autoregressive model: a folder, a hub id, or a GGUF file")
 
 
 @dataclass
 class Target:
-    """The section ``convert``."""
+    """The section ``convert``: the block-diffusion model."""
 
     output: str = option("", "folder of the block-diffusion model; it must not exist yet")
     block_size: int = option(4, "positions of one block", ge=1)
@@ -50,7 +50,7 @@ class Target:
 
 @dataclass
 class ConvertConfig:
-    """Turn an autoregressive model into a block-diffusion model, without training."""
+    """The keys of ``t3d convert``."""
 
     USUAL = (SOURCE, OUTPUT, "convert.block_size", "convert.logit_shift", MASK_KEY)
 

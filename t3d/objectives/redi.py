@@ -6,7 +6,10 @@
 (x_T, x_0) is a coupling: x_0 is the teacher's full decode of this x_T, which has masks and random tokens. With
 independent ends few-step decoding has a total correlation that it cannot express. A decoder's coupling has less. The
 student's own coupling, decoded for the next round, has even less (iterated rectification: training.refresh_rollouts).
-Source: ReDi (arXiv 2507.15897), with the 1/t weight of the NELBO as for SFT.
+A masked model must first learn to decode an x_T with random tokens. Stage 0 teaches it: the same loss with a new x_T for
+every state, independent of x_0 (random_start_ratio). The couplings then come from that model.
+Source: ReDi (arXiv 2507.15897), with the 1/t weight of the NELBO as for SFT. Its scripts for images have .3 masks in
+x_T at every stage.
 
 Couplings differ by the random part of x_T (rollout.random_init_ratio at the rollouts). With an all-mask x_T every
 answer has the same start, and the loss is SFT's on the model's own text (a test checks this).
@@ -14,7 +17,9 @@ answer has the same start, and the loss is SFT's on the model's own text (a test
 
 from dataclasses import dataclass
 
-from t3d.common.options import fault
+import torch
+
+from t3d.common.options import fault, option
 from t3d.objectives.base import Context, Objective, Terms, register
 from t3d.objectives.sft import weighted_cross_entropy
 from t3d.objectives.states import AnswerEnd, MaskTimes
@@ -25,6 +30,14 @@ from t3d.states.unordered import RectifiedNoise
 @dataclass
 class ReDiSettings(AnswerEnd, MaskTimes):
     """Keys of the objective ``redi``."""
+
+    random_start_ratio: float = option(
+        0.0,
+        "redi, stage 0: every state draws a new x_T with this share of random tokens; 0 = use the x_T from which the "
+        "answer was decoded",
+        ge=0,
+        le=1,
+    )
 
 
 @register("redi", "rectified couplings")
@@ -39,12 +52,18 @@ class ReDi(Objective):
 
     @classmethod
     def build(cls, settings: ReDiSettings, context: Context) -> "ReDi":
-        pads = settings.pads_learnt(context)
-        noise = RectifiedNoise(context.block_size, context.ids.mask_id, **settings.times(), post_num=pads)
+        noise = RectifiedNoise(
+            context.block_size,
+            context.ids.mask_id,
+            **settings.times(),
+            post_num=settings.pads_learnt(context),
+            random_start_ratio=settings.random_start_ratio,
+            ordinary_ids=torch.as_tensor(context.ids.ordinary_ids),
+        )
         return cls(noise, context.head_chunk)
 
     def warning(self, sample: dict) -> str | None:
-        if sample["initial_ids"]:
+        if sample["initial_ids"] or self.noise.random_start_ratio:
             return None
         return (
             "every x_T is all masks, so ReDi is SFT on the model's own text; roll out with "

@@ -189,7 +189,7 @@ def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
 
 
 def _claim(job: Job, source: str) -> None:
-    """Write the job's settings into its folder. Raises UserError if the folder has other settings."""
+    """Note the job's settings in its folder. Raises UserError where the folder has others."""
     if not finished_ids(job.folder):  # a run that failed before its first answer does not bind later runs
         (job.folder / "settings.json").unlink(missing_ok=True)
     # keys that an older folder lacks had their defaults

@@ -160,8 +160,7 @@ class Batch:
         input_ids, position_ids: (rows, length).
         attention_mask: (rows, 1, length, length) bool or a BlockMask.
         place: (N,) indices of the targets in the flattened (rows x length) ids.
-        loss_index: (N,) indices of the hidden states that predict them: ``place``, or under a logit shift the index
-            before.
+        loss_index: (N,) indices of the hidden states that predict them: the same, with a logit shift the ones before.
         targets, masked, weight, rank, u, copy: (N,) from the states.
         masked_index: (M,) indices of the masked targets; computed on the CPU, so that nobody waits for a GPU.
         own_index: (targets of the copies after the first,) indices where ``copy`` is not 0; also from the CPU.
@@ -269,9 +268,7 @@ def _state_before(state: State, place: Tensor, clean: int) -> Tensor:
     """
     before = state.position - 1
     if (before < 0).any():
-        raise UserError(
-            f"{state.sample_id}: has no prompt; a model with a logit shift needs a prompt of at least one token"
-        )
+        raise UserError(f"{state.sample_id}: has no prompt; a model with a logit shift needs a prompt token")
     first = state.block[state.position] != state.block[before]
     return torch.where(first, clean + before, place - 1)
 
@@ -293,8 +290,9 @@ def state_without_order(
     weight: Tensor | None = None,
     masked: Tensor | None = None,
 ) -> State:
-    """A state whose targets have no rank in a decode order. By default the targets are the clean copy's tokens, with
-    weight 1, and masked.
+    """A state whose targets have no rank in a decode order.
+
+    By default the targets are the clean copy's tokens, with weight 1, and masked.
     """
     return State(
         ids=ids,

@@ -431,8 +431,7 @@ STRATEGIES = ", ".join([*names(), "or module:Object"])
         (
             TrainConfig,
             "training.lora.target_modules=q_proj",
-            "expected a list of names, for example training.lora.target_modules="
-            "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]",
+            "expected a list of names or null",
         ),
         (TrainConfig, "training.mask_ratios=[]", "give at least one ratio, for example training.mask_ratios=[1.0]"),
         (TrainConfig, "training.preset=paper", "must be one of t3d, algorithm1, release"),

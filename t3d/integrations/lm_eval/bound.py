@@ -53,8 +53,9 @@ def bound_states(
     mc_num: int,
     generator: torch.Generator,
 ) -> list[State]:
-    """The training states whose weighted log-probabilities add up to the bound. Blocks share states: a state has a set
-    of every block that still has one.
+    """The training states whose weighted log-probabilities add up to the bound.
+
+    Blocks share states: a state has a set of every block that still has one.
     """
     end = len(context) + len(continuation)
     grid = absolute_grid(len(context), end, block_size)

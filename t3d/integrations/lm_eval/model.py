@@ -259,8 +259,10 @@ class SDARHarness(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The bound of whole texts, each after the prefix token. A text longer than the model's positions is scored in
-        windows. The last window has as much context as fits, the others have one token.
+        """The bound of whole texts, each after the prefix token.
+
+        A text longer than the model's positions is scored in windows. The last window has as much context as fits, the
+        others have one token.
         """
         windows, owner = [], []
         for index, request in enumerate(requests):
