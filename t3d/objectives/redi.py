@@ -6,13 +6,10 @@
 (x_T, x_0) is a coupling: x_0 is the teacher's full decode of this x_T, which has masks and random tokens. With
 independent ends few-step decoding has a total correlation that it cannot express. A decoder's coupling has less. The
 student's own coupling, decoded for the next round, has even less (iterated rectification: training.refresh_rollouts).
-A masked model must first learn to decode an x_T with random tokens. Stage 0 teaches it: the same loss with a new x_T for
-every state, independent of x_0 (random_start_ratio). The couplings then come from that model.
+A masked model must first learn to decode an x_T with random tokens. Stage 0 teaches it: the same loss with a new x_T
+for every state, independent of x_0 (random_start_ratio). The couplings then come from that model.
 Source: ReDi (arXiv 2507.15897), with the 1/t weight of the NELBO as for SFT. Its scripts for images have .3 masks in
 x_T at every stage.
-
-Couplings differ by the random part of x_T (rollout.random_init_ratio at the rollouts). With an all-mask x_T every
-answer has the same start, and the loss is SFT's on the model's own text (a test checks this).
 """
 
 from dataclasses import dataclass
