@@ -1,8 +1,8 @@
 """Log-probabilities of chosen tokens at chosen positions, without ever holding a (tokens x vocabulary) tensor.
 
-With a vocabulary of 151,936 the logits are the memory of training. Only the hidden states where a loss looks are
-projected, a chunk of rows at a time into one buffer, in fp32 after the product; the backward pass projects each chunk
-again and keeps nothing but the log-normaliser of every row. What a model draws is drawn from the same projection.
+With a vocabulary of 151,936 the logits would dominate the memory of training. So only the hidden states of targets are
+projected, one chunk of rows at a time into one buffer, in fp32 after the product. The backward pass projects each chunk
+again. Between the passes only the log-normaliser of every row is kept. Draws use the same projection.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Draw:
     u: Tensor
 
     def __call__(self, logits: Tensor, rows: slice) -> Tensor:
-        """(chunk,) token ids for the ``rows`` whose fp32 logits these are; the logits are as before afterwards."""
+        """(chunk,) token ids for the ``rows`` with these fp32 logits. The logits are unchanged afterwards."""
         columns = logits[:, self.forbidden]
         logits.index_fill_(-1, self.forbidden, -torch.inf)
         if self.temperature == 0:
@@ -40,7 +40,7 @@ class Draw:
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log softmax(h W^T)[targets] with K targets a row, the last of which may be drawn.
+    """log softmax(h W^T)[targets] with K targets per row; the last may be drawn.
 
     Backward: d/dlogits = sum_k g_k (onehot(target_k) - softmax), with the softmax recomputed from the log-normaliser.
     """
@@ -57,7 +57,7 @@ class _TokenLogProbs(torch.autograd.Function):
             if draw is not None:
                 targets[rows, -1] = draw(logits, rows)
             chosen = logits.gather(-1, targets[rows])
-            highest = logits.amax(-1, keepdim=True)  # logsumexp, in place: its own temporaries are tables too
+            highest = logits.amax(-1, keepdim=True)  # logsumexp in place, because torch's temporaries are tables too
             log_normaliser[rows] = logits.sub_(highest).exp_().sum(-1, keepdim=True).log_().add_(highest)
             log_probs[rows] = chosen - log_normaliser[rows]
         ctx.save_for_backward(hidden, weight, targets, log_normaliser)
@@ -79,7 +79,7 @@ class _TokenLogProbs(torch.autograd.Function):
             grad_hidden[rows] = grad_logits @ projection
             if grad_weight is None:
                 continue
-            if weight.dtype == hidden.dtype:  # added in the product itself: no second tensor of the head's size
+            if weight.dtype == hidden.dtype:  # added inside the product, without a second tensor of the head's size
                 grad_weight.addmm_(grad_logits.T, hidden[rows])
             else:
                 grad_weight += grad_logits.T @ hidden[rows]
@@ -87,7 +87,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _projected(hidden: Tensor, weight: Tensor, chunk: int):
-    """(slice of rows, their fp32 logits (rows, vocab)) one chunk after the other; the next overwrites the last."""
+    """(slice of rows, their fp32 logits (rows, vocab)), chunk by chunk; each chunk overwrites the last."""
     projection = weight.to(hidden.dtype).T
     buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
     for rows in _chunks(len(hidden), chunk):
@@ -116,15 +116,16 @@ def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int 
 def token_certainty(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int = 1024
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of the targets and, from the same projection, how certain the model is of its own guess.
+    """Log-probabilities of the targets and, from the same projection, the model's certainty of its own guess.
+
+    The backward pass projects every chunk again.
 
     Args:
         hidden: (rows, width); weight: (vocab, width); targets: (rows,).
-        temperature: of the distribution softmax(logits / temperature) whose entropy is taken.
+        temperature: the entropy is of softmax(logits / temperature).
 
     Returns:
         (rows,) each: log-probability and entropy, fp32 nats with gradients, and whether the argmax is the target.
-        Every chunk is projected again in the backward pass.
     """
 
     def of_rows(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,9 +145,9 @@ def token_certainty(
 def draw_and_score(
     hidden: Tensor, weight: Tensor, targets: Tensor, draw: Draw, chunk: int = 1024
 ) -> tuple[Tensor, Tensor]:
-    """As ``token_log_probs``, with one more target a row, drawn from the same logits.
+    """``token_log_probs`` with one more target per row, drawn from the same logits.
 
     Returns:
-        ((rows, K + 1) fp32 nats, the last for the drawn; (rows,) the drawn ids).
+        ((rows, K + 1) fp32 nats, the last column for the drawn ids; (rows,) the drawn ids).
     """
     return _TokenLogProbs.apply(hidden, weight, targets, chunk, draw)

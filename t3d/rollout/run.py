@@ -199,7 +199,7 @@ def _claim(job: Job, source: str) -> None:
 
 
 def _refuse_unserved(jobs: Sequence[Job], world: int) -> None:
-    """Raises UserError for jobs that SGLang's servers cannot do."""
+    """Raises UserError for jobs that SGLang's servers do not support."""
     if world > 1:
         raise UserError("rollout.engine=sglang: one process uses all servers; start it without accelerate launch")
     blocks = sorted({job.config.rollout.block_size for job in jobs})

@@ -258,17 +258,17 @@ def collate(
 
 
 def _state_before(state: State, place: Tensor, clean: int) -> Tensor:
-    """(targets,) the places whose hidden states predict the targets at ``place``: training's one place of the shift.
+    """(targets,) the indices whose hidden states predict the targets at ``place``, under a logit shift.
 
-    Token i is predicted at i - 1. Inside a block that lies in the same noisy copy; before a block's first token in the
-    clean copy, which begins at the place ``clean``: there the decoder has a committed block.
+    Position i - 1 predicts token i. Inside a block it lies in the same noisy copy. For a block's first token it lies in
+    the clean copy, which begins at the index ``clean``: there the decoder has a committed block.
 
     Raises:
-        UserError: a target at position 0, which nothing predicts.
+        UserError: a target at position 0, which no position predicts.
     """
     before = state.position - 1
     if (before < 0).any():
-        raise UserError(f"{state.sample_id}: has no prompt; a model with a logit shift needs one token of it at least")
+        raise UserError(f"{state.sample_id}: has no prompt; a model with a logit shift needs a prompt token")
     first = state.block[state.position] != state.block[before]
     return torch.where(first, clean + before, place - 1)
 

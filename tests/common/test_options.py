@@ -619,6 +619,6 @@ def test_own_states_and_levels_do_not_go_together():
 
 def test_an_objective_without_any_term_is_told():
     off = ("training.ddo_weight=0", "training.lambda_path=0")
-    with pytest.raises(UserError, match="training.ddo_weight=0.0: every term is off; give it, forward_kl_weight or"):
+    with pytest.raises(UserError, match="training.ddo_weight=0.0: every term is off; set it, forward_kl_weight or"):
         load(TrainConfig, off)
     assert load(TrainConfig, [*off, "training.forward_kl_weight=1"]).training.forward_kl_weight == 1

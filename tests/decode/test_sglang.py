@@ -272,7 +272,7 @@ def test_all_servers_gone_is_an_error_and_what_came_is_kept(asked, known):
 
     with serving(known, stops) as (server,):
         got = []
-        with pytest.raises(UserError, match="no server answers .*what was decoded is kept") as error:
+        with pytest.raises(UserError, match="no server answers .*decoded answers are kept") as error:
             for trajectory in client(server.url, "http://127.0.0.1:9").generate(asked, SETTINGS, seed=3):
                 got.append(trajectory)
     assert server.url in str(error.value) and "127.0.0.1:9" in str(error.value)
@@ -358,7 +358,7 @@ def test_push_weights(known, tmp_path):
         urls = [s.url for s in servers]
         push_weights(urls, tmp_path, "v7")
         assert [s.info["weight_version"] for s in servers] == ["v7", "v7"]
-        with pytest.raises(UserError, match="Failed to load the weights; the server must see the folder"):
+        with pytest.raises(UserError, match="Failed to load the weights; the server must have the folder"):
             push_weights(urls, tmp_path / "none", "v8")
         with pytest.raises(UserError, match="127.0.0.1:9: ConnectError"):
             push_weights([*urls, "http://127.0.0.1:9"], tmp_path, "v9")

@@ -189,5 +189,5 @@ def test_a_short_context_is_told_apart_from_an_answers_end():
     model = tiny_model()
     model.lm_head.weight.data[[STOP, PAD]] = 0
     served = engine(FakeSGLang(model, dllm_config(4, MASK, fdfo=True), context=16))
-    with pytest.raises(UserError, match=r"1 of 1 requests.*without a stop token; is the server's context shorter"):
+    with pytest.raises(UserError, match=r"1 of 1 requests.*without a stop token; check that the server's context"):
         list(served.generate(requests([5]), DecodeSettings(temperature=0.0, max_token=40), 0))

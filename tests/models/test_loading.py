@@ -101,7 +101,7 @@ def test_the_real_configuration_loads_without_its_code(shared, tmp_path, capfd):
 def test_what_is_not_a_model_is_one_clear_line(teacher, tmp_path):
     with pytest.raises(UserError, match=r"^a\.b=nowhere: no such folder"):
         load_model("nowhere", key="a.b")
-    with pytest.raises(UserError, match=r"^a\.b=someone/nothing: not downloaded yet, and the hub") as caught:
+    with pytest.raises(UserError, match=r"^a\.b=someone/nothing: it is not downloaded yet, and the hub") as caught:
         load_model("someone/nothing", key="a.b")
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="the hub cannot be reached") as caught:

@@ -336,7 +336,7 @@ def test_every_objective_brings_the_student_to_the_teachers_answers(run, name, t
 
 def test_couplings_that_cannot_differ_are_told(run, caplog):
     run("masks", "training.objective=redi", "training.max_steps=1")
-    assert "every x_T is all masks, so that ReDi is SFT on the model's own text" in caplog.text
+    assert "every x_T is all masks, so ReDi is SFT on the model's own text" in caplog.text
 
 
 class SkippingSFT(SFT):
