@@ -36,6 +36,12 @@ def refuse_mask_in_prompts(requests: Sequence[Request], mask_id: int) -> None:
             raise UserError(f"prompt {request.id}: contains the mask token; remove it from the question")
 
 
+def not_finite(model: str, step: int) -> UserError:
+    """The error of a model whose logits are NaN or infinite at an answer's denoising step (from 1)."""
+    told = f"step {step} gives NaN or infinite logits; its weights are damaged, or too large for their dtype"
+    return UserError(f"model {model}: {told}; get it again, or try another dtype", "model")
+
+
 def answer_end(response_ids: Sequence[int], max_token: int, stop_ids: Collection[int]) -> tuple[int, str]:
     """An answer's length, its first stop id included, and why it ends there: "stop" or "length"."""
     answer = response_ids[:max_token]
