@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -35,7 +35,16 @@ FIGURES, ANALYSES = RESULTS / "tables", RESULTS / "analysis"
 TRAIN, HELD_OUT = "StoryMath_train", "StoryMath_val"
 SPLITS = ("StoryMath_test", "StoryMath_hard")
 BATCH = 32  # sequences of an optimizer step, over all processes
-KEPT = ("dataset", "strategy", "tokens_per_step", "n", "accuracy", "ci_low", "ci_high", "measured_tokens_per_step")
+KEPT: tuple[str, ...] = (
+    "dataset",
+    "strategy",
+    "tokens_per_step",
+    "n",
+    "accuracy",
+    "ci_low",
+    "ci_high",
+    "measured_tokens_per_step",
+)
 KEPT += ("tokens_per_forward", "mean_length")
 
 
@@ -51,14 +60,16 @@ class Method(NamedTuple):
     decoding: tuple[str, ...] = ()
     told: str = ""
 
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "Method":
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        return cls(**values)
+
 
 ANALYSED = ("naive_td", "t3d", "block_likelihood", "best")  # whose factorisation error --analysis measures
 
 METHODS, ABLATIONS = (
-    {
-        name: Method(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()})
-        for name, row in rows.items()
-    }
+    {name: Method.of(row) for name, row in rows.items()}
     for rows in yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text()).values()
 )
 
@@ -182,7 +193,8 @@ def run_one(name: str, block: int, seed: int, args) -> None:
     from t3d.evaluation.run import evaluate
     from t3d.evaluation.settings import EvalConfig
 
-    checkpoint, budget = teacher(args.output, block), {}
+    checkpoint = teacher(args.output, block)
+    budget: dict[str, object] = {}
     if (METHODS | ABLATIONS)[name].config:
         checkpoint, budget = train(name, block, seed, args)
     folder = model_folder(name, block, seed, args)
@@ -203,7 +215,12 @@ def run_one(name: str, block: int, seed: int, args) -> None:
 def made_with(name: str, args) -> dict[str, object]:
     """What a run's figures rest on and a later run must share to stand in one table with it."""
     method = (METHODS | ABLATIONS)[name]
-    given = {"config": method.config, "training": [], "rollouts": [], "decoding": list(method.decoding)}
+    given: dict[str, object] = {
+        "config": method.config,
+        "training": [],
+        "rollouts": [],
+        "decoding": list(method.decoding),
+    }
     given["after"] = made_with(method.after, args) if method.after else None
     if method.config:
         given |= {"training": list(method.training), "rollouts": list(method.rollouts)}
@@ -276,6 +293,7 @@ def plain(name: str) -> str:
 
 
 def figures_file(name: str, block: int, seed: int) -> Path:
+    """Where a run's figures are."""
     return FIGURES / f"{plain(name)}-block{block}-seed{seed}.json"
 
 
@@ -285,12 +303,14 @@ def model_folder(name: str, block: int, seed: int, args) -> Path:
 
 
 def count(text: str) -> int:
+    """A command line's whole number, from 1 on."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 on")
     return int(text)
 
 
 def counts(text: str) -> list[int]:
+    """A command line's whole numbers, separated by commas, each once."""
     found = [count(part.strip()) for part in text.split(",")]
     if len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"{text}: give each once")
@@ -298,6 +318,7 @@ def counts(text: str) -> list[int]:
 
 
 def block_sizes(text: str) -> list[int]:
+    """A command line's block sizes."""
     found = counts(text)
     if odd := [block for block in found if block < 2 or block & (block - 1)]:
         raise argparse.ArgumentTypeError(
@@ -307,6 +328,7 @@ def block_sizes(text: str) -> list[int]:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", help=f"some of: {'; '.join(METHODS | ABLATIONS)} (separated by ;)")
     parser.add_argument("--ablations", action="store_true", help="the ablations too")

@@ -1,7 +1,7 @@
-"""The one place that renders prompts: rollouts, training and evaluation see the same ids.
+"""The one place that renders prompts, so that rollouts, training and evaluation see the same ids.
 
-A prompt is a user's turn (worded by its task, `t3d.tasks`) in the tokenizer's chat template, followed by the opening of
-the assistant's turn.
+A prompt is a user's turn in the tokenizer's chat template, and the opening of the assistant's turn. The task words the
+user's turn (`t3d.tasks`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 def render(turn: str, tokenizer: Any, opening: str = "", earlier: Sequence[dict[str, str]] = ()) -> list[int]:
     """The prompt's ids for a user's turn, up to and including the opening of the assistant's turn.
 
-    `opening`, such as a code problem's first lines or "<think>", follows the chat template's own opening, line break
-    included; the release leaves that line break out. The text is tokenised as a whole, so tokens may span the seam
-    between template and opening as they would in the model's own writing. A special token's name in a turn or in the
-    opening, such as "<|im_end|>", is text: only the template writes special tokens.
+    `opening`, such as a code problem's first lines or "<think>", follows the chat template's own opening and its line
+    break. (The release leaves out that line break.) The text is tokenised as a whole. So a token may span template and
+    opening, as in the model's own text. A special token's name in a turn or in the opening, such as "<|im_end|>", is
+    text: only the template writes special tokens.
 
     `earlier`: the turns of a conversation before this one, {"role": "user" or "assistant", "content": ...}.
 
-    Raises UserError where the tokenizer has no chat template, or cannot take a special token's name as text.
+    Raises UserError if the tokenizer has no chat template, or cannot take a special token's name as text.
     """
     turns = [*earlier, {"role": "user", "content": turn}]
     special = _special_tokens(tokenizer)
@@ -51,7 +51,7 @@ def render(turn: str, tokenizer: Any, opening: str = "", earlier: Sequence[dict[
     return ids + _text_ids(_show(text[before:]), tokenizer, "question")
 
 
-SHIFT = 0xF0000  # to Unicode's private plane 15, whose characters no text has
+SHIFT = 0x100000  # to plane 16 of Unicode, private use: no text has its characters
 
 
 def _hide(text: str, special: re.Pattern[str]) -> str:
@@ -79,7 +79,7 @@ def _special_ids(tokenizer: Any) -> set[int]:
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """Finds the names of special tokens in a text, of two that begin alike the longer."""
+    """A pattern that finds the names of special tokens in a text. Of two names that begin alike it finds the longer."""
     names = sorted(map(re.escape, tokenizer.convert_ids_to_tokens(sorted(_special_ids(tokenizer)))), key=len)
     return re.compile("|".join(reversed(names)) or "(?!)")
 
@@ -87,30 +87,31 @@ def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
 def answer_ids(text: str, tokenizer: Any) -> list[int]:
     """The ids of an assistant's answer and of the token that ends its turn.
 
-    The chat template is not applied to the answer itself: templates of thinking models rewrite past assistant turns,
-    for instance by putting an empty <think></think> in front. A special token's name in it is text, as in a question.
+    The chat template is not applied to the answer, because templates of thinking models rewrite past assistant turns.
+    Some put an empty <think></think> in front. A special token's name in the answer is text, as in a question.
     """
     return [*_text_ids(text, tokenizer, "answer"), end_of_turn_id(tokenizer)]
 
 
 def end_of_turn_id(tokenizer: Any) -> int:
-    """The id that closes an assistant's turn: what the chat template writes after it, else the tokenizer's eos.
+    """The id that closes an assistant's turn: the chat template's special token after it, else the tokenizer's eos.
 
     The two differ in some models: SDAR closes turns with <|im_end|>, while its eos token is <|endoftext|>.
     """
     if (end := _template_end(tokenizer)) is not None:
         return end
     if tokenizer.eos_token_id is None:
-        raise UserError("tokenizer: neither its chat template nor an eos token says what ends a turn; set eos_token")
+        raise UserError("tokenizer: neither its chat template nor an eos token ends a turn; set eos_token")
     return tokenizer.eos_token_id
 
 
-def stop_ids(tokenizer: Any, generation_config: Any | None = None) -> tuple[int, ...]:
-    """The ids that end an answer: the token that the chat template writes behind an assistant's turn, and the eos ids
-    of generation_config.json, or without that file of config.json or the tokenizer. Raises UserError if none.
+def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
+    """The ids that end an answer: the chat template's token after an assistant's turn, and the eos ids.
+
+    The eos ids come from generation_config.json, else from config.json or the tokenizer. Raises UserError if none.
     """
     stops = getattr(generation_config, "eos_token_id", None)
-    stated = stops is not None and not generation_config._from_model_config  # without the file it has config.json's
+    stated = stops is not None and not generation_config._from_model_config  # without the file: config.json's ids
     if stops is None:
         stops = tokenizer.eos_token_id
     if stops is None or stops == []:
@@ -130,7 +131,7 @@ def stop_ids(tokenizer: Any, generation_config: Any | None = None) -> tuple[int,
 
 
 def _template_end(tokenizer: Any) -> int | None:
-    """The special token that the chat template writes behind an assistant's turn; None without one."""
+    """The special token that the chat template writes after an assistant's turn; None without one."""
     answer = "An answer to look behind"
     turns = [{"role": "user", "content": "A question"}, {"role": "assistant", "content": answer}]
     _, found, behind = _apply_template(tokenizer, turns, add_generation_prompt=False).rpartition(answer)

@@ -42,6 +42,13 @@ def not_finite(model: str, step: int) -> UserError:
     return UserError(f"model {model}: {told}; get it again, or try another dtype", "model")
 
 
+def refuse_empty_prompts(requests: Sequence[Request]) -> None:
+    """Raises UserError: with a logit shift the state before a position predicts its token, and position 0 has none."""
+    for request in requests:
+        if not request.prompt_ids:
+            raise UserError(f"prompt {request.id}: is empty; a model with a logit shift needs one token at least")
+
+
 def answer_end(response_ids: Sequence[int], max_token: int, stop_ids: Collection[int]) -> tuple[int, str]:
     """An answer's length, its first stop id included, and why it ends there: "stop" or "length"."""
     answer = response_ids[:max_token]

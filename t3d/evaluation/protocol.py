@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t3d.evaluation.plots import method_name
 from t3d.evaluation.results import AVERAGE, Row, average, curves, fullest, method_order, over_seeds
@@ -22,16 +22,21 @@ THRESHOLD = 0.9  # of dynamic decoding
 def settings(
     rollout: RolloutConfig, protocol: str, blocks: Sequence[int], thresholds: Sequence[float] = ()
 ) -> list[RolloutConfig]:
-    """The decode settings of ``few_step``, ``full_step``, ``dynamic``, ``paper`` (these three, in that order), or of
-    ``sweep``.
+    """The decode settings of a protocol.
 
-    few_step: static, every block at 2 and at 4 tokens per step. full_step: static, every block at 1 token per step.
-    dynamic: the smallest block, as many steps as positions, all tokens above the threshold. sweep: every block so, at
-    each of the thresholds.
+    - ``few_step``: static, every block at 2 and at 4 tokens per step.
+    - ``full_step``: static, every block at 1 token per step.
+    - ``dynamic``: the smallest block, as many steps as positions, all tokens above the threshold.
+    - ``paper``: the three above, in this order.
+    - ``sweep``: dynamic for every block, at each of the thresholds.
     """
 
     def at(block: int, steps: int, strategy: str = STATIC, **more) -> RolloutConfig:
-        given = {"block_size": block, "denoising_steps_per_block": steps, "remasking_strategy": strategy}
+        given: dict[str, Any] = {
+            "block_size": block,
+            "denoising_steps_per_block": steps,
+            "remasking_strategy": strategy,
+        }
         return replace(rollout, **given, **more)
 
     def dynamic(block: int, threshold: float) -> RolloutConfig:
@@ -48,9 +53,9 @@ def settings(
 
 
 def paper_tables(rows: Sequence[Row]) -> list[Table]:
-    """The three tables from whatever rows there are; a table without rows is left out.
+    """The three tables of the given rows; a table without rows is left out.
 
-    rows: results as evaluation writes them, several seeds and methods together. Averages over data sets are made here.
+    rows: results as evaluation writes them, of all seeds and methods. This function averages over data sets.
     """
     rows = fullest(rows)
     static = [row for row in rows if row["strategy"].partition("+energy")[0] == STATIC]
@@ -71,8 +76,8 @@ def paper_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def aup_tables(rows: Sequence[Row]) -> list[Table]:
-    """AUP (t3d.evaluation.statistics.aup) of every method's sweep of a threshold: one line per method, block size and
-    strategy, one column per data set, and their mean. No table where nothing was swept.
+    """AUP (t3d.evaluation.statistics.aup) of every method's sweep of a threshold. There is one line per method, block
+    size and strategy, one column per data set, and their mean. Without a sweep there is no table.
     """
     areas: dict[tuple[int, str, str], dict[str, float]] = {}
     for row, *_ in curves(rows):
@@ -91,14 +96,14 @@ def aup_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def _accuracy_table(title: str, rows: Sequence[Row]) -> Table:
-    """One line per block size, tokens per step and method; one column per data set, the average and its gain over the
-    original at the same setting, in per cent of the original's as in the paper.
+    """One line per block size, tokens per step and method. The columns are the data sets, the average, and its gain
+    over the original at the same setting. The gain is in per cent of the original's average, as in the paper.
     """
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     shown = [*datasets, AVERAGE] if len(datasets) > 1 else datasets
     lines: dict[tuple, dict[str, Row]] = {}
     for row in over_seeds([*rows, *average(rows)]):
-        rest = (row.get("temperature"), json.dumps(row.get("decode"), sort_keys=True))  # lines of their own
+        rest = (row.get("temperature"), json.dumps(row.get("decode"), sort_keys=True))  # each has its own lines
         lines.setdefault((row["block_size"], row["tokens_per_step"], rest, row["method"]), {})[row["dataset"]] = row
     cells = []
     for (block, tokens, rest, method), found in sorted(
@@ -107,7 +112,7 @@ def _accuracy_table(title: str, rows: Sequence[Row]) -> Table:
         original = lines.get((block, tokens, rest, "original"), {}).get(shown[-1])
         gain = ""
         same = original and shown[-1] in found and original.get("datasets") == found[shown[-1]].get("datasets")
-        if method != "original" and same and original["accuracy"]:
+        if original and method != "original" and same and original["accuracy"]:
             gain = f"{100 * (found[shown[-1]]['accuracy'] / original['accuracy'] - 1):+.1f}"
         scores = [percent(found[name]) if name in found else "" for name in shown]
         cells.append([str(block), f"{tokens:g}", method_name(method), *scores, gain])
@@ -117,8 +122,9 @@ def _accuracy_table(title: str, rows: Sequence[Row]) -> Table:
 
 
 def _speed_table(title: str, rows: Sequence[Row]) -> Table:
-    """One line per data set and method. Latency is the paper's, average length / tokens per second: in its 20 rows of
-    Table 3 tokens/s x latency is the length. The time of one answer among all those in flight stands beside it.
+    """One line per data set and method. Latency is defined as in the paper: average length / tokens per second. (In all
+    20 rows of its Table 3 tokens/s x latency is the length.) Another column has the time of one answer among all
+    answers in flight.
     """
 
     def texts(row: Row) -> list[str]:

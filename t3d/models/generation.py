@@ -1,11 +1,11 @@
-"""``model.generate(...)`` for SDAR by transformers' conventions, on the one decoder there is (t3d.decode.local)."""
+"""``model.generate(...)`` by blocks, after transformers' conventions, on the one decoder (t3d.decode.local)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import LongTensor, Tensor
+from torch import Tensor
 from transformers import GenerationConfig
 from transformers.modeling_outputs import ModelOutput
 
@@ -13,6 +13,7 @@ from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.options import validate
 from t3d.decode.local import LocalEngine
+from t3d.decode.model_facts import position_count
 from t3d.decode.protocol import Request, Step, refuse_conflict
 
 # What `generate` reads of transformers' own fields, and what makes no difference to it. Any other field that is not at
@@ -63,17 +64,20 @@ class BlockDiffusionOutput(ModelOutput):
         finish_reason: per row "stop" or "length".
     """
 
-    sequences: LongTensor = None
-    unmask_step: LongTensor = None
-    steps: LongTensor = None
-    forwards: LongTensor = None
-    finish_reason: list[str] = None
+    sequences: Tensor | None = None
+    unmask_step: Tensor | None = None
+    steps: Tensor | None = None
+    forwards: Tensor | None = None
+    finish_reason: list[str] | None = None
 
 
 class BlockDiffusionMixin:
-    """Gives an SDAR model ``generate``. It comes before the transformers class whose autoregressive one it replaces."""
+    """Gives a model ``generate`` by blocks. It comes before the transformers class whose own it replaces."""
 
-    generation_config_class = BlockDiffusionGenerationConfig
+    generation_config_class: type[GenerationConfig] = BlockDiffusionGenerationConfig
+    config: Any  # these three are the transformers class's
+    generation_config: Any
+    training: bool
 
     def generate(
         self,
@@ -105,7 +109,7 @@ class BlockDiffusionMixin:
         config = self._generation_config(generation_config, kwargs)
         if self.training:
             raise ValueError("generate: the model is in training mode; call model.eval() first")
-        if self.config.mask_token_id is None:
+        if getattr(self.config, "mask_token_id", None) is None:
             raise ValueError("mask_token_id: the model's config.json has none; set it there")
         prompts = _prompts(input_ids, attention_mask, config)
         settings = _settings(config, self.config, input_ids.shape[1], max(map(len, prompts)))
@@ -126,11 +130,11 @@ class BlockDiffusionMixin:
                 raise ValueError(f"streamer: it shows one answer, and {len(requests)} are asked for; give one prompt")
             streamer.put(input_ids.cpu())
             on_step = _stream(streamer, stops, settings.max_token)
-        answers = {answer.id: answer for answer in engine.generate(requests, settings, seed, on_step)}
+        found = {answer.id: answer for answer in engine.generate(requests, settings, seed, on_step)}
         if streamer is not None:
             streamer.end()
 
-        answers = [answers[request.id] for request in requests]
+        answers = [found[request.id] for request in requests]
         device = input_ids.device
         new = _padded([answer.response_ids[: answer.length] for answer in answers], pad, device)
         sequences = torch.cat([input_ids.repeat_interleave(samples, 0), new], 1)
@@ -186,7 +190,8 @@ def _prompts(input_ids: Tensor | None, attention_mask: Tensor | None, config: Ge
 
 def _settings(config: BlockDiffusionGenerationConfig, model_config: Any, width: int, longest: int) -> DecodeSettings:
     """The decoder's settings. ``width`` of the prompts as given counts for max_length, the ``longest`` real prompt for
-    what the model has positions for."""
+    what the model has positions for.
+    """
     block = model_config.block_size if config.block_size is None else config.block_size
     given = {
         name: getattr(config, name)
@@ -198,7 +203,7 @@ def _settings(config: BlockDiffusionGenerationConfig, model_config: Any, width: 
         given |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
     settings = checked(DecodeSettings(**given))
 
-    room = model_config.max_position_embeddings // block * block - longest
+    room = position_count(model_config) // block * block - longest
     if config.max_new_tokens is not None:
         settings.max_token, name = config.max_new_tokens, f"max_new_tokens={config.max_new_tokens}"
     elif config.max_length is not None:
@@ -208,7 +213,7 @@ def _settings(config: BlockDiffusionGenerationConfig, model_config: Any, width: 
     if not 0 < settings.max_token <= room:
         raise ValueError(
             f"{name}: leaves {settings.max_token} tokens for the answer to a prompt of {longest} tokens; 1..{room} "
-            f"are possible with the model's {model_config.max_position_embeddings} positions"
+            f"are possible with the model's {position_count(model_config)} positions"
         )
     return settings
 

@@ -29,6 +29,8 @@ from t3d.states.unordered import RectifiedNoise
 
 @dataclass
 class ReDiSettings(AnswerEnd, MaskTimes):
+    """Keys of the objective ``redi``."""
+
     random_start_ratio: float = option(
         0.0,
         "redi: share of random tokens in an x_T that every state draws anew, whatever the answer (stage 0); "

@@ -28,6 +28,8 @@ from t3d.states.trajectory import TrajectoryNoise
 
 @dataclass
 class T3DSettings(ReferenceSettings, TrajectoryStates):
+    """Keys of the objective ``t3d``."""
+
     reference_temp: float = option(0.0, "temperature at which the reference draws y; 0 = argmax", ge=0)
     alpha: float = option(0.5, "weight of DDO's term on the reference's draw", ge=0)
     beta: float = option(0.1, "DDO: scale of the log-probability ratio", gt=0)
@@ -102,7 +104,9 @@ class T3D(Objective):
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         settings = self.settings
-        terms, metrics, loss = {}, {}, 0.0
+        terms: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        loss = batch.u.new_zeros(())
         if settings.ddo_weight > 0:
             log_probs, reference_log_probs = self._with_reference(student, reference, batch)
             terms, metrics = self._ddo(log_probs, reference_log_probs, batch)
@@ -168,5 +172,5 @@ class T3D(Objective):
         """DDO with a log p per block, averaged over the blocks of each sequence."""
         sequence, group = block_groups(batch.sequence[batch.masked_index], batch.block[batch.masked_index])
         log_p, log_ref = (self._reduce(part, group, len(sequence)) for part in (mine, theirs))
-        terms = ddo_terms(log_p, log_ref, self.settings.alpha, self.settings.beta)
-        return tuple(group_mean(term, sequence, batch.sequences) for term in terms)
+        real, fake = ddo_terms(log_p, log_ref, self.settings.alpha, self.settings.beta)
+        return group_mean(real, sequence, batch.sequences), group_mean(fake, sequence, batch.sequences)

@@ -1,8 +1,8 @@
 """Training states: a clean sequence becomes (x_0, x_t), and several of them a batch in the training layout.
 
 The grid is absolute: block b covers positions [bB, (b+1)B) of prompt + response, in training and decoding alike.
-The layout is [clean | noisy]: the noisy copy holds the blocks with response tokens; of the clean copy the last block is
-left out, as no one sees it.
+The layout is [clean | noisy]. The noisy copy holds the blocks with response tokens. The clean copy has no last block,
+because no query would see it.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from t3d.blocks.attention import FLEX_TILE, Labels, dense_mask, flex_mask
+from t3d.common.errors import UserError
 
 
 def generator_for(seed: int, epoch: int, sample_id: str) -> torch.Generator:
@@ -45,7 +46,7 @@ def absolute_grid(prompt_length: int, length: int, block_size: int) -> Grid:
 def response_grid(prompt_length: int, length: int, block_size: int) -> Grid:
     """The release's training grid: blocks counted from the prompt's end, forwards and backwards.
 
-    What does not fill a block lies at the sequence's start: the prompt is as block-causal as the response.
+    The incomplete block lies at the sequence's start. The prompt is as block-causal as the response.
     """
     return _grid(prompt_length, length, block_size, shift=-prompt_length % block_size)
 
@@ -62,7 +63,7 @@ def _grid(prompt_length: int, length: int, block_size: int, shift: int) -> Grid:
 
 
 def clean_sequence(sample: dict, block_size: int, mask_id: int, from_response: bool = False) -> tuple[Tensor, Grid]:
-    """x_0 of a trajectory and its grid. A training block may reach beyond the response; what lies there is the mask."""
+    """x_0 of a trajectory and its grid. A training block may reach beyond the response; masks fill these positions."""
     prompt = len(sample["prompt_ids"])
     ids = torch.tensor(list(sample["prompt_ids"]) + list(sample["response_ids"]))
     grid = (response_grid if from_response else absolute_grid)(prompt, len(ids), block_size)
@@ -70,10 +71,11 @@ def clean_sequence(sample: dict, block_size: int, mask_id: int, from_response: b
 
 
 def target_sequence(sample: dict, ids: Tensor) -> Tensor:
-    """x_0 at each position of the clean sequence ``ids``: what is there, or the sample's ``target_ids``.
+    """The targets x_0 at each position of the clean sequence ``ids``: its own tokens, or the sample's ``target_ids``.
 
-    A sample with these is a student's answer of which a teacher has completed every block anew, given the earlier ones
-    as the student wrote them. The answer stays what later blocks see; a block's state and targets are the teacher's.
+    A sample with ``target_ids`` is a student's answer. For every block a teacher has decoded another completion, given
+    the student's earlier blocks. Later blocks still see the student's answer. A block's state and targets are the
+    teacher's.
     """
     x0 = ids.clone()
     if target := sample.get("target_ids"):
@@ -83,10 +85,10 @@ def target_sequence(sample: dict, ids: Tensor) -> Tensor:
 
 
 def learnt(sample: dict, grid: Grid, x0: Tensor, post_num: int, stop_ids: Sequence[int]) -> Tensor:
-    """(length,) bool: the positions that the loss may look at, to ``post_num`` behind the answer's end.
+    """(length,) bool: the positions that the loss may read, to ``post_num`` positions after the answer's end.
 
-    With ``target_ids`` no end but a block's own counts: the first stop id among its targets. What the student wrote in
-    that block is not learnt, its end no more than the rest; and there is no block behind the one in which it ended.
+    With ``target_ids`` each block has its own end: the first stop id among its targets. The student's own tokens in
+    that block are not learnt, nor is their end. No block follows the block in which the student's answer ended.
     """
     within = torch.zeros(len(grid.block), dtype=torch.bool)
     if sample.get("target_ids"):
@@ -105,19 +107,19 @@ class State:
     """One training state of one sequence. Tensors are on the CPU.
 
     Attributes:
-        ids: (length,) the clean copy, prompt included, filled to the end of the last block: what later blocks see.
+        ids: (length,) the clean copy that later blocks see, prompt included, filled to the end of the last block.
         block: (length,) block of each position.
         start: first position of the noisy copy.
-        noisy: (copies x (length - start),) x_t over the noisy blocks; where there are more copies, one after another.
-        position: (targets,) absolute positions the loss looks at, ascending in each copy.
-        targets: (targets,) x_0 there; the clean copy's own tokens but where a teacher has others (target_sequence).
+        noisy: (copies x (length - start),) x_t over the noisy blocks; several copies follow one another.
+        position: (targets,) absolute positions that the loss reads, ascending in each copy.
+        targets: (targets,) x_0 there: the clean copy's tokens, or a teacher's targets (target_sequence).
         masked: (targets,) bool, whether x_t hides the target.
         weight: (targets,) the objective's weight of each target.
-        rank: (targets,) the target's rank in its block's decode order, 1-based; 0 where it has none.
-        u: (targets,) uniforms for what an objective draws there.
+        rank: (targets,) the target's rank in its block's decode order, 1-based; 0 = no rank.
+        u: (targets,) uniforms for an objective's own draws.
         copies: noisy copies, each with masks of its own. None sees another.
         copy: (targets,) the noisy copy that shows the target's x_t, ascending; 0 = the first.
-        sample_id: the sample it is a state of; the trainer sets it, to name it when something is wrong.
+        sample_id: the sample's id; the trainer sets it, so that errors can name the sample.
     """
 
     ids: Tensor
@@ -139,7 +141,7 @@ class State:
             self.copy = torch.zeros_like(self.position)
 
     def __len__(self) -> int:
-        """Tokens the forward pays for."""
+        """The number of tokens in the forward."""
         return self.clean_length + len(self.noisy)
 
     @property
@@ -157,11 +159,12 @@ class Batch:
     Attributes:
         input_ids, position_ids: (rows, length).
         attention_mask: (rows, 1, length, length) bool or a BlockMask.
-        loss_index: (N,) places of the targets in the flattened (rows x length) hidden states.
+        place: (N,) indices of the targets in the flattened (rows x length) ids.
+        loss_index: (N,) indices of the hidden states that predict them: the same, with a logit shift the ones before.
         targets, masked, weight, rank, u, copy: (N,) from the states.
-        masked_index: (M,) where ``masked`` holds: an index made on the CPU, so that a GPU need not be waited for.
-        own_index: (targets of the copies after the first,) where ``copy`` is not 0, made likewise.
-        sequence: (N,) which sequence, 0..S-1; ascending.
+        masked_index: (M,) indices of the masked targets; computed on the CPU, so that nobody waits for a GPU.
+        own_index: (targets of the copies after the first,) indices where ``copy`` is not 0; also from the CPU.
+        sequence: (N,) the target's sequence, 0..S-1; ascending.
         block: (N,) the target's block on its sequence's grid.
         sequences: S.
         tokens: real tokens in the layout (no padding).
@@ -170,6 +173,7 @@ class Batch:
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: object
+    place: Tensor
     loss_index: Tensor
     targets: Tensor
     masked: Tensor
@@ -188,12 +192,20 @@ class Batch:
         return len(self.targets)
 
 
-def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False, device="cpu") -> Batch:
+def collate(
+    rows: Sequence[Sequence[State]],
+    pad_id: int,
+    *,
+    flex: bool = False,
+    shift: bool = False,
+    device: str | torch.device = "cpu",
+) -> Batch:
     """Lay states out in rows; states that share a row are packed, each a segment of its own.
 
     Args:
         rows: a micro-batch; each row is a list of states laid one after another.
-        flex: build a FlexAttention block mask in place of the dense one, over whole tiles of its kernel.
+        flex: build a FlexAttention BlockMask over whole tiles of its kernel, instead of the dense mask.
+        shift: the model predicts a token from the hidden state before it (``logit_shift``).
     """
     length = max(sum(len(state) for state in row) for row in rows)
     if flex:
@@ -201,17 +213,19 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
     shape = (len(rows), length)
     input_ids = torch.full(shape, pad_id)
     position_ids = torch.zeros(shape, dtype=torch.long)
-    # Padding is noisy blocks of one token: each sees itself only, and whole tiles of it cost next to nothing.
-    noisy = torch.ones(shape, dtype=torch.bool)
-    labels = Labels(torch.full(shape, -1), torch.arange(length).repeat(len(rows), 1), noisy)
-    index, sequence, block, states = [], [], [], []
+    # Padding is noisy blocks of one token. Each sees only itself, and whole tiles of padding cost almost nothing.
+    labels = Labels(
+        torch.full(shape, -1), torch.arange(length).repeat(len(rows), 1), torch.ones(shape, dtype=torch.bool)
+    )
+    states: list[State] = []
+    index, predictor, sequence, block = [], [], [], []
     for r, row in enumerate(rows):
         at = 0
         for segment, state in enumerate(row):
             clean, noisy, copies = state.clean_length, len(state.noisy), state.copies
             here, width = slice(at, at + clean + noisy), noisy // copies
             position = torch.cat([torch.arange(clean), torch.arange(state.start, len(state.ids)).repeat(copies)])
-            # Copies of a block have numbers of their own, all between the clean block before it and its clean self.
+            # The copies of a block have their own numbers, between the clean block before it and its clean block.
             copy = torch.cat([torch.zeros(clean, dtype=torch.long), torch.arange(noisy) // width])
             input_ids[r, here] = torch.cat([state.ids[:clean], state.noisy])
             position_ids[r, here] = position
@@ -219,6 +233,7 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
             labels.block[r, here] = state.block[position] * copies - copy
             labels.noisy[r, at : at + clean] = False
             index.append(r * length + at + clean + state.copy * width + state.position - state.start)
+            predictor.append(_state_before(state, index[-1], r * length + at) if shift else index[-1])
             block.append(state.block[state.position])
             sequence.append(torch.full_like(state.position, len(states)))
             states.append(state)
@@ -230,7 +245,8 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
         input_ids=place(input_ids),
         position_ids=place(position_ids),
         attention_mask=flex_mask(labels) if flex else dense_mask(labels),
-        loss_index=place(torch.cat(index)),
+        place=place(torch.cat(index)),
+        loss_index=place(torch.cat(predictor)),
         masked_index=place(per_target["masked"].nonzero().squeeze(-1)),
         own_index=place(per_target["copy"].nonzero().squeeze(-1)),
         **{name: place(value) for name, value in per_target.items()},
@@ -241,8 +257,24 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
     )
 
 
+def _state_before(state: State, place: Tensor, clean: int) -> Tensor:
+    """(targets,) the places whose hidden states predict the targets at ``place``: training's one place of the shift.
+
+    Token i is predicted at i - 1. Inside a block that lies in the same noisy copy; before a block's first token in the
+    clean copy, which begins at the place ``clean``: there the decoder has a committed block.
+
+    Raises:
+        UserError: a target at position 0, which nothing predicts.
+    """
+    before = state.position - 1
+    if (before < 0).any():
+        raise UserError(f"{state.sample_id}: has no prompt; a model with a logit shift needs one token of it at least")
+    first = state.block[state.position] != state.block[before]
+    return torch.where(first, clean + before, place - 1)
+
+
 def _place(tensor: Tensor, device: torch.device) -> Tensor:
-    """To the device, without waiting for what a GPU is doing."""
+    """To the device, without waiting for the GPU's pending work."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -258,8 +290,10 @@ def state_without_order(
     weight: Tensor | None = None,
     masked: Tensor | None = None,
 ) -> State:
-    """A state whose targets have no rank in a decode order. Unless said otherwise they are the clean copy's own
-    tokens, weigh 1 and are masked."""
+    """A state whose targets have no rank in a decode order.
+
+    By default the targets are the clean copy's tokens, with weight 1, and masked.
+    """
     return State(
         ids=ids,
         block=grid.block,

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """The `bin` folder of an environment with the wheel and this environment's other packages."""
-    pytest.importorskip("setuptools", minversion="77", reason="building a wheel needs setuptools 77 or newer")
     home = tmp_path_factory.mktemp("wheel")
     source = home / "source"  # a build leaves folders behind
     listed = subprocess.run(
@@ -44,7 +43,7 @@ def installed(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def start(installed, tmp_path, monkeypatch, one_thread, cache_aside):
+def start(installed, tmp_path, monkeypatch, cache_aside):
     """Run a command of the installed package from an empty folder."""
     folder = tmp_path / "work"
     folder.mkdir()

@@ -33,8 +33,6 @@ from t3d.rollout.settings import SampleConfig
 from tests.conftest import MASK, PAD, STOP, VOCAB, tiny_model
 from tests.decode.test_local import requests
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SETTINGS = DecodeSettings(temperature=0.0, max_token=12)
 
 
@@ -470,8 +468,8 @@ def test_ctrl_c_is_one_line_and_keeps_what_came(tmp_path, overrides, story, stor
         (["rollout.num_processes=2"], "rollout.num_processes=2: with rollout.engine=sglang one process"),
         (["rollout.attn_implementation=sdpa"], "rollout.attn_implementation=sdpa: SGLang chooses"),
         (["rollout.engine_urls=[http://a:1]", "rollout.dtype=float16"], "rollout.dtype=float16: the servers have"),
-        (["rollout.engine_urls=[a:1]"], "write each as http://host:port"),
-        (["rollout.engine_push=true"], "nothing to push to"),
+        (["rollout.engine_urls=[a:1]"], "as http://host:port"),
+        (["rollout.engine_push=true"], "there is no server"),
         (["rollout.engine=local", "rollout.engine_push=true"], "rollout.engine_push=true: only with"),
         (["rollout.engine=local", "rollout.engine_urls=[http://a:1]"], "only with rollout.engine=sglang"),
     ],
