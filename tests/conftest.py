@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from studies.storymath.problems import generate
@@ -103,6 +105,17 @@ def story_teacher(tmp_path_factory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "modeling_sdar.py").write_text("raise RuntimeError('code of a model folder was run')\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def broken_teacher(story_teacher, tmp_path_factory) -> Path:
+    """The same with a weight that is no number, as of a training that diverged."""
+    folder = tmp_path_factory.mktemp("broken") / "tiny-broken"
+    shutil.copytree(story_teacher, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

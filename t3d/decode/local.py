@@ -28,7 +28,7 @@ from t3d.common.errors import UserError
 from t3d.data.trajectory import Trajectory
 from t3d.decode.energy import Energy, candidate_uniforms
 from t3d.decode.model_facts import bytes_per_slot, logit_shift, position_count
-from t3d.decode.protocol import Request, Step, answer_end, refuse_empty_prompts, refuse_mask_in_prompts
+from t3d.decode.protocol import Request, Step, answer_end, not_finite, refuse_empty_prompts, refuse_mask_in_prompts
 from t3d.decode.runner import TOKENS_PREFILLED, ModelRunner
 from t3d.decode.verify import Verifier, close_up
 
@@ -97,8 +97,8 @@ class LocalEngine:
             on_step: gets every lane after every denoising step. It costs reads from the device; None costs nothing.
 
         Raises:
-            UserError: a request does not fit the model's positions or the memory, or ``compile`` finds no compiler.
-                Nothing has been decoded then.
+            UserError: a request longer than the model's positions or the memory allow, or no compiler for ``compile``;
+                nothing has been decoded then. NaN or infinite logits; what was yielded before is good.
         """
         if not requests:
             return
@@ -167,6 +167,7 @@ class Drawn(NamedTuple):
     """A forward's proposals for the current blocks: (lanes, block) each, meaningless at unmasked positions.
 
     entropy: None unless the strategy needs it. masked: the masks of the lanes whose turn it is. position: absolute.
+    broken: (), the latest step of a lane with NaN or infinite logits, 0 where there is none.
     """
 
     tokens: Tensor
@@ -174,6 +175,7 @@ class Drawn(NamedTuple):
     entropy: Tensor | None
     masked: Tensor
     position: Tensor
+    broken: Tensor
 
 
 class Run:
@@ -281,7 +283,7 @@ class Run:
         turn, committing = self._schedule()
         drawn = self._denoise(committing, turn)
         complete = self._unmask(turn, drawn)
-        yield from self._hand_out(self._advance(complete, drawn.position))
+        yield from self._hand_out(self._advance(complete, drawn))
 
     def _schedule(self) -> tuple[Tensor, Tensor | None]:
         """(lanes,) bool each: the lanes whose turn it is, and the lanes to commit in the next forward (None = none)."""
@@ -323,11 +325,12 @@ class Run:
         tokens, confidence = grid(token), grid(certain)
         if self.energy is not None:
             tokens, confidence = self.energy.choose(tokens, confidence, masked, turn)
-        return Drawn(tokens, confidence, None if entropy is None else grid(entropy), masked, position)
+        broken = (confidence.isnan().any(-1) * (state.steps + 1)).max()  # such logits leave no probability
+        return Drawn(tokens, confidence, None if entropy is None else grid(entropy), masked, position, broken)
 
     def _unmask(self, turn: Tensor, drawn: Drawn) -> Tensor:
         """Write drawn tokens at the strategy's positions; (lanes,) bool, the lanes whose block is complete."""
-        state, (tokens, confidence, entropy, masked, position) = self.lanes, drawn
+        state, (tokens, confidence, entropy, masked, position, _) = self.lanes, drawn
         state.commit &= ~turn
         state.forwards += turn.long()
         state.steps += turn.long()
@@ -348,9 +351,9 @@ class Run:
         position = (state.start.unsqueeze(-1) + self.runner.column).clamp(max=self.capacity - 1)
         return (state.ids.gather(1, position) == self.engine.mask_id) & turn.unsqueeze(-1), position
 
-    def _advance(self, complete: Tensor, position: Tensor) -> list[int]:
+    def _advance(self, complete: Tensor, drawn: Drawn) -> list[int]:
         """Move lanes with a complete block to the next; returns the lanes with a finished answer."""
-        state, block = self.lanes, self.settings.block_size
+        state, block, position = self.lanes, self.settings.block_size, drawn.position
         answer = (position >= state.prompt.unsqueeze(-1)) & (position < state.limit.unsqueeze(-1))
         is_stop = (state.ids.gather(1, position).unsqueeze(-1) == self.engine.stop_ids).any(-1)
         through = complete & ((is_stop & answer).any(-1) | (state.start + block >= state.limit))
@@ -363,8 +366,10 @@ class Run:
         inside = (masks * (state.stage > 0)).sum()
         frontier = (state.start * state.active).max()
         commits = (state.active & state.commit).sum()
-        read = torch.cat([through.long(), torch.stack([frontier, inside, masks.sum(), commits])])
-        *ended, frontier, inside, masks, commits = read.tolist()
+        read = torch.cat([through.long(), torch.stack([frontier, inside, masks.sum(), commits, drawn.broken])])
+        *ended, frontier, inside, masks, commits, broken = read.tolist()
+        if broken:
+            raise not_finite(self.engine.model.name_or_path or "in memory", broken)
         self.ahead = Ahead(inside, masks - inside, commits)
         self.phase = (self.phase + 1) % self.period if inside else 0
         self.runner.key_slots = frontier + block

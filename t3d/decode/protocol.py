@@ -36,6 +36,12 @@ def refuse_mask_in_prompts(requests: Sequence[Request], mask_id: int) -> None:
             raise UserError(f"prompt {request.id}: contains the mask token; remove it from the question")
 
 
+def not_finite(model: str, step: int) -> UserError:
+    """The error of a model whose logits are NaN or infinite at an answer's denoising step (from 1)."""
+    told = f"step {step} gives NaN or infinite logits; its weights are damaged, or too large for their dtype"
+    return UserError(f"model {model}: {told}; get it again, or try another dtype", "model")
+
+
 def refuse_empty_prompts(requests: Sequence[Request]) -> None:
     """Raises UserError: with a logit shift the state before a position predicts its token, and position 0 has none."""
     for request in requests:

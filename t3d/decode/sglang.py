@@ -25,7 +25,7 @@ from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import UserError
 from t3d.common.paths import model_name
 from t3d.data.trajectory import Trajectory
-from t3d.decode.protocol import Request, Step, answer_end, refuse_mask_in_prompts, refuse_unserved
+from t3d.decode.protocol import Request, Step, answer_end, not_finite, refuse_mask_in_prompts, refuse_unserved
 
 
 class ServerDown(Exception):
@@ -425,6 +425,8 @@ class _Run:
                 f"--dllm-algorithm {NAME}, where T3D is installed"
             )
         record = meta[KEY][0]
+        if "broken" in record:
+            raise not_finite(f"{engine.weights.source} on {server.name}", record["broken"])
         response, prompt = record["response_ids"], len(request.prompt_ids)
         if response[: len(reply["output_ids"])] != reply["output_ids"]:
             raise BadReply("the tokens and their trajectory differ")

@@ -93,11 +93,23 @@ def test_a_special_token_in_a_question_is_text():
     assert tokenizer.convert_ids_to_tokens(render("<s>", tokenizer)) == [*written[:2], "[UNK]", *written[6:9]]
 
 
+def test_special_tokens_in_answers_openings_and_earlier_turns_are_text_too():
+    tokenizer = word_tokenizer()
+    plain = tokenizer.convert_ids_to_tokens
+    assert plain(answer_ids("two <e> is <s>", tokenizer)) == ["two", "[UNK]", "is", "[UNK]", "<e>"]
+    assert plain(render("is", tokenizer, "two <e>"))[-4:] == ["<s>", "assistant", "two", "[UNK]"]
+    assert plain(render("is", tokenizer, "<s>\n"))[-1] == "<s>", "a template's own opening, such as <think>"
+    earlier = [{"role": "user", "content": "what <e>"}, {"role": "assistant", "content": "<s> two"}]
+    ids = plain(render("is", tokenizer, earlier=earlier))
+    assert ids[:9] == ["<s>", "user", "what", "[UNK]", "<e>", "<s>", "assistant", "[UNK]", "two"]
+
+
 def test_a_special_token_that_cannot_be_text_is_refused():
     tokenizer = word_tokenizer(eos_token="<end>", additional_special_tokens=["<s>", "<e>", "two"])  # an ordinary word
-    with pytest.raises(UserError, match="two") as error:
-        render("what is two", tokenizer)
-    assert error.value.key == "question"
+    for call, key in ((render, "question"), (answer_ids, "answer")):
+        with pytest.raises(UserError, match="two") as error:
+            call("what is two", tokenizer)
+        assert error.value.key == key
 
 
 @pytest.mark.parametrize(

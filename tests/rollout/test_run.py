@@ -63,6 +63,12 @@ def by_id(folder) -> dict[str, dict]:
     return {line["id"]: {key: value for key, value in line.items() if key != "seconds"} for line in lines}
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_weights_that_are_no_numbers_end_with_the_model_named(rolled, broken_teacher, processes):
+    with pytest.raises(UserError, match="tiny-broken: step 1 "):
+        rolled("broken", f"evaluation.checkpoint_path={broken_teacher}", f"rollout.num_processes={processes}")
+
+
 def test_processes_and_batches_change_nothing(rolled, story_teacher):
     alone = rolled("one")
     expected = by_id(alone)
