@@ -125,7 +125,8 @@ def _made_of(run: Run) -> str:
         for stage in ("training", "rollouts", "decoding")
         if run[stage]
     ]
-    return "; ".join([f"`{run['config']}`" if run["config"] else "the teacher as it is", *changed])
+    made_of = [f"`{run['config']}`" if run["config"] else "the teacher as it is", *changed]
+    return "; ".join([_made_of(run["after"]), f"then {made_of[0]}", *changed] if run.get("after") else made_of)
 
 
 def temperatures() -> str:

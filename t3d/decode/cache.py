@@ -76,10 +76,10 @@ class Slots(Cache):
 
     layers: list[SlotLayer]  # type: ignore[assignment]  # a Cache may hold layers of any kind, this one does not
 
-    def __init__(self, config: Any, lanes: int, capacity: int, dtype: torch.dtype):
+    def __init__(self, config: Any, lanes: int, capacity: int, dtype: torch.dtype, device: torch.device):
         super().__init__(layers=[SlotLayer(self) for _ in range(config.num_hidden_layers)])
         self.lane_count, self.capacity, self.dtype = lanes, capacity, dtype
-        self.lanes = torch.arange(lanes)
+        self.lanes = torch.arange(lanes, device=device)
         self.write: Tensor | None = None
         self.length: int | None = None
 

@@ -31,6 +31,7 @@ class Lanes:
 
     ids: Tensor
     unmask_step: Tensor
+    before: Tensor
     prompt: Tensor
     limit: Tensor
     start: Tensor
@@ -40,7 +41,6 @@ class Lanes:
     key: Tensor
     active: Tensor
     commit: Tensor
-    before: Tensor
 
     @classmethod
     def empty(cls, lanes: int, capacity: int, mask_id: int, before: Tensor) -> "Lanes":
@@ -86,7 +86,7 @@ class ModelRunner:
         self.mask_id, self.forbidden_ids, self.ordinary_ids = mask_id, forbidden_ids, ordinary_ids
         # The extra block of slots takes what nobody reads: columns of lanes that sit out a forward.
         self.slots = capacity + settings.block_size
-        self.cache = Slots(model.config, lanes, self.slots, model.dtype)
+        self.cache = Slots(model.config, lanes, self.slots, model.dtype, model.device)
         self.shift = logit_shift(model.config)
         width = model.config.hidden_size if self.shift else 0
         before = torch.zeros(lanes, width, dtype=model.dtype, device=model.device)

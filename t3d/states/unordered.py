@@ -91,7 +91,9 @@ class RectifiedNoise:
     x_T is the decoder's start of the trajectory (``initial_ids``): masks, with ``rollout.random_init_ratio`` random
     tokens. Without ``initial_ids`` x_T is all masks, and this is the noise of the NELBO on the model's text.
 
-    Attributes: as in BlockDiffusionNoise and TrajectoryNoise.
+    Attributes: as of BlockDiffusionNoise and TrajectoryNoise, and
+        random_start_ratio: above 0 every state draws an x_T of its own, with this share of ``ordinary_ids`` among the
+            masks: the two ends are independent.
     """
 
     block_size: int
@@ -100,13 +102,12 @@ class RectifiedNoise:
     t_max: float = 1.0
     per_block: bool = True
     post_num: int = 2
+    random_start_ratio: float = 0.0
+    ordinary_ids: Tensor | None = None
 
     def __call__(self, sample: dict, generator: torch.Generator) -> State:
-        prompt, response = len(sample["prompt_ids"]), len(sample["response_ids"])
         ids, grid = clean_sequence(sample, self.block_size, self.mask_id)
-        start = torch.full_like(ids, self.mask_id)
-        if sample.get("initial_ids"):
-            start[prompt : prompt + response] = torch.tensor(sample["initial_ids"])
+        start = self._start(sample, ids, generator)
         looked_at = learnt(sample, grid, ids, self.post_num, ())
         position, t = draw_by_time(grid, self.t_min, self.t_max, self.per_block, generator)
         noisy = ids[grid.start :].clone()
@@ -114,3 +115,15 @@ class RectifiedNoise:
         kept = looked_at[position]
         position, t = position[kept], t[kept]
         return state_without_order(ids, grid, noisy, position, weight=1 / t / int(looked_at.sum()))
+
+    def _start(self, sample: dict, ids: Tensor, generator: torch.Generator) -> Tensor:
+        """x_T, as long as ``ids``; masks wherever it is not known."""
+        start = torch.full_like(ids, self.mask_id)
+        if self.random_start_ratio and self.ordinary_ids is not None:
+            which = torch.randint(len(self.ordinary_ids), ids.shape, generator=generator)
+            shown = torch.rand(ids.shape, generator=generator) < self.random_start_ratio
+            return torch.where(shown, self.ordinary_ids[which], start)
+        if sample.get("initial_ids"):
+            prompt = len(sample["prompt_ids"])
+            start[prompt : prompt + len(sample["response_ids"])] = torch.tensor(sample["initial_ids"])
+        return start

@@ -159,7 +159,7 @@ def test_sft_learns_no_end_where_an_answer_was_cut(tmp_path):
 
 
 def test_rounds_that_cannot_be_are_told_at_the_start(run):
-    with pytest.raises(UserError, match="training.max_gen_length=250: .*256 positions .*; lower it, or"):
+    with pytest.raises(UserError, match="training.max_gen_length=250: .*256 positions, .*; lower this, or"):
         run("long", *REFRESH, "training.max_gen_length=250")
     config = load(TrainConfig, [*REFRESH, "training.objective=redi", "training.block_size=4"])
     ids = SpecialIds(mask_id=1, pad_id=0, stop_ids=(2,), forbidden_ids=(1,), ordinary_ids=torch.arange(3, 9))
@@ -207,7 +207,7 @@ def test_a_round_that_is_gone_is_told(run):
     shutil.rmtree(folder / "rollouts")
     again = ("experiment.resume=auto", "training.refresh_max_active=3")  # which changes no answer
     run("gone", *REFRESH, "training.max_steps=3", *again)  # no step needs it
-    with pytest.raises(UserError, match="00000002 is gone, and step 3 went on from it; start anew"):
+    with pytest.raises(UserError, match="00000002 is missing, step 3 needs it"):
         run("gone", *REFRESH, "training.max_steps=4", "experiment.resume=auto")
 
 
