@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from studies.storymath.problems import generate
 from studies.storymath.tokenizer import build_tokenizer
@@ -70,6 +70,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no real SDAR configuration and data beside the checkout (../shared)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def sdar():
+    """The tokenizer of SDAR-4B-Chat."""
+    if not SHARED.is_dir():
+        pytest.skip("no real SDAR tokenizer beside the checkout (../shared)")
+    return AutoTokenizer.from_pretrained(SHARED / "sdar-4b-chat", trust_remote_code=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -133,20 +141,30 @@ def story_questions(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def story_trajectories(story_teacher, story_questions, tmp_path_factory) -> Path:
+def rollout_line(story_teacher, story_questions):
+    """The command line of a small rollout into a project."""
+
+    def line(project, *more: str) -> list[str]:
+        return [
+            f"experiment.project={project}",
+            f"evaluation.checkpoint_path={story_teacher}",
+            f"evaluation.eval_dataset={story_questions}",
+            "rollout.max_token=24",
+            "rollout.temperature=0.5",
+            *more,
+        ]
+
+    return line
+
+
+@pytest.fixture(scope="session")
+def story_trajectories(rollout_line, tmp_path_factory) -> Path:
     """The teacher's trajectories on the questions: 24 answers of up to 24 tokens, at block 4 and full steps."""
     from t3d.common.options import load
     from t3d.rollout.run import roll_out
     from t3d.rollout.settings import SampleConfig
 
-    overrides = (
-        f"experiment.project={tmp_path_factory.mktemp('rollouts')}",
-        f"evaluation.checkpoint_path={story_teacher}",
-        f"evaluation.eval_dataset={story_questions}",
-        "rollout.max_token=24",
-        "rollout.temperature=0.5",
-    )
-    return roll_out(load(SampleConfig, overrides))
+    return roll_out(load(SampleConfig, rollout_line(tmp_path_factory.mktemp("rollouts"))))
 
 
 @pytest.fixture(scope="session")

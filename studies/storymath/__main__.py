@@ -18,7 +18,6 @@ def initial_model(folder: Path, block_size: int, seed: int) -> None:
     """An untrained tiny SDAR with its tokenizer, as a Hugging Face folder; at block size 1 an autoregressive Qwen3."""
     tokenizer = build_tokenizer()
     kind: type[PreTrainedModel] = Qwen3ForCausalLM if block_size == 1 else SDARForCausalLM
-    grid = {"logit_shift": True} if block_size == 1 else {}
     config = kind.config_class(
         architectures=[kind.__name__],
         vocab_size=len(tokenizer),
@@ -35,8 +34,9 @@ def initial_model(folder: Path, block_size: int, seed: int) -> None:
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **grid,
     )
+    if block_size == 1:
+        config.logit_shift = True
     set_seed(seed)
     model = kind(config)
     stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]

@@ -1,13 +1,10 @@
-from pathlib import Path
-
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from t3d.common.errors import UserError
 from t3d.data.prompts import answer_ids, end_of_turn_id, render, stop_ids
 
-SDAR = Path(__file__).resolve().parents[3] / "shared" / "sdar-4b-chat"
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }} {{ m.content }}<e> {% endfor %}"
     "{% if add_generation_prompt %}<s>assistant {% endif %}"
@@ -22,13 +19,6 @@ def word_tokenizer(**special):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", **special)
     tokenizer.chat_template = TEMPLATE
     return tokenizer
-
-
-@pytest.fixture(scope="module")
-def sdar():
-    if not SDAR.is_dir():
-        pytest.skip(f"needs the real SDAR tokenizer at {SDAR}")
-    return AutoTokenizer.from_pretrained(SDAR, trust_remote_code=False)
 
 
 def test_a_prompt_is_the_users_turn_and_the_opening_of_the_answer():
@@ -82,7 +72,7 @@ def test_sdar(sdar):
     assert sdar.decode(render("q", sdar, "```python\ndef f")).endswith("<|im_start|>assistant\n```python\ndef f")
     assert sdar.eos_token == "<|endoftext|>"
     assert sdar.decode(answer_ids("2", sdar)) == "2<|im_end|>"
-    assert stop_ids(sdar, GenerationConfig.from_pretrained(SDAR)) == (151645, 151643) == stop_ids(sdar)
+    assert stop_ids(sdar, GenerationConfig.from_pretrained(sdar.name_or_path)) == (151645, 151643) == stop_ids(sdar)
 
 
 def test_a_special_token_in_a_question_is_text():

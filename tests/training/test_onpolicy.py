@@ -23,13 +23,11 @@ from t3d.training import loop as training
 from t3d.training import onpolicy
 from t3d.training.loop import make_objective
 from t3d.training.settings import TrainConfig
-from t3d.training.tracking import Tracker
 from tests.training.conftest import (
-    Stopped,
+    Drawn,
     assert_close,
     launch,
     log_of,
-    weights,
     without_times,
 )
 
@@ -45,23 +43,15 @@ def rounds(folder) -> list[int]:
     return sorted(int(path.name) for path in (folder / "rollouts").iterdir())
 
 
-def seen_by(monkeypatch, found: dict[int, dict[str, dict]]):
-    """Every step's samples, as the objective gets them."""
-    original = training.Trainer.draw_states
-
-    def draw_states(trainer, step):
-        chosen = [trainer.samples[index] for _, index in trainer.local_indices(step)]
-        found[step] = {sample["id"]: sample for sample in chosen}
-        return original(trainer, step)
-
-    monkeypatch.setattr(training.Trainer, "draw_states", draw_states)
+def by_step(drawn: list[Drawn]) -> dict[int, dict[str, dict]]:
+    """Every step's samples, by their ids."""
+    return {step.step: {sample["id"]: sample for sample in step.samples} for step in drawn}
 
 
-def test_the_students_own_decoding_takes_the_teachers_place(run, monkeypatch):
+def test_the_students_own_decoding_takes_the_teachers_place(run, drawn):
     """After steps 2 and 4, exactly what the checkpoint of that step decodes, for the questions that the steps see."""
-    seen: dict[int, dict[str, dict]] = {}
-    seen_by(monkeypatch, seen)
     folder = run("fresh", *REFRESH, "experiment.save_every_steps=2")
+    seen = by_step(drawn)
     assert rounds(folder) == [2, 4] and len(log_of(folder)) == 6
     for step in (2, 4):
         student = folder / "ckpt" / f"optimized-0-{step}"
@@ -82,12 +72,11 @@ def test_the_students_own_decoding_takes_the_teachers_place(run, monkeypatch):
                 assert getattr(trajectory, field) == getattr(again[name], field) == samples[name][field]
 
 
-def test_the_teachers_blocks_are_learnt_on_the_students_states(run, story_teacher, monkeypatch):
+def test_the_teachers_blocks_are_learnt_on_the_students_states(run, story_teacher, drawn):
     """Answers as without targets; beside them what the model that training began with writes in their blocks."""
-    seen: dict[int, dict[str, dict]] = {}
-    seen_by(monkeypatch, seen)
     alone = run("alone", *REFRESH, "training.max_steps=3")
     folder = run("states", *TEACHER)
+    seen = by_step(drawn)
     assert not any(t.target_ids for t in read_shards(alone / "rollouts" / "00000002"))
     tokenizer, teacher = load_tokenizer(str(story_teacher)), load_model(str(story_teacher)).eval()
     ids = special_ids(teacher.config, tokenizer, teacher.generation_config)
@@ -192,12 +181,11 @@ def test_fewer_steps_per_block_are_the_students_few_step_states(run):
         )
 
 
-def test_iterated_rectification(run, monkeypatch):
+def test_iterated_rectification(run, drawn):
     """With ReDi a refresh is the next coupling: the student's decode of an x_T with random tokens, and that x_T."""
-    seen: dict[int, dict[str, dict]] = {}
-    seen_by(monkeypatch, seen)
     more = ("training.objective=redi", "training.refresh_random_init_ratio=0.5", "training.max_steps=4")
     folder = run("redi", *REFRESH, *more)
+    seen = by_step(drawn)
     written = {trajectory.id: trajectory for trajectory in read_shards(folder / "rollouts" / "00000002")}
     for name, sample in (seen[3] | seen[4]).items():
         assert sample["initial_ids"] == written[name].initial_ids and len(set(sample["initial_ids"])) > 1
@@ -209,16 +197,9 @@ def test_iterated_rectification(run, monkeypatch):
     [(3, REFRESH), (4, REFRESH), (5, REFRESH), (3, TEACHER)],
     ids=["inside a round", "at a refresh", "before the next", "with a teacher's targets"],
 )
-def test_resumed_equals_uninterrupted_to_the_bit(run, stop_after, stop, refresh):
+def test_resumed_equals_uninterrupted_to_the_bit(resumes_to_the_bit, stop, refresh):
     more = (*refresh, "experiment.save_every_steps=3", "training.max_steps=7")
-    whole = run("whole", *more)
-    stop_after(stop)
-    with pytest.raises(Stopped):
-        run("stopped", *more, "experiment.resume=auto")
-    resumed = run("stopped", *more, "experiment.resume=auto")
-    assert without_times(log_of(resumed)) == without_times(log_of(whole))
-    for name, weight in weights(whole).items():
-        assert torch.equal(weight, weights(resumed)[name]), name
+    resumes_to_the_bit(stop, *more)
 
 
 def test_a_round_that_is_gone_is_told(run):
@@ -248,16 +229,15 @@ def test_answers_that_cannot_be_seen_stop_the_run(run, monkeypatch):
 
 
 @pytest.mark.parametrize("end", [3, 4], ids=["inside a round", "where one would begin"])
-def test_a_finished_run_may_go_on(run, monkeypatch, end):
+def test_a_finished_run_may_go_on(run, drawn, end):
     more = (*REFRESH, "lr_scheduler.scheduler=constant", "experiment.resume=auto")
     whole = run("whole", *more, "training.max_steps=6")
     run("done", *more, f"training.max_steps={end}")
     done = run("done", *more, f"training.max_steps={end}")  # nothing is left to do
     assert len(log_of(done)) == end and rounds(done) == list(range(2, end, 2))
-    seen: dict[int, dict[str, dict]] = {}
-    seen_by(monkeypatch, seen)
+    drawn.clear()
     run("done", *more, "training.max_steps=6")
-    assert_from_rounds(done, seen)
+    assert_from_rounds(done, by_step(drawn))
     if end == 4:
         assert without_times(log_of(done)) == without_times(log_of(whole))
 
@@ -271,30 +251,22 @@ def assert_from_rounds(folder, seen: dict[int, dict[str, dict]]) -> None:
             assert written[name].response_ids == sample["response_ids"], f"{name} in step {step}"
 
 
-def test_with_another_batch_size_the_round_gets_the_questions_it_lacks(run, monkeypatch, caplog):
+def test_with_another_batch_size_the_round_gets_the_questions_it_lacks(run, drawn, caplog):
     more = (*REFRESH, "lr_scheduler.scheduler=constant", "experiment.resume=auto")
     folder = run("batch", *more, "training.max_steps=3")
-    seen: dict[int, dict[str, dict]] = {}
-    seen_by(monkeypatch, seen)
+    drawn.clear()
     run("batch", *more, "training.max_steps=6", "training.batch_size_lm=3", "training.gradient_accumulation_steps=2")
+    seen = by_step(drawn)
     assert sorted(seen) == [4, 5, 6] and all(len(samples) == 6 for samples in seen.values())
     assert_from_rounds(folder, seen)
     assert "lacks 6 of the 6 questions" in caplog.text
 
 
-def test_a_signal_at_a_refresh_saves_first(run, monkeypatch):
+def test_a_signal_at_a_refresh_saves_first(run, after_step):
     whole = run("whole", *REFRESH)
-    original = Tracker.log
-
-    def log(tracker, metrics, step):
-        original(tracker, metrics, step)
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "log", log)
-        with pytest.raises(Interrupted, match="after step 4 of 6"):
-            run("stopped", *REFRESH)
+    after_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="after step 4 of 6"):
+        run("stopped", *REFRESH)
     stopped = whole.with_name("stopped")
     assert rounds(stopped) == [2]
     (stopped / "rollouts" / "00000004").mkdir()  # as a kill inside of a refresh leaves it
