@@ -3,8 +3,9 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel, Qwen3ForCausalLM, set_seed
+from transformers import GenerationConfig, Qwen3ForCausalLM, set_seed
 
 from studies.storymath.problems import build_splits
 from studies.storymath.tokenizer import build_tokenizer
@@ -17,7 +18,7 @@ from t3d.models import SDARForCausalLM
 def initial_model(folder: Path, block_size: int, seed: int) -> None:
     """An untrained tiny SDAR with its tokenizer, as a Hugging Face folder; at block size 1 an autoregressive Qwen3."""
     tokenizer = build_tokenizer()
-    kind: type[PreTrainedModel] = Qwen3ForCausalLM if block_size == 1 else SDARForCausalLM
+    kind: Any = Qwen3ForCausalLM if block_size == 1 else SDARForCausalLM
     config = kind.config_class(
         architectures=[kind.__name__],
         vocab_size=len(tokenizer),
