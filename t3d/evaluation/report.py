@@ -48,6 +48,11 @@ _COLUMNS = {
         "pass@k",
         lambda row: ", ".join(f"{at['k']}: {100 * at['estimate']:.1f} %" for at in row["pass_at_k"]),
     ),
+    "nll": ("NLL/token", "{nll:.3f}"),
+    "nll_low": ("95 % interval of NLL", "{nll_low:.3f} – {nll_high:.3f}"),
+    "distinct_2": ("Distinct 2-grams", lambda row: f"{100 * row['distinct_2']:.1f} %"),
+    "repetition": ("Repeated 4-grams", lambda row: f"{100 * row['repetition']:.1f} %"),
+    "mean_length": ("Tokens", lambda row: f"{row['mean_length']:.1f}" if "distinct_2" in row or "nll" in row else ""),
     "tokens_per_forward": ("Tokens/forward", "{tokens_per_forward:.2f}"),
     "block_size": ("Block", "{block_size}"),
     "strategy": ("Strategy", lambda row: strategy_label(row["strategy"])),
@@ -68,7 +73,8 @@ def result_table(rows: Sequence[Row]) -> Table:
         return text.format(**row) if isinstance(text, str) else text(row)
 
     cells = [[cell(row, key, text) for key, _, text in columns] for row in rows]
-    return Table("", [head for _, head, _ in columns], cells, text=("Run", "Method", "Data set", "Strategy"))
+    table = Table("", [head for _, head, _ in columns], cells, text=("Run", "Method", "Data set", "Strategy"))
+    return table.without_empty("Tokens")
 
 
 def print_table(rows: Sequence[Row]) -> None:

@@ -259,7 +259,7 @@ def method_order(method: str) -> tuple[bool, str]:
 def _mean(group: Sequence[Row]) -> dict[str, Any]:
     """The mean of rows: numbers are averaged, equal values kept, and all others, seeds and intervals left out."""
     mean = {}
-    for key in group[0].keys() - {"ci_low", "ci_high"}:
+    for key in group[0].keys() - {"ci_low", "ci_high", "nll_low", "nll_high"}:
         values: list[Any] = [row.get(key) for row in group]
         if all(value == values[0] for value in values):
             mean[key] = values[0]
