@@ -1,16 +1,35 @@
 """A digest that tells one model's weights from another's without reading them whole."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from t3d.common.errors import UserError
+from t3d.common.paths import resolve
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The model that a folder's LoRA adapter (PEFT's adapter_config.json) belongs to; None where it holds no adapter.
+
+    Raises UserError where the file names no model.
+    """
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return None
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{file}: base_model_name_or_path is not there; write the adapter's model into it")
+    return base
 
 
 def weights_fingerprint(source: str) -> str:
-    """A quick digest of a model folder's weights; a hub id stands for itself.
+    """A quick digest of a model folder's weights; a hub id stands for itself. An adapter's holds its model's.
 
     Of every tensor in *.safetensors its name, shape, beginning, middle and end; of pytorch_model*.bin 256 samples and
     the end, which lists a checksum per tensor. Raises UserError for a damaged *.safetensors.
@@ -40,4 +59,7 @@ def weights_fingerprint(source: str) -> str:
                 digest.update(file.read(4096))
             file.seek(max(0, size - (1 << 20)))
             digest.update(file.read())
+    if base := adapter_base(folder):
+        of_base = weights_fingerprint(str(resolve(base)) if resolve(base).is_dir() else base)
+        digest.update((folder / "adapter_config.json").read_bytes() + of_base.encode())
     return f"v2-{digest.hexdigest()}"  # without v2-: both ends of every file, as older folders have noted
