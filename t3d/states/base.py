@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,6 +119,8 @@ class State:
         copies: noisy copies, each with masks of its own. None sees another.
         copy: (targets,) the noisy copy that shows the target's x_t, ascending; 0 = the first.
         sample_id: the sample it is a state of; the trainer sets it, to name it when something is wrong.
+        teacher: the state that a frozen model reads for its distributions at the same targets, in the same order; None
+            = it reads this one, or none (t3d.states.pairs).
     """
 
     ids: Tensor
@@ -133,6 +136,7 @@ class State:
     sample_id: str = ""
     copies: int = 1
     copy: Tensor = field(default_factory=lambda: torch.empty(0))
+    teacher: "State | None" = None
 
     def __post_init__(self) -> None:
         if self.copies == 1:
@@ -160,11 +164,13 @@ class Batch:
         loss_index: (N,) places of the targets in the flattened (rows x length) hidden states.
         targets, masked, weight, rank, u, copy: (N,) from the states.
         masked_index: (M,) where ``masked`` holds: an index made on the CPU, so that a GPU need not be waited for.
+        shown_index: (N - M,) where it does not, made likewise.
         own_index: (targets of the copies after the first,) where ``copy`` is not 0, made likewise.
         sequence: (N,) which sequence, 0..S-1; ascending.
         block: (N,) the target's block on its sequence's grid.
         sequences: S.
         tokens: real tokens in the layout (no padding).
+        teacher: the batch of the states' ``teacher`` states, whose N targets are these; None where they have none.
     """
 
     input_ids: Tensor
@@ -174,6 +180,7 @@ class Batch:
     targets: Tensor
     masked: Tensor
     masked_index: Tensor
+    shown_index: Tensor
     own_index: Tensor
     weight: Tensor
     rank: Tensor
@@ -183,6 +190,7 @@ class Batch:
     block: Tensor
     sequences: int
     tokens: int
+    teacher: "Batch | None" = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -232,13 +240,20 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
         attention_mask=flex_mask(labels) if flex else dense_mask(labels),
         loss_index=place(torch.cat(index)),
         masked_index=place(per_target["masked"].nonzero().squeeze(-1)),
+        shown_index=place((~per_target["masked"]).nonzero().squeeze(-1)),
         own_index=place(per_target["copy"].nonzero().squeeze(-1)),
         **{name: place(value) for name, value in per_target.items()},
         sequence=place(torch.cat(sequence)),
         block=place(torch.cat(block)),
         sequences=len(states),
         tokens=sum(map(len, states)),
+        teacher=_teachers_batch(rows, pad_id, flex, device),
     )
+
+
+def _teachers_batch(rows: Sequence[Sequence[State]], pad_id: int, flex: bool, device: Any) -> Batch | None:
+    read = [[state.teacher for state in row if state.teacher is not None] for row in rows]
+    return collate(read, pad_id, flex=flex, device=device) if any(read) else None
 
 
 def _place(tensor: Tensor, device: torch.device) -> Tensor:

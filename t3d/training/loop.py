@@ -34,7 +34,7 @@ from t3d.training.distribution import accumulation, all_names, declare_head, mak
 from t3d.training.interruption import StopRequest
 from t3d.training.onpolicy import Rounds
 from t3d.training.order import SampleOrder
-from t3d.training.reference import FrozenAdapters, FrozenModel, compile_layers
+from t3d.training.reference import FrozenAdapters, FrozenModel, compile_layers, refuse_other_tokens
 from t3d.training.runs import fingerprint, prune_exports, refuse_other_data, refuse_other_settings, run_folder
 from t3d.training.settings import TrainConfig, objective_settings
 from t3d.training.tally import Tally
@@ -68,6 +68,8 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
     objective = make_objective(config, ids)
     if warning := objective.warning(samples[0]):
         log.warning("%s: %s", data_path, warning)
+    if teacher := teacher_source(objective):
+        refuse_other_tokens(teacher, tokenizer)
     trainer = Trainer(config, accelerator, student, objective, samples, ids, source)
     if dry_run:
         planning.dry_run(trainer)
@@ -196,6 +198,11 @@ def make_objective(config: TrainConfig, ids: SpecialIds) -> Objective:
     return find(training.objective).build(objective_settings(training), context)
 
 
+def teacher_source(objective: Objective) -> str | None:
+    """Where the objective's teacher is, if it is another model than the student at the start."""
+    return paths.model_source(objective.teacher, "training.teacher") if objective.teacher else None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
 
@@ -231,8 +238,9 @@ class Trainer:
         self.flex = student.config._attn_implementation == "flex_attention"
         kept = objective.reference
         frozen = kept is not None and not kept.is_student
+        shared = training.lora.rank > 0 and not objective.teacher  # student and reference have one base
         if training.lora.rank:
-            adapters.add(student, training.lora, with_reference=frozen)
+            adapters.add(student, training.lora, with_reference=frozen and shared)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in student.parameters() if parameter.requires_grad],
             lr=params.learning_rate,
@@ -241,11 +249,13 @@ class Trainer:
             eps=params.epsilon,
         )
         self.reference = None
-        if frozen and training.lora.rank:
+        if frozen and shared:
             self.reference = FrozenAdapters(student, accelerator)
         elif frozen:
-            self.reference = FrozenModel(config, source, accelerator, kept.reference_offload)
-            accelerator.register_for_checkpointing(self.reference)
+            teacher = teacher_source(objective) or source
+            self.reference = FrozenModel(config, teacher, accelerator, kept.reference_offload)
+            if kept.refreshed:
+                accelerator.register_for_checkpointing(self.reference)
         if zero_stage(accelerator) == 3:
             declare_head(student)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
@@ -334,6 +344,7 @@ class Trainer:
         before and the metrics after, nothing waits for the device.
         """
         accelerator, training = self.accelerator, self.config.training
+        self.objective.progress = (step - 1) / self.total_steps
         states = self.draw_states(step)
         learning = [state for state in states if state.masked.any()]
         batches = micro_batches(
@@ -360,7 +371,7 @@ class Trainer:
         tokens, stopping = totals.pop("tokens"), totals.pop("stopping")
         means = {name: value / divisor for name, value in totals.items()}
         means = {"loss": means.pop("loss", 0.0), **means, "grad_norm": norm, "tokens": tokens, "stopping": stopping}
-        if kept := self.objective.reference:
+        if (kept := self.objective.reference) and kept.refreshed:
             means["round"] = kept.round_at(step)
         return {**means, "sequences": sequences, "skipped": drawn - sequences}
 

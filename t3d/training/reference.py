@@ -5,12 +5,14 @@ set of adapters: no second model. Where the reference is refreshed at every step
 """
 
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
-from t3d.models.loading import load_model, training_attention
+from t3d.common.options import fault
+from t3d.models.loading import load_model, load_tokenizer, training_attention
 from t3d.training import adapters
 from t3d.training.distribution import copy_parameters, declare_head, gathered, zero_stage
 from t3d.training.settings import TrainConfig
@@ -114,6 +116,18 @@ class FrozenAdapters:
         """ref <- stopgrad(theta)."""
         named = adapters.parameters(student, adapters.STUDENT), adapters.parameters(student, adapters.REFERENCE)
         copy_parameters(*named)
+
+
+def refuse_other_tokens(source: str, tokenizer: Any) -> None:
+    """Raises UserError where a token of the teacher at ``source`` has another id in the student's ``tokenizer``."""
+    mine, theirs = tokenizer.get_vocab(), load_tokenizer(source, key="training.teacher").get_vocab()
+    if other := next((token for token, number in theirs.items() if mine.get(token) != number), None):
+        raise fault(
+            "training.teacher",
+            source,
+            f"its token {other!r} has the id {theirs[other]}, in the student's tokenizer {mine.get(other)}; take a "
+            "teacher with the student's tokenizer",
+        )
 
 
 def compile_layers(model: nn.Module) -> None:
