@@ -3,6 +3,9 @@
 Training runs [clean | noisy copy] in one forward, several sequences at once, packed and padded. The decoder runs block
 after block over a slotted cache that lanes share. A plain forward over [earlier blocks | x_t of this block] is the
 third opinion: no cache, no layout, no packing.
+
+With a logit shift a token is predicted by the hidden state before it, a block's first one by the last state of the
+block before, which holds its final tokens.
 """
 
 from collections import deque
@@ -49,31 +52,48 @@ def draw_states(samples: list[dict], block_size: int, seed: int = 0, **options) 
 
 @torch.no_grad()
 def training_logits(model, states: list[State], packing: list[int]) -> list[torch.Tensor]:
-    """Of each state, (len(noisy), vocab): the training forward at every place of the noisy copy."""
+    """Of each state, (len(noisy), vocab): what the training forward predicts at every place of the noisy copy; with a
+    shift nothing predicts position 0 (0 throughout)."""
+    shift = getattr(model.config, "logit_shift", False)
     rest = iter(states)
     rows = [[next(rest) for _ in range(n)] for n in packing]
     assert next(rest, None) is None
-    batch = collate(rows, PAD)
+    batch = collate(rows, PAD, shift=shift)
     logits = model(batch.input_ids, batch.attention_mask, position_ids=batch.position_ids).logits
     found = []
     for r, row in enumerate(rows):
         at = 0
         for state in row:
-            found.append(logits[r, at + state.clean_length : at + len(state)])
+            own = range(at + state.clean_length, at + len(state))
+            sources = [before(state, at, place) for place in own] if shift else own
+            found.append(torch.stack([logits[r, k] if k >= 0 else torch.zeros_like(logits[r, 0]) for k in sources]))
             at += len(state)
-    # The places that the loss looks at are the targets' own.
+    # The loss looks where the targets are predicted.
     at_targets = torch.cat([x[state.position - state.start] for x, state in zip(found, states, strict=True)])
     assert torch.equal(logits.flatten(0, 1)[batch.loss_index], at_targets)
     return found
 
 
+def before(state: State, at: int, place: int) -> int:
+    """The place of the token before the one at ``place`` of the noisy copy, in a layout that begins ``at``; -1 = none.
+    A block's first token has it in the clean copy."""
+    position = state.start + place - at - state.clean_length
+    if position and state.block[position] != state.block[position - 1]:
+        return at + position - 1
+    return place - 1 if position else -1
+
+
 def plain_logits(model, state: State, block_size: int) -> torch.Tensor:
     """(len(noisy), vocab): one forward a block over [clean earlier blocks | x_t of the block], without a cache."""
     model.config.block_size = block_size
+    shift = getattr(model.config, "logit_shift", False)
     found = []
     for start in range(state.start, len(state.ids), block_size):
         block = state.noisy[start - state.start : start - state.start + block_size]
-        found.append(model(torch.cat([state.ids[:start], block])[None]).logits[0, start:])
+        logits = model(torch.cat([state.ids[:start], block])[None]).logits[0]
+        if shift:
+            logits = torch.cat([torch.zeros_like(logits[:1]), logits[:-1]])
+        found.append(logits[start:])
     return torch.cat(found)
 
 
@@ -107,10 +127,12 @@ def decoder_logits(model, samples: list[dict], states: list[State], block_size: 
     return [torch.cat(blocks) for blocks in found]
 
 
+@pytest.mark.parametrize("shift", [False, True], ids=["own", "shift"])
 @pytest.mark.parametrize("block_size", [4, 8], ids=["rollout's-block", "larger-block"])
 @pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS)
-def test_training_equals_the_decoder_and_a_plain_forward(model, packing, block_size):
+def test_training_equals_the_decoder_and_a_plain_forward(model, packing, block_size, shift):
     """Every position of every block, hidden or visible, with random tokens among the masks."""
+    model.config.logit_shift = shift
     samples = rollouts(model)
     states = draw_states(samples, block_size, random_ratio=0.2)
     trained = training_logits(model, states, packing)
@@ -135,9 +157,12 @@ def test_training_equals_the_decoder_and_a_plain_forward(model, packing, block_s
     ids=["static-4", "static-2", "random-3", "dynamic", "B8"],
 )
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
-def test_training_sees_what_the_decoder_saw_when_it_wrote_the_trajectory(model, monkeypatch, settings, fused):
+@pytest.mark.parametrize("shift", [False, True], ids=["own", "shift"])
+def test_training_sees_what_the_decoder_saw_when_it_wrote_the_trajectory(model, monkeypatch, settings, fused, shift):
     """A real decoding run is watched: the logits of its every step, by answer and by what was still masked. Then the
-    training states of its trajectories are looked up: each is one the decoder was in, with the same logits."""
+    training states of its trajectories are looked up: each is one the decoder was in, with the same logits. Four lanes
+    decode thirteen answers, so lanes are refilled beside others that are inside a block."""
+    model.config.logit_shift = shift
     settings = DecodeSettings(temperature=3.0, max_token=17, **settings)
     watched: dict[tuple, torch.Tensor] = {}
     parts: list[torch.Tensor] = []

@@ -342,7 +342,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         prog="t3d chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="SDAR model: a folder or a hub id; with --student the teacher")
+    add(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="model: a folder or a hub id; with --student the teacher",
+    )
     add("--student", metavar="DIR", help="a second model that answers the same questions in --steps steps")
     add("--steps", type=int, metavar="N", help="denoising steps a block; default all, for a student 1")
     add("--block-size", type=int, metavar="N", help="positions of a block; default the model's own")

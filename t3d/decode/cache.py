@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,20 +18,29 @@ def cache_name(forward: Callable) -> str:
     return next(name for name in CACHE_NAMES if name in parameters)
 
 
-CACHE_NAME = cache_name(Qwen3Model.forward)
+CACHE_NAME = cache_name(Qwen3Model.forward)  # all models have changed it in the same release
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values: (lanes, kv heads, slots, head dim), written by scatter at ``Slots.write``."""
+    """One layer's keys and values: (lanes, kv heads, slots, head dim), written by scatter at ``Slots.write``.
 
-    def __init__(self, slots: "Slots", shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
+    They are allocated when the first keys come, whose shape is the model's own.
+    """
+
+    def __init__(self, slots: "Slots"):
         super().__init__()
         self.slots = slots
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        slots = self.slots
+        for name, states in (("keys", key_states), ("values", value_states)):
+            shape = (slots.lane_count, states.shape[1], slots.capacity, states.shape[3])
+            setattr(self, name, torch.zeros(shape, dtype=slots.dtype, device=states.device))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
         lanes, write, length = self.slots.lanes, self.slots.write, self.slots.length
         if write is None:  # a verification reads the cache of its lanes and leaves nothing behind
             keys, values = self.keys[lanes, :, :length], self.values[lanes, :, :length]
@@ -42,17 +52,14 @@ class SlotLayer(CacheLayerMixin):
             return key_states, value_states
         return self.keys[:, :, :length], self.values[:, :, :length]
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        assert self.is_initialized
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.shape[2], 0
+        return self.slots.capacity, 0
 
     def get_seq_length(self) -> int:
-        return self.keys.shape[2]
+        return self.slots.capacity
 
     def get_max_length(self) -> int:
-        return self.keys.shape[2]
+        return self.slots.capacity
 
     get_max_cache_shape = get_max_length  # its name up to transformers 5.12, where it is abstract
 
@@ -64,22 +71,26 @@ class Slots(Cache):
     its own tokens behind the slots), ``length`` of the slots read (None in a prefill).
     """
 
-    def __init__(self, config, lanes: int, capacity: int, dtype: torch.dtype, device: torch.device):
-        shape = (lanes, config.num_key_value_heads, capacity, config.head_dim)
-        super().__init__(layers=[SlotLayer(self, shape, dtype, device) for _ in range(config.num_hidden_layers)])
-        self.lanes = self.write = self.length = None
+    def __init__(self, config: Any, lanes: int, capacity: int, dtype: torch.dtype):
+        super().__init__(layers=[SlotLayer(self) for _ in range(config.num_hidden_layers)])
+        self.lane_count, self.capacity, self.dtype = lanes, capacity, dtype
+        self.lanes: Tensor | None = None
+        self.write: Tensor | None = None
+        self.length: int | None = None
+
+    @property
+    def ready(self) -> list[SlotLayer]:
+        """The layers that have had their first keys."""
+        return [layer for layer in self.layers if layer.is_initialized]
 
     def copy(self, source: Tensor, target: Tensor, length: int) -> None:
         """Give the lanes ``target`` the first ``length`` slots of the lanes ``source``, (n,) both."""
-        for layer in self.layers:
+        for layer in self.ready:
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
 
     def keep(self, lanes: Tensor) -> None:
         """Drop all lanes but these."""
-        for layer in self.layers:
+        self.lane_count = len(lanes)
+        for layer in self.ready:
             layer.keys, layer.values = layer.keys[lanes], layer.values[lanes]
-
-    @staticmethod
-    def bytes_per_slot(config, dtype: torch.dtype) -> int:
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize

@@ -43,12 +43,13 @@ def complete(
     *,
     device: torch.device,
     flex: bool = False,
+    shift: bool = False,
     chunk: int = 1024,
 ) -> Iterator[tuple[Trajectory, Completion]]:
     """Each answer with the completion of its blocks by ``model``, in any order.
 
     Args:
-        model: as an objective gets it. flex: it takes FlexAttention's masks.
+        model: as an objective gets it. flex: it takes FlexAttention's masks. shift: its logits are the next token's.
         settings: as the answers' but for the steps: a block is decoded one token a step, from masks.
         seed: of the answers, whose random streams these are.
         chunk: rows of the vocabulary projection at once.
@@ -59,7 +60,7 @@ def complete(
         answers = [by_id[state.sample_id] for row in rows for state in row]
         keys = torch.tensor([stream_key(seed, *of_stream(answer.id)) for answer in answers], device=device)
         prompts = torch.tensor([len(answer.prompt_ids) for answer in answers], device=device)
-        batch = collate(rows, ids.pad_id, flex=flex, device=device)
+        batch = collate(rows, ids.pad_id, flex=flex, shift=shift, device=device)
         forbidden = torch.tensor(ids.forbidden_ids, device=device)
         found = complete_batch(model, batch, keys, prompts, settings, forbidden, chunk)
         lengths = [len(answer.response_ids) for answer in answers]
@@ -101,11 +102,11 @@ def complete_batch(
         forbidden: ids that may not be drawn.
     """
     of_sequence, group = block_groups(batch.sequence, batch.block)
-    position = batch.position_ids.flatten()[batch.loss_index]
+    position = batch.position_ids.flatten()[batch.place]
     column = position % settings.block_size
     # (blocks, block_size), -1 where a block begins with the prompt's end
-    place, where = torch.full((2, len(of_sequence), settings.block_size), -1, device=position.device)
-    place[group, column], where[group, column] = batch.loss_index, position
+    place, source, where = torch.full((3, len(of_sequence), settings.block_size), -1, device=position.device)
+    place[group, column], source[group, column], where[group, column] = batch.place, batch.loss_index, position
     present = place >= 0
     first = where.masked_fill(~present, torch.iinfo(where.dtype).max).amin(-1)
     done = first - prompts[of_sequence]  # a token was a step in the earlier blocks, too
@@ -115,31 +116,31 @@ def complete_batch(
     for number in range(1, settings.block_size + 1):
         masked, when = present & (step == 0), done + number
         u = uniforms(key.unsqueeze(-1), where, when.unsqueeze(-1))[masked]
-        drawn = draw_at(model, batch, ids, place[masked], u, settings, forbidden, chunk)
+        drawn = draw_at(model, batch, ids, source[masked], u, settings, forbidden, chunk)
         token, confidence, entropy = (on_grid(masked, values) for values in drawn)
         at = {"key": key, "position": where, "step": when, "stage": stage}
         unmask = choose(masked, confidence, entropy, settings, **at)
         ids[place[unmask]] = token[unmask]
         step = torch.where(unmask, when.unsqueeze(-1), step)
         stage = stage + 1
-    return ids[batch.loss_index], step[group, column]
+    return ids[batch.place], step[group, column]
 
 
 def draw_at(
     model: Callable,
     batch: Batch,
     ids: Tensor,
-    place: Tensor,
+    source: Tensor,
     u: Tensor,
     settings: DecodeSettings,
     forbidden: Tensor,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One forward of the batch at ``ids``: what ``draw`` returns for the places (rows,)."""
+    """One forward of the batch at ``ids``: what ``draw`` returns from the hidden states at ``source``, (rows,)."""
     need_entropy = strategy_named(settings.remasking_strategy).needs_entropy
 
     def head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        rows = hidden.flatten(0, 1)[place]
+        rows = hidden.flatten(0, 1)[source]
         return project_and_draw(rows, weight, forbidden, u, settings, need_entropy=need_entropy, rows_at_once=chunk)
 
     shaped = ids.view_as(batch.input_ids)

@@ -25,18 +25,18 @@ from t3d.blocks.special_ids import SpecialIds
 from t3d.blocks.strategy import strategy_named
 from t3d.common.errors import UserError
 from t3d.data.trajectory import Trajectory
-from t3d.decode.cache import Slots
 from t3d.decode.energy import Energy, candidate_uniforms
-from t3d.decode.protocol import Request, Step, answer_end, refuse_mask_in_prompts
+from t3d.decode.model_facts import bytes_per_slot, logit_shift, position_count
+from t3d.decode.protocol import Request, Step, answer_end, refuse_empty_prompts, refuse_mask_in_prompts
 from t3d.decode.runner import TOKENS_PREFILLED, ModelRunner
 from t3d.decode.verify import Verifier, close_up
 
 
 class LocalEngine:
-    """Decodes on one device with a Hugging Face SDAR model (see ``t3d.decode.protocol.Engine``).
+    """Decodes on one device with a block-diffusion model (see ``t3d.decode.protocol.Engine``).
 
     Args:
-        model: SDARForCausalLM in eval mode.
+        model: a BlockDiffusionLM (t3d.models.block_diffusion) in eval mode.
         mask_id: the mask token. stop_ids: ids that end an answer.
         forbidden_ids: ids that may never be drawn (the mask, ids beyond the tokenizer).
         max_active: most lanes at once; fewer are used when the cache would not fit in memory.
@@ -68,7 +68,7 @@ class LocalEngine:
         self.ordinary_ids = torch.as_tensor(ordinary_ids, dtype=torch.long).to(self.device)
         self.compile = compile
         if compile:
-            model.model.compile(dynamic=False)
+            model.get_decoder().compile(dynamic=False)
 
     @classmethod
     def of(cls, model, ids: SpecialIds, **options: Any) -> "LocalEngine":
@@ -104,6 +104,8 @@ class LocalEngine:
         if settings.random_init_ratio and not len(self.ordinary_ids):
             raise UserError(f"random_init_ratio={settings.random_init_ratio}: not supported here; leave it at 0")
         refuse_mask_in_prompts(requests, self.mask_id)
+        if logit_shift(self.model.config):
+            refuse_empty_prompts(requests)
         capacity = self._capacity(requests, settings)
         lanes = min(self.max_active, len(requests), self._lanes_that_fit(capacity + settings.block_size))
         run = Run(self, settings, seed, lanes, capacity, on_step)
@@ -118,16 +120,16 @@ class LocalEngine:
         block = settings.block_size
         longest = max(requests, key=lambda request: len(request.prompt_ids))
         capacity = -(-(len(longest.prompt_ids) + settings.max_token) // block) * block
-        positions = self.model.config.max_position_embeddings
-        if capacity > positions:
+        room = position_count(self.model.config)
+        if capacity > room:
             raise UserError(
                 f"rollout.max_token={settings.max_token}: prompt {longest.id} has {len(longest.prompt_ids)} tokens, "
-                f"and the model has {positions} positions; lower rollout.max_token or leave the prompt out"
+                f"and the model has {room} positions; lower rollout.max_token or leave the prompt out"
             )
         return capacity
 
     def _lanes_that_fit(self, slots: int) -> int:
-        size = slots * Slots.bytes_per_slot(self.model.config, self.model.dtype)
+        size = slots * bytes_per_slot(self.model.config, self.model.dtype)
         if self.device.type == "cuda":
             # what PyTorch's allocator keeps and does not use is free as well
             unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
@@ -251,7 +253,9 @@ class Run:
             self.verifier.drafts.settled[lanes] = state.prompt[lanes]
         self._prefill({lane: int(start[row]) for row, lane in enumerate(free) if source[row] == lane})
         if width and len(computed) < len(free):
-            self.runner.cache.copy(torch.tensor(source, device=device), lanes, width)
+            computed_in = torch.tensor(source, device=device)
+            self.runner.cache.copy(computed_in, lanes, width)
+            state.before[lanes] = state.before[computed_in]
 
     def _prefill(self, width_of: dict[int, int]) -> None:
         """Fill the cache of lanes to their widths, like ones together, a bounded number of tokens at a time."""
@@ -302,7 +306,7 @@ class Run:
         u = candidate_uniforms(*stream, self.energy.candidates) if self.energy else uniforms(*stream)
 
         def head(hidden: Tensor, weight: Tensor):
-            hidden = hidden[:, -self.settings.block_size :][lane, column]
+            hidden = hidden[lane, column]
             if verifier is not None:
                 verifier.drafts.hidden[lane, column] = hidden
             return runner.draw(hidden, weight, u, need_entropy=self.strategy.needs_entropy)

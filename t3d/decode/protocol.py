@@ -36,6 +36,13 @@ def refuse_mask_in_prompts(requests: Sequence[Request], mask_id: int) -> None:
             raise UserError(f"prompt {request.id}: contains the mask token; remove it from the question")
 
 
+def refuse_empty_prompts(requests: Sequence[Request]) -> None:
+    """Raises UserError: with a logit shift the state before a position predicts its token, and position 0 has none."""
+    for request in requests:
+        if not request.prompt_ids:
+            raise UserError(f"prompt {request.id}: is empty; a model with a logit shift needs one token at least")
+
+
 def answer_end(response_ids: Sequence[int], max_token: int, stop_ids: Collection[int]) -> tuple[int, str]:
     """An answer's length, its first stop id included, and why it ends there: "stop" or "length"."""
     answer = response_ids[:max_token]

@@ -1,7 +1,9 @@
 """The model at work on the lanes of a run: their state, their cache, and the forwards over both."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from t3d.blocks.decoding import initial_tokens, project, project_and_draw
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import UserError
 from t3d.decode.cache import CACHE_NAME, Slots
+from t3d.decode.model_facts import logit_shift
 
 TOKENS_PREFILLED = 2**15  # at once: what a forward needs beside the cache is bounded, whatever the number of lanes
 
@@ -22,6 +25,8 @@ class Lanes:
     ids, unmask_step: (lanes, capacity), the sequence so far (masks ahead) and when each token was unmasked (0: prompt).
     start: first position of the current block. stage: steps already done in it. steps: steps done in all.
     limit: prompt length + max_token. commit: the block before ``start`` is not in the cache yet.
+    before: (lanes, width) the last hidden state at ``start`` - 1, from its block's final tokens: what predicts the
+    current block's first token under a logit shift. Width 0 where there is none.
     """
 
     ids: Tensor
@@ -35,13 +40,15 @@ class Lanes:
     key: Tensor
     active: Tensor
     commit: Tensor
+    before: Tensor
 
     @classmethod
-    def empty(cls, lanes: int, capacity: int, mask_id: int, device: torch.device) -> "Lanes":
+    def empty(cls, lanes: int, capacity: int, mask_id: int, before: Tensor) -> "Lanes":
+        device = before.device
         grid = torch.full((lanes, capacity), mask_id, device=device)
         count = [torch.zeros(lanes, dtype=torch.long, device=device) for _ in range(7)]
         flag = [torch.zeros(lanes, dtype=torch.bool, device=device) for _ in range(2)]
-        return cls(grid, torch.zeros_like(grid), *count, *flag)
+        return cls(grid, torch.zeros_like(grid), *count, *flag, before)
 
     def keep(self, lanes: Tensor) -> None:
         for name, value in vars(self).items():
@@ -78,8 +85,11 @@ class ModelRunner:
         self.mask_id, self.forbidden_ids, self.ordinary_ids = mask_id, forbidden_ids, ordinary_ids
         # The extra block of slots takes what nobody reads: columns of lanes that sit out a forward.
         self.slots = capacity + settings.block_size
-        self.cache = Slots(model.config, lanes, self.slots, model.dtype, model.device)
-        self.lanes = Lanes.empty(lanes, capacity, mask_id, model.device)
+        self.cache = Slots(model.config, lanes, self.slots, model.dtype)
+        self.shift = logit_shift(model.config)
+        width = model.config.hidden_size if self.shift else 0
+        before = torch.zeros(lanes, width, dtype=model.dtype, device=model.device)
+        self.lanes = Lanes.empty(lanes, capacity, mask_id, before)
         self.column = torch.arange(settings.block_size, device=model.device)
         self.rows_at_once = max(1, 2**25 // model.config.vocab_size)  # 128 MiB of fp32 logits
         # Sampling is passes over the vocabulary. On a CPU they cost several times less on rows that stay in its cache,
@@ -94,13 +104,44 @@ class ModelRunner:
         """Write the first ``width`` tokens of ``lanes``, (rows,), into the cache."""
         position = torch.arange(width, device=lanes.device).expand(len(lanes), width)
         self.cache.lanes, self.cache.write, self.cache.length = lanes, position, None
-        self.forward(self.lanes.ids[lanes, :width], position, cache_mask(position, width, self.settings.block_size))
+        mask = cache_mask(position, width, self.settings.block_size)
 
-    def block_forward(self, previous: Tensor | None, current: Tensor | None, head=None):
+        def keep(hidden: Tensor, weight: Tensor) -> None:
+            last = (self.lanes.start[lanes] - 1).clamp(min=0)  # a prompt may be shorter than a block, or than others
+            self.lanes.before[lanes] = hidden[torch.arange(len(lanes)), last].to(self.lanes.before.dtype)
+
+        self.forward(self.lanes.ids[lanes, :width], position, mask, keep if self.shift else None)
+
+    def predicting(self, hidden: Tensor, previous: Tensor | None, current: Tensor | None) -> Tensor:
+        """The hidden states that predict the current block's tokens, (lanes, block, width), of a block forward's.
+
+        The decoder's one place of the logit shift: the state at i - 1 predicts token i. The first token's is the last
+        of the block before, which a commit keeps.
+        """
+        block = self.settings.block_size
+        if self.shift and previous is not None:
+            last = hidden[:, block - 1].to(self.lanes.before.dtype)
+            self.lanes.before = torch.where(previous.unsqueeze(-1), last, self.lanes.before)
+        if self.shift and current is not None:
+            return torch.cat([self.lanes.before.unsqueeze(1).to(hidden.dtype), hidden[:, -block:-1]], 1)
+        return hidden[:, -block:]
+
+    def block_forward(
+        self, previous: Tensor | None, current: Tensor | None, head: Callable[[Tensor, Tensor], Any] | None = None
+    ) -> Any:
         """Forward over the previous block of some lanes and the current block of others; None: of no lane.
 
         The columns of a lane that takes no part go to the spare slots and see block 0, so no row of the mask is empty.
+
+        Args:
+            head: gets the hidden states that predict the current block's tokens, (lanes, block, width), and the head's
+                weight.
         """
+
+        def of_block(hidden: Tensor, weight: Tensor) -> Any:
+            found = self.predicting(hidden, previous, current)
+            return head(found, weight) if head is not None else None
+
         state, block = self.lanes, self.settings.block_size
         parts = [(state.start - block, previous), (state.start, current)]
         parts = [
@@ -116,7 +157,7 @@ class ModelRunner:
         if self.settings.random_init_ratio:
             ids = torch.where(ids == self.mask_id, self.initial(state.key.unsqueeze(-1), position), ids)
         try:
-            return self.forward(ids, position, mask, head, eager=False)
+            return self.forward(ids, position, mask, of_block, eager=not self.cache.ready)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             reason = next(line for line in str(error).splitlines() if line)
             raise UserError(f"rollout.compile=true: torch cannot compile here ({reason}); leave it off") from error
@@ -125,10 +166,18 @@ class ModelRunner:
         """What a position shows before it is unmasked, under ``random_init_ratio``."""
         return initial_tokens(key, position, self.settings.random_init_ratio, self.ordinary_ids, self.mask_id)
 
-    def forward(self, ids: Tensor, position: Tensor, mask: Tensor, head=None, eager: bool = True):
+    def forward(
+        self,
+        ids: Tensor,
+        position: Tensor,
+        mask: Tensor,
+        head: Callable[[Tensor, Tensor], Any] | None = None,
+        eager: bool = True,
+    ) -> Any:
         """A forward that uses the cache as it is set. Without ``head`` no logits are computed.
 
-        ``eager``: past the compiler, as prefills and verifications have ever new shapes.
+        ``eager``: past the compiler, as prefills and verifications have ever new shapes, and the first forward
+        allocates the cache.
         """
         with torch.compiler.set_stance("force_eager") if self.compile and eager else nullcontext():
             return self.model(

@@ -2,6 +2,7 @@
 
 A block-diffusion model at block size 1 is autoregressive. A forward over [drafted block | block of masks] has at mask i
 the earlier blocks, the drafted tokens j < i and the mask itself in sight, so there it predicts token i of that draft.
+With a logit shift the drafted token i - 1 does, which has the same in sight but for the mask.
 Several drafts of one block go side by side and read the same cache.
 """
 
@@ -50,7 +51,8 @@ def sequential_forward(
 
     Args:
         lanes: (rows,). token: (rows, drafts, block).
-        head: gets the last hidden states at the masks (rows, drafts, block, width) and the projection's weight.
+        head: gets the hidden states that predict the drafts' tokens (rows, drafts, block, width) and the projection's
+            weight.
 
     Returns:
         What ``head`` returns.
@@ -62,6 +64,12 @@ def sequential_forward(
     cache = runner.cache
     cache.lanes, cache.write, cache.length = lanes, None, runner.key_slots
     mask = sequential_mask(start, block, runner.key_slots, drafts)
-    return runner.forward(
-        ids, position, mask, lambda hidden, weight: head(hidden.view(rows, drafts, 2, block, -1)[:, :, 1], weight)
-    )
+
+    def predicting(hidden: Tensor) -> Tensor:
+        clean, noisy = hidden.view(rows, drafts, 2, block, -1).unbind(2)
+        if not runner.shift:
+            return noisy
+        before = runner.lanes.before[lanes, None, None].expand(-1, drafts, -1, -1).to(hidden.dtype)
+        return torch.cat([before, clean[:, :, :-1]], 2)
+
+    return runner.forward(ids, position, mask, lambda hidden, weight: head(predicting(hidden), weight))

@@ -48,6 +48,7 @@ from t3d.common.errors import UserError, run_main
 from t3d.common.jsonfiles import atomic_write
 from t3d.common.options import load
 from t3d.data.dataset import load_trajectories
+from t3d.decode.model_facts import logit_shift, position_count
 from t3d.evaluation.settings import AnalysisConfig
 from t3d.models.loading import load_model, load_tokenizer, special_ids
 from t3d.states.base import Batch, collate, generator_for
@@ -128,30 +129,39 @@ class Blocks(NamedTuple):
         return ids
 
 
-def whole_blocks(samples: list[dict], block_size: int, mask_id: int, pad_id: int, device="cpu") -> Blocks:
-    """Blocks that the prompt does not reach into and that end before the answer does."""
+def whole_blocks(
+    samples: list[dict],
+    block_size: int,
+    mask_id: int,
+    pad_id: int,
+    device: str | torch.device = "cpu",
+    shift: bool = False,
+) -> Blocks:
+    """Blocks that the prompt does not reach into and that end before the answer does; ``shift``: see ``collate``."""
     noise = TrajectoryNoise(
         block_size, mask_id, torch.zeros(1, dtype=torch.long), mask_ratios=(1.0,), random_ratio=0.0, post_num=0
     )
     states = [noise(sample, torch.Generator()) for sample in samples]
-    batch = collate([[state] for state in states], pad_id, device=device)
+    batch = collate([[state] for state in states], pad_id, shift=shift, device=device)
     _, block, size = torch.stack([batch.sequence, batch.block]).unique_consecutive(
         dim=1, return_inverse=True, return_counts=True
     )
     kept = (size == block_size)[block].nonzero().squeeze(-1)
     order = kept[torch.argsort(block[kept] * (block_size + 1) + batch.rank[kept])]
     shape = (-1, block_size)
-    place, x0 = batch.loss_index[order].view(shape), batch.targets[order].view(shape)
+    place, x0 = batch.place[order].view(shape), batch.targets[order].view(shape)
     names = [sample["id"] for sample in samples]
     return Blocks(batch.input_ids, place, x0, batch.sequence[order].view(shape)[:, 0], names, batch)
 
 
 def predictor(model, batch: Batch, forbidden: Tensor) -> Predict:
     """The model's log-probabilities in a batch's layout, in fp32, without the ids that cannot be drawn."""
+    source = torch.arange(batch.input_ids.numel(), device=batch.place.device)
+    source[batch.place] = batch.loss_index
 
     def predict(ids: Tensor, place: Tensor) -> Tensor:
         def head(hidden: Tensor, weight: Tensor) -> Tensor:
-            logits = (hidden.flatten(0, 1)[place] @ weight.T).float()
+            logits = (hidden.flatten(0, 1)[source[place]] @ weight.T).float()
             return logits.index_fill_(-1, forbidden, -torch.inf).log_softmax(-1)
 
         return model(ids, batch.attention_mask, position_ids=batch.position_ids, use_cache=False, head=head)
@@ -321,7 +331,7 @@ def measure_checkpoint(
         paths.data_file(trajectories),
         tokenizer=tokenizer,
         mask_id=ids.mask_id,
-        max_prompt_len=model.config.max_position_embeddings,
+        max_prompt_len=position_count(model.config),
         max_gen_length=config.max_gen_length,
         limit=config.limit,
     )
@@ -340,7 +350,7 @@ def measure_checkpoint(
         )
     groups = (
         whole_blocks([samples[i] for i in range(start, min(start + config.batch_size, len(samples)))], *layout)
-        for layout in [(block_size, ids.mask_id, ids.pad_id, device)]
+        for layout in [(block_size, ids.mask_id, ids.pad_id, device, logit_shift(model.config))]
         for start in tqdm(range(0, len(samples), config.batch_size), desc=key, unit="batch", dynamic_ncols=True)
     )
     forbidden = torch.tensor(sorted(ids.forbidden_ids), device=device)

@@ -1,8 +1,16 @@
-"""SDAR (arXiv 2510.06303) on transformers' Qwen3: the same weights and names, block-causal attention, no logit shift.
+"""Any decoder language model of transformers as a block-diffusion model: its own forward under a block-causal mask.
+
+transformers' models take a mask of four dimensions as it is (``create_causal_mask``). So one mixin before the class
+that transformers has for a model gives it the block grid, ``forward(..., head=)`` and block diffusion's ``generate``.
+SDAR (arXiv 2510.06303) is Qwen3 under that mixin: the same weights and names, no logit shift.
 
 Importing this module registers ``model_type: sdar`` with AutoConfig, AutoModel and AutoModelForCausalLM, so an SDAR
-folder loads without remote code, and a flex_attention that takes what autocast makes of Qwen3's queries and keys.
+folder loads without remote code, and a flex_attention that takes what autocast makes of queries and keys.
 """
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
@@ -21,6 +30,100 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from t3d.blocks.attention import Labels, dense_mask, flex_mask, for_implementation
 from t3d.decode.cache import CACHE_NAMES
 from t3d.models.generation import BlockDiffusionMixin
+
+
+def under_block_mask(
+    model: PreTrainedModel, input_ids: Tensor | None, attention_mask: Any, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a forward of ``model`` with the mask that its attention kernel takes.
+
+    Args:
+        attention_mask: None or (batch, length) of 0/1 for padding: the block-causal mask on the grid of
+            ``config.block_size``, with positions counted from the first real token. Or a mask of the caller's own:
+            (batch, 1, queries, keys) bool, or a FlexAttention BlockMask.
+
+    Raises:
+        ValueError: a cache without a mask.
+    """
+    implementation = model.config._attn_implementation
+    if attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
+        if any(kwargs.get(name) is not None for name in CACHE_NAMES):
+            raise ValueError(
+                "block diffusion with a cache needs an explicit 4D attention_mask (t3d.blocks.attention.cache_mask)"
+            )
+        inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+        labels = _grid_labels(inputs, attention_mask, model.config.block_size)
+        if kwargs.get("position_ids") is None:
+            real = labels.segment >= 0
+            kwargs = kwargs | {"position_ids": (real.long().cumsum(-1) - 1).clamp(min=0)}
+        attention_mask = flex_mask(labels) if implementation == "flex_attention" else dense_mask(labels)
+    if isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.bool:
+        device = attention_mask.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+        attention_mask = for_implementation(attention_mask, implementation, dtype)
+    return kwargs | {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def _grid_labels(inputs: Tensor, padding_mask: Tensor | None, block_size: int) -> Labels:
+    batch, length = inputs.shape[:2]
+    if padding_mask is None:
+        padding_mask = torch.ones(batch, length, dtype=torch.long, device=inputs.device)
+    real = padding_mask > 0
+    position = (real.long().cumsum(-1) - 1).clamp(min=0)
+    return Labels(real.long() - 1, position // block_size, torch.zeros_like(real))
+
+
+class BlockDiffusionLM(BlockDiffusionMixin, PreTrainedModel):
+    """A language model of transformers under the block grid. It comes before the class whose forward it calls.
+
+    Logits at a position predict the token of that same position; with ``config.logit_shift`` they predict the next
+    one's, as they do in the autoregressive model. At block size 1 with the shift it *is* the autoregressive model.
+    """
+
+    _supports_flash_attn = False  # it has no block-causal mask; transformers refuses it
+    family: Any = None  # the t3d.models.family.Family of the folder that it was loaded from
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        *,
+        head: Callable[[Tensor, Tensor], Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers' own, with one addition that keeps (tokens x vocabulary) tensors out of memory.
+
+        Args:
+            attention_mask: see ``under_block_mask``.
+            head: a callable that receives (hidden states (batch, length, width), the head's weight (vocab, width)) and
+                whose result is returned in place of the usual output; logits are their product. It runs inside
+                ``forward``, so the hooks of DDP, DeepSpeed and FSDP see every use of the parameters.
+        """
+        arguments = under_block_mask(self, input_ids, attention_mask, kwargs)
+        if head is None:
+            return super().forward(**arguments)
+        hidden = self.get_decoder()(**arguments).last_hidden_state
+        if (scale := logit_scale(self.config)) != 1:
+            hidden = hidden * scale
+        return head(hidden, self.get_output_embeddings().weight)
+
+
+def logit_scale(config: Any) -> float:
+    """What some models multiply their logits by (Cohere), or the inverse of what they divide them by (Granite)."""
+    return getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+
+
+@cache
+def block_diffusion_class(base: type[PreTrainedModel]) -> type[BlockDiffusionLM]:
+    """The block-diffusion model on transformers' class ``base``, under the name that transformers knows it by."""
+    if issubclass(base, BlockDiffusionLM):
+        return base
+    about = {"__module__": base.__module__, "__doc__": f"{base.__name__} under the block grid (t3d)."}
+    return type(base.__name__, (BlockDiffusionLM, base), about | {"config_class": base.config_class})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SDAR
 
 
 class SDARConfig(Qwen3Config):
@@ -47,72 +150,22 @@ class SDARModel(Qwen3Model):
     """Qwen3's decoder under a block-causal mask."""
 
     config_class = SDARConfig
-    _supports_flash_attn = False  # it has no block-causal mask; transformers refuses it
+    _supports_flash_attn = False
 
     def forward(self, input_ids=None, attention_mask=None, **kwargs) -> BaseModelOutputWithPast:
-        """Run the decoder.
-
-        Args:
-            attention_mask: None or (batch, length) of 0/1 for padding: the block-causal mask on the grid of
-                ``config.block_size``, with positions counted from the first real token. Or a mask of the caller's own:
-                (batch, 1, queries, keys) bool, or a FlexAttention BlockMask.
-
-        Raises:
-            ValueError: a cache without a mask.
-        """
-        implementation = self.config._attn_implementation
-        if attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
-            if any(kwargs.get(name) is not None for name in CACHE_NAMES):
-                raise ValueError(
-                    "SDAR with a cache needs an explicit 4D attention_mask (t3d.blocks.attention.cache_mask)"
-                )
-            inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-            labels = _grid_labels(inputs, attention_mask, self.config.block_size)
-            if kwargs.get("position_ids") is None:
-                real = labels.segment >= 0
-                kwargs["position_ids"] = (real.long().cumsum(-1) - 1).clamp(min=0)
-            attention_mask = flex_mask(labels) if implementation == "flex_attention" else dense_mask(labels)
-        if isinstance(attention_mask, Tensor):
-            device = attention_mask.device.type
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
-            attention_mask = for_implementation(attention_mask, implementation, dtype)
-        return super().forward(
-            input_ids=input_ids, attention_mask={"full_attention": attention_mask}, is_causal=False, **kwargs
-        )
+        """Run the decoder; ``attention_mask`` as of ``under_block_mask``."""
+        return super().forward(**under_block_mask(self, input_ids, attention_mask, kwargs))
 
 
-def _grid_labels(inputs: Tensor, padding_mask: Tensor | None, block_size: int) -> Labels:
-    batch, length = inputs.shape[:2]
-    if padding_mask is None:
-        padding_mask = torch.ones(batch, length, dtype=torch.long, device=inputs.device)
-    real = padding_mask > 0
-    position = (real.long().cumsum(-1) - 1).clamp(min=0)
-    return Labels(real.long() - 1, position // block_size, torch.zeros_like(real))
-
-
-class SDARForCausalLM(BlockDiffusionMixin, Qwen3ForCausalLM):
+class SDARForCausalLM(BlockDiffusionLM, Qwen3ForCausalLM):
     """SDAR with its vocabulary head. Logits at a position predict the token of that same position."""
 
     config_class = SDARConfig
-    _supports_flash_attn = False
 
     def __init__(self, config: SDARConfig):
         super().__init__(config)
         self.model = SDARModel(config)
         self.post_init()
-
-    def forward(self, input_ids=None, attention_mask=None, *, head=None, **kwargs):
-        """As Qwen3's, with one addition that keeps (tokens x vocabulary) tensors out of memory.
-
-        Args:
-            head: a callable that receives (hidden states (batch, length, width), the head's weight (vocab, width)) and
-                whose result is returned in place of the usual output. It runs inside ``forward``, so the hooks of DDP,
-                DeepSpeed and FSDP see every use of the parameters.
-        """
-        if head is None:
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        return head(hidden, self.lm_head.weight)
 
 
 def flex_attention(module, query, key, value, attention_mask, **kwargs):

@@ -7,7 +7,8 @@ import torch
 
 from t3d.blocks.special_ids import SpecialIds
 from t3d.decode.local import LocalEngine
-from t3d.models.block_diffusion import SDARForCausalLM
+from t3d.decode.model_facts import position_count
+from t3d.models.block_diffusion import BlockDiffusionLM
 from t3d.models.loading import load_model, load_tokenizer, special_ids
 
 
@@ -19,7 +20,7 @@ class Decoder:
         ids: the model's special ids. engine: decodes requests (t3d.decode.protocol.Engine).
     """
 
-    model: SDARForCausalLM
+    model: BlockDiffusionLM
     tokenizer: Any
     ids: SpecialIds
     engine: LocalEngine
@@ -27,7 +28,7 @@ class Decoder:
     @property
     def positions(self) -> int:
         """Of the model: the longest prompt and answer together, in tokens."""
-        return self.model.config.max_position_embeddings
+        return position_count(self.model.config)
 
 
 def load_decoder(

@@ -1,4 +1,4 @@
-"""``model.generate(...)`` for SDAR by transformers' conventions, on the one decoder there is (t3d.decode.local)."""
+"""``model.generate(...)`` by blocks, after transformers' conventions, on the one decoder there is (t3d.decode.local)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -13,6 +13,7 @@ from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.options import validate
 from t3d.decode.local import LocalEngine
+from t3d.decode.model_facts import position_count
 from t3d.decode.protocol import Request, Step, refuse_conflict
 
 # What `generate` reads of transformers' own fields, and what makes no difference to it. Any other field that is not at
@@ -71,7 +72,7 @@ class BlockDiffusionOutput(ModelOutput):
 
 
 class BlockDiffusionMixin:
-    """Gives an SDAR model ``generate``. It comes before the transformers class whose autoregressive one it replaces."""
+    """Gives a model ``generate`` by blocks. It comes before the transformers class whose autoregressive one it replaces."""
 
     generation_config_class = BlockDiffusionGenerationConfig
 
@@ -105,7 +106,7 @@ class BlockDiffusionMixin:
         config = self._generation_config(generation_config, kwargs)
         if self.training:
             raise ValueError("generate: the model is in training mode; call model.eval() first")
-        if self.config.mask_token_id is None:
+        if getattr(self.config, "mask_token_id", None) is None:
             raise ValueError("mask_token_id: the model's config.json has none; set it there")
         prompts = _prompts(input_ids, attention_mask, config)
         settings = _settings(config, self.config, input_ids.shape[1], max(map(len, prompts)))
@@ -198,7 +199,7 @@ def _settings(config: BlockDiffusionGenerationConfig, model_config: Any, width: 
         given |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
     settings = checked(DecodeSettings(**given))
 
-    room = model_config.max_position_embeddings // block * block - longest
+    room = position_count(model_config) // block * block - longest
     if config.max_new_tokens is not None:
         settings.max_token, name = config.max_new_tokens, f"max_new_tokens={config.max_new_tokens}"
     elif config.max_length is not None:
@@ -208,7 +209,7 @@ def _settings(config: BlockDiffusionGenerationConfig, model_config: Any, width: 
     if not 0 < settings.max_token <= room:
         raise ValueError(
             f"{name}: leaves {settings.max_token} tokens for the answer to a prompt of {longest} tokens; 1..{room} "
-            f"are possible with the model's {model_config.max_position_embeddings} positions"
+            f"are possible with the model's {position_count(model_config)} positions"
         )
     return settings
 

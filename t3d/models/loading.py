@@ -1,4 +1,4 @@
-"""Model folders: load an SDAR model and its tokenizer, know its special ids, export a student as such a folder."""
+"""Model folders: load a block-diffusion model and its tokenizer, know its special ids, export a student as a folder."""
 
 import json
 import shutil
@@ -11,14 +11,17 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from packaging.version import Version
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.errors import UserError
 from t3d.common.hub import unreachable
 from t3d.common.paths import model_source, resolve
 from t3d.data.prompts import stop_ids
-from t3d.models.block_diffusion import SDARConfig, SDARForCausalLM
+from t3d.decode.model_facts import head_dim
+from t3d.models.block_diffusion import BlockDiffusionLM
+from t3d.models.family import family_of, model_class
 
 PROVENANCE = "t3d.json"  # in an exported folder: the training that made it
 WEIGHTS = "model.safetensors"
@@ -35,40 +38,46 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     attn_implementation: str | None = None,
     device: str | torch.device = "cpu",
+    autoregressive: bool = False,
     key: str = "model.pretrained_model",
-) -> SDARForCausalLM:
-    """An SDAR model in eval mode, from a folder or a hub id, without running code that the folder brings.
+) -> BlockDiffusionLM:
+    """A block-diffusion model in eval mode, from a folder or a hub id, without running code that the folder brings.
 
     Args:
         dtype: of the weights; "auto" = as stored.
         attn_implementation: sdpa, eager or flex_attention; None = sdpa. Given explicitly because released folders ask
             for flex_attention, which does not suit every device.
+        autoregressive: read it causally: block size 1, and the logits are the next token's (see ``load_config``).
         key: the setting that named ``source``, for error messages.
 
     Raises:
-        UserError: not to be found, not an SDAR model, damaged or incomplete weights.
+        UserError: not to be found, not a block-diffusion model, damaged or incomplete weights.
     """
     path = located(source, key)
-    config = load_config(source, key)
+    config = load_config(source, key, autoregressive=autoregressive)
+    family = family_of(folder_config(source, key)["model_type"])
     load_generation_config(source, key)  # transformers passes over a damaged one
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = model_class(config).from_pretrained(
             path,
             config=config,
             dtype=dtype,
             attn_implementation=attn_implementation or "sdpa",
-            trust_remote_code=False,
+            key_mapping=dict(family.weights) or None,
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
     except Exception as error:  # damaged files raise errors of several libraries, without a common base
         raise _unreadable(key, source, "model", error) from error
-    for fault, name in (("lack", "missing"), ("do not belong to SDAR", "unexpected"), ("misfit", "mismatched")):
+    for fault, name in (("lack", "missing"), ("do not belong to it", "unexpected"), ("misfit", "mismatched")):
         found = sorted(str(item[0] if isinstance(item, tuple) else item) for item in info[f"{name}_keys"])
         if found:
             few = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
             told = f"its weights lack {few}" if fault == "lack" else f"weights that {fault}: {few}"
-            raise UserError(f"{key}={source}: {told}; the folder is not a complete SDAR model, get it again")
+            raise UserError(f"{key}={source}: {told}; the folder is not a complete model, get it again", key)
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise UserError(f"{key}={source}: its head has a bias, which block diffusion's losses leave out", key)
+    model.family = family
     return model.to(device).eval()
 
 
@@ -79,20 +88,49 @@ def training_attention(asked: str | None, source: str, device: torch.device) -> 
     and kernels for heads of 16 and more. With PyTorch 2.6 it is compiled anew for every length, and soon not at all.
     """
     recent = Version(torch.__version__) >= Version("2.7")
-    flex = device.type == "cuda" and recent and load_config(source).head_dim >= 16
+    flex = device.type == "cuda" and recent and head_dim(load_config(source)) >= 16
     return asked or ("flex_attention" if flex else "sdpa")
 
 
-def load_config(source: str, key: str = "model.pretrained_model") -> SDARConfig:
-    """The configuration of an SDAR model, from a folder or a hub id. Raises UserError where it is none."""
+def folder_config(source: str, key: str = "model.pretrained_model") -> dict[str, Any]:
+    """The contents of a model's config.json, from a folder or a hub id; ``model_type`` is always there."""
     try:
-        config = AutoConfig.from_pretrained(located(source, key), trust_remote_code=False)
+        found = PreTrainedConfig.get_config_dict(located(source, key))[0]
+        if not isinstance(found.get("model_type"), str):
+            raise ValueError("config.json is not there, or has no model_type")
     except UserError:
         raise
+    except Exception as error:  # of several libraries, without a common base
+        raise _unreadable(key, source, "model", error) from error
+    return found
+
+
+def load_config(source: str, key: str = "model.pretrained_model", *, autoregressive: bool = False) -> PreTrainedConfig:
+    """The configuration of a block-diffusion model, from a folder or a hub id, by its family (t3d.models.family).
+
+    Args:
+        autoregressive: take any language model, as the autoregressive model that it is: block size 1 and a logit shift.
+
+    Raises:
+        UserError: none can be read; it is of a kind that cannot decode by blocks; or an autoregressive model's, where
+            that was not asked for.
+    """
+    found = folder_config(source, key)
+    kind = found["model_type"]
+    try:
+        config = family_of(kind).configuration(found, name_or_path=located(source, key))
+    except ValueError as error:
+        raise UserError(f"{key}={source}: a {kind!r} model; {error}", key) from error
     except Exception as error:  # a value of a wrong type is an error of huggingface_hub's own
         raise _unreadable(key, source, "model", error) from error
-    if not isinstance(config, SDARConfig):
-        raise UserError(f"{key}={source}: a {config.model_type!r} model; give an SDAR model (model_type sdar)")
+    if autoregressive:
+        config.block_size, config.logit_shift = 1, True
+    if config.block_size is None:
+        raise UserError(
+            f"{key}={source}: a {kind!r} model without block_size in its config.json, so it is autoregressive; "
+            "make a block-diffusion model of it with t3d convert",
+            key,
+        )
     return config
 
 
@@ -178,7 +216,7 @@ def _unreadable(key: str, source: str, what: str, error: Exception) -> UserError
         )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
     return UserError(
-        f"{key}={source}: no readable {what} ({reason}); give a complete SDAR folder, or a hub id that is "
+        f"{key}={source}: no readable {what} ({reason}); give a complete model folder, or a hub id that is "
         "reachable or downloaded already"
     )
 
@@ -190,9 +228,11 @@ def special_ids(model_config: Any, tokenizer: Any, generation_config: Any | None
         UserError: no mask, pad or stop token, or one that the model has no embedding for.
     """
     words, vocabulary = len(tokenizer), model_config.vocab_size
-    mask_id = _first(model_config.mask_token_id, tokenizer.mask_token_id)
+    mask_id = _first(getattr(model_config, "mask_token_id", None), tokenizer.mask_token_id)
     if mask_id is None:
-        raise UserError("mask_token_id: neither config.json nor the tokenizer has one; set it in config.json")
+        raise UserError(
+            "mask_token_id: neither config.json nor the tokenizer has one; set it in config.json", "mask_token_id"
+        )
     pad_id = _first(tokenizer.pad_token_id, getattr(generation_config, "pad_token_id", None), model_config.pad_token_id)
     if pad_id is None:
         raise UserError("pad_token: neither the tokenizer nor config.json has one; set it in tokenizer_config.json")
@@ -211,7 +251,7 @@ def _first(*values: int | None) -> int | None:
 
 
 def export_model(
-    model: SDARForCausalLM,
+    model: BlockDiffusionLM,
     source: str,
     folder: Path,
     *,
@@ -299,22 +339,27 @@ def _weight_names(folder: Path) -> list[str] | None:
 
 
 def _named_weights(
-    model: SDARForCausalLM, state_dict: dict[str, Tensor] | None, names: list[str] | None, dtype: str | None
+    model: BlockDiffusionLM, state_dict: dict[str, Tensor] | None, names: list[str] | None, dtype: str | None
 ) -> dict[str, Tensor]:
-    """The weights under ``names`` (None: all of them, tied ones once), floating point ones in ``dtype``."""
+    """The weights under the published ``names`` (None: all of them, tied ones once), floating point ones in
+    ``dtype``."""
     weights = dict(model.state_dict() if state_dict is None else state_dict)
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     for name, original in tied.items():  # gathering may drop one of the two
         weights.setdefault(name, weights[original])
     if names is None:
-        names = [name for name in weights if name not in tied]
+        weights = {name: weight for name, weight in weights.items() if name not in tied}
+    weights = revert_weight_conversion(model, weights)
+    names = list(weights) if names is None else names
     lacking = [name for name in names if name not in weights]
     assert not lacking, f"the state dict lacks {lacking[:3]}"
     target = getattr(torch, dtype) if dtype else None
-    result = {}
+    result: dict[str, Tensor] = {}
+    written: set[int] = set()
     for name in names:
         weight = weights[name].detach().to("cpu", target if weights[name].is_floating_point() else None).contiguous()
         # A teacher may store both of a tied pair; and what ZeRO-3 gathers on a CPU are views of a shared buffer.
         whole = weight.untyped_storage().nbytes() == weight.nbytes
-        result[name] = weight if whole and name not in tied else weight.clone()
+        result[name] = weight if whole and weight.data_ptr() not in written else weight.clone()
+        written.add(result[name].data_ptr())
     return result

@@ -98,6 +98,13 @@ class ReferenceSettings(FrozenSettings):
         return self.multi_round and step % self.round_interval == 0
 
 
+class Teacher(NamedTuple):
+    """A frozen model in a folder or under a hub id; ``autoregressive``: it is one, and no block-diffusion model."""
+
+    source: str
+    autoregressive: bool
+
+
 class Objective(ABC):
     """One objective. A subclass gives ``Settings``, ``build``, ``noise`` and ``__call__``; the rest has defaults.
 
@@ -140,8 +147,8 @@ class Objective(ABC):
         return None
 
     @property
-    def teacher(self) -> str | None:
-        """The folder or hub id of a reference that is another model; None = it begins as the student does."""
+    def teacher(self) -> Teacher | None:
+        """A reference that is another model; None = it begins as the student does."""
         return None
 
     @property
@@ -264,7 +271,7 @@ def read_teacher(reference: Callable, batch: Batch, at: Tensor | None = None) ->
 
 
 def loss_rows(hidden: Tensor, batch: Batch) -> Tensor:
-    """(N, width) hidden states where the loss looks, of (rows, length, width)."""
+    """(N, width) hidden states that predict the targets, of (rows, length, width)."""
     rows = hidden.flatten(0, 1)[batch.loss_index]
     if torch.is_autocast_enabled(rows.device.type):  # so that the backward pass projects in the same precision
         rows = rows.to(torch.get_autocast_dtype(rows.device.type))

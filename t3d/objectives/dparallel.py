@@ -89,7 +89,7 @@ class DParallel(Objective):
 def complement(batch: Batch, mask_id: int) -> Batch:
     """The batch with shown targets masked, and masked targets shown."""
     ids = batch.input_ids.flatten().clone()
-    ids[batch.loss_index] = torch.where(batch.masked, batch.targets, mask_id)
+    ids[batch.place] = torch.where(batch.masked, batch.targets, mask_id)
     return replace(
         batch,
         input_ids=ids.view_as(batch.input_ids),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from t3d.common.options import option
-from t3d.objectives.base import Context, FrozenSettings, Objective, Terms, read, read_teacher, register
+from t3d.objectives.base import Context, FrozenSettings, Objective, Teacher, Terms, read, read_teacher, register
 from t3d.objectives.divergence import divergence
 from t3d.objectives.states import SoftTargets
 from t3d.states.base import Batch
@@ -65,8 +65,9 @@ class OPDLM(Objective):
         return self.settings
 
     @property
-    def teacher(self) -> str | None:
-        return self.settings.teacher
+    def teacher(self) -> Teacher | None:
+        settings = self.settings
+        return Teacher(settings.teacher, settings.teacher_reading == "causal") if settings.teacher else None
 
     def __call__(self, student: Callable, reference: Callable | None, batch: Batch) -> Terms:
         assert reference is not None

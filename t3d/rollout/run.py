@@ -28,6 +28,7 @@ from t3d.common.options import fault
 from t3d.common.processes import is_main_process
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
+from t3d.decode.model_facts import position_count
 from t3d.decode.protocol import Engine, Request
 from t3d.models.decoder import load_decoder
 from t3d.models.fingerprint import weights_fingerprint
@@ -81,7 +82,7 @@ def fitting(config: SampleConfig, problems: list[Problem]) -> list[Problem]:
         return problems
     source = paths.model_source(config.evaluation.checkpoint_path, "evaluation.checkpoint_path")
     tokenizer = load_tokenizer(source, key="evaluation.checkpoint_path")
-    positions = load_config(source, key="evaluation.checkpoint_path").max_position_embeddings
+    positions = position_count(load_config(source, key="evaluation.checkpoint_path"))
     lengths = [len(prompt_of(problem, config, tokenizer)) for problem in problems]
     short = [p for p, length in zip(problems, lengths, strict=True) if has_room(length, config.rollout, positions)]
     if is_main_process() and (lost := len(problems) - len(short)):
@@ -224,7 +225,7 @@ class Loaded:
 
     @cached_property
     def positions(self) -> int:
-        return load_config(self.source, key="evaluation.checkpoint_path").max_position_embeddings
+        return position_count(load_config(self.source, key="evaluation.checkpoint_path"))
 
     @cached_property
     def engine(self) -> Engine:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from t3d.blocks.attention import FLEX_TILE, Labels, dense_mask, flex_mask
+from t3d.common.errors import UserError
 
 
 def generator_for(seed: int, epoch: int, sample_id: str) -> torch.Generator:
@@ -119,6 +120,7 @@ class State:
         copies: noisy copies, each with masks of its own. None sees another.
         copy: (targets,) the noisy copy that shows the target's x_t, ascending; 0 = the first.
         sample_id: the sample it is a state of; the trainer sets it, to name it when something is wrong.
+        causal: the hidden state before a target predicts it, whatever the model does otherwise.
         teacher: the state that a frozen model reads for its distributions at the same targets, in the same order; None
             = it reads this one, or none (t3d.states.pairs).
     """
@@ -136,6 +138,7 @@ class State:
     sample_id: str = ""
     copies: int = 1
     copy: Tensor = field(default_factory=lambda: torch.empty(0))
+    causal: bool = False
     teacher: "State | None" = None
 
     def __post_init__(self) -> None:
@@ -161,7 +164,8 @@ class Batch:
     Attributes:
         input_ids, position_ids: (rows, length).
         attention_mask: (rows, 1, length, length) bool or a BlockMask.
-        loss_index: (N,) places of the targets in the flattened (rows x length) hidden states.
+        place: (N,) where the targets lie in the flattened (rows x length) ids.
+        loss_index: (N,) the flattened hidden states that predict them: the same, or under a logit shift the one before.
         targets, masked, weight, rank, u, copy: (N,) from the states.
         masked_index: (M,) where ``masked`` holds: an index made on the CPU, so that a GPU need not be waited for.
         shown_index: (N - M,) where it does not, made likewise.
@@ -176,6 +180,7 @@ class Batch:
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: object
+    place: Tensor
     loss_index: Tensor
     targets: Tensor
     masked: Tensor
@@ -196,12 +201,22 @@ class Batch:
         return len(self.targets)
 
 
-def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False, device="cpu") -> Batch:
+def collate(
+    rows: Sequence[Sequence[State]],
+    pad_id: int,
+    *,
+    flex: bool = False,
+    shift: bool = False,
+    teacher_shift: bool = False,
+    device: str | torch.device = "cpu",
+) -> Batch:
     """Lay states out in rows; states that share a row are packed, each a segment of its own.
 
     Args:
         rows: a micro-batch; each row is a list of states laid one after another.
         flex: build a FlexAttention block mask in place of the dense one, over whole tiles of its kernel.
+        shift: the model predicts a token from the hidden state before it (``logit_shift``).
+        teacher_shift: likewise the model that reads the states' ``teacher`` states.
     """
     length = max(sum(len(state) for state in row) for row in rows)
     if flex:
@@ -212,7 +227,7 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
     # Padding is noisy blocks of one token: each sees itself only, and whole tiles of it cost next to nothing.
     noisy = torch.ones(shape, dtype=torch.bool)
     labels = Labels(torch.full(shape, -1), torch.arange(length).repeat(len(rows), 1), noisy)
-    index, sequence, block, states = [], [], [], []
+    index, predictor, sequence, block, states = [], [], [], [], []
     for r, row in enumerate(rows):
         at = 0
         for segment, state in enumerate(row):
@@ -227,6 +242,7 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
             labels.block[r, here] = state.block[position] * copies - copy
             labels.noisy[r, at : at + clean] = False
             index.append(r * length + at + clean + state.copy * width + state.position - state.start)
+            predictor.append(_state_before(state, index[-1], r * length + at) if shift or state.causal else index[-1])
             block.append(state.block[state.position])
             sequence.append(torch.full_like(state.position, len(states)))
             states.append(state)
@@ -238,7 +254,8 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
         input_ids=place(input_ids),
         position_ids=place(position_ids),
         attention_mask=flex_mask(labels) if flex else dense_mask(labels),
-        loss_index=place(torch.cat(index)),
+        place=place(torch.cat(index)),
+        loss_index=place(torch.cat(predictor)),
         masked_index=place(per_target["masked"].nonzero().squeeze(-1)),
         shown_index=place((~per_target["masked"]).nonzero().squeeze(-1)),
         own_index=place(per_target["copy"].nonzero().squeeze(-1)),
@@ -247,13 +264,29 @@ def collate(rows: Sequence[Sequence[State]], pad_id: int, *, flex: bool = False,
         block=place(torch.cat(block)),
         sequences=len(states),
         tokens=sum(map(len, states)),
-        teacher=_teachers_batch(rows, pad_id, flex, device),
+        teacher=_teachers_batch(rows, pad_id, flex=flex, shift=teacher_shift, device=device),
     )
 
 
-def _teachers_batch(rows: Sequence[Sequence[State]], pad_id: int, flex: bool, device: Any) -> Batch | None:
+def _teachers_batch(rows: Sequence[Sequence[State]], pad_id: int, **options: Any) -> Batch | None:
     read = [[state.teacher for state in row if state.teacher is not None] for row in rows]
-    return collate(read, pad_id, flex=flex, device=device) if any(read) else None
+    return collate(read, pad_id, **options) if any(read) else None
+
+
+def _state_before(state: State, place: Tensor, clean: int) -> Tensor:
+    """(targets,) the places whose hidden states predict the targets at ``place``: training's one place of the shift.
+
+    Token i is predicted at i - 1. Inside a block that lies in the same noisy copy; before a block's first token in the
+    clean copy, which begins at the place ``clean``: there the decoder has a committed block.
+
+    Raises:
+        UserError: a target at position 0, which nothing predicts.
+    """
+    before = state.position - 1
+    if (before < 0).any():
+        raise UserError(f"{state.sample_id}: has no prompt; a model with a logit shift needs one token of it at least")
+    first = state.block[state.position] != state.block[before]
+    return torch.where(first, clean + before, place - 1)
 
 
 def _place(tensor: Tensor, device: torch.device) -> Tensor:

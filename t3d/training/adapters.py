@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from t3d.common.errors import UserError
+from t3d.models.block_diffusion import BlockDiffusionLM
+from t3d.models.family import lora_modules
 from t3d.training.settings import LoraSettings
 
 STUDENT, REFERENCE = "student", "reference"
 
 
-def add(model: nn.Module, settings: LoraSettings, with_reference: bool) -> None:
+def add(model: BlockDiffusionLM, settings: LoraSettings, with_reference: bool) -> None:
     """Freeze ``model`` and give it the student's adapters, and if wanted a second, frozen set for the reference.
 
     Raises:
@@ -25,21 +27,23 @@ def add(model: nn.Module, settings: LoraSettings, with_reference: bool) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise UserError(f"training.lora.rank={settings.rank}: needs peft; pip install peft") from error
+    modules = settings.target_modules or lora_modules(model)
     for name in (STUDENT, REFERENCE) if with_reference else (STUDENT,):
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout if name == STUDENT else 0.0,
-            target_modules=list(settings.target_modules),
+            target_modules=list(modules),
         )
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second set is what we want
                 inject_adapter_in_model(config, model, adapter_name=name)
         except ValueError as error:  # peft's word for "none of these names"
-            names = ", ".join(settings.target_modules)
+            names = ", ".join(modules)
             raise UserError(
-                f"training.lora.target_modules=[{names}]: not in this model ({str(error).splitlines()[0]})"
+                f"training.lora.target_modules=[{names}]: not in this model ({str(error).splitlines()[0]})",
+                "training.lora.target_modules",
             ) from error
     model.requires_grad_(False)
     for parameter in parameters(model, STUDENT):

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from t3d.models import SDARConfig
+from t3d.models.family import model_class
 
 SHARDINGS = ("none", "zero1", "zero2", "zero3")
 
@@ -64,7 +64,7 @@ def kept_per_token(config: Any, half: bool) -> float:
 
         ids, mask = torch.zeros(1, tokens, dtype=torch.long), torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.base_model(ids, attention_mask=mask, position_ids=ids, use_cache=False)
+            model(ids, mask, position_ids=ids, use_cache=False, head=lambda hidden, weight: None)
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         return sum(t.untyped_storage().nbytes() for at, t in found.items() if at not in weights)
 
@@ -86,7 +86,7 @@ def _with_layers(config: Any, layers: int) -> Any:
 
 def _built(config: Any) -> nn.Module:
     """``from_config`` would shard it under ZeRO-3."""
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    return model_class(config)(config)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def declare_head(model: nn.Module) -> None:
     """
     import deepspeed
 
-    deepspeed.zero.register_external_parameter(model, model.lm_head.weight)
+    deepspeed.zero.register_external_parameter(model, model.get_output_embeddings().weight)
 
 
 @torch.no_grad()

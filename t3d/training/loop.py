@@ -23,6 +23,7 @@ from t3d.common import options, paths
 from t3d.common.errors import UserError
 from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
+from t3d.decode.model_facts import logit_shift, position_count
 from t3d.models.loading import export_model, load_model, load_tokenizer, special_ids, training_attention
 from t3d.objectives.base import Context, Objective, find
 from t3d.states.base import State, collate, generator_for
@@ -68,8 +69,8 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
     objective = make_objective(config, ids)
     if warning := objective.warning(samples[0]):
         log.warning("%s: %s", data_path, warning)
-    if teacher := teacher_source(objective):
-        refuse_other_tokens(teacher, tokenizer)
+    if objective.teacher:
+        refuse_other_tokens(objective.teacher.source, tokenizer)
     trainer = Trainer(config, accelerator, student, objective, samples, ids, source)
     if dry_run:
         planning.dry_run(trainer)
@@ -198,11 +199,6 @@ def make_objective(config: TrainConfig, ids: SpecialIds) -> Objective:
     return find(training.objective).build(objective_settings(training), context)
 
 
-def teacher_source(objective: Objective) -> str | None:
-    """Where the objective's teacher is, if it is another model than the student at the start."""
-    return paths.model_source(objective.teacher, "training.teacher") if objective.teacher else None
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
 
@@ -221,8 +217,7 @@ class Trainer:
         training, params = config.training, config.optimizer.params
         self.rounds = None
         if training.refresh_rollouts:
-            positions = student.config.max_position_embeddings
-            self.rounds = Rounds(config, objective, samples, ids, source, accelerator, positions)
+            self.rounds = Rounds(config, objective, samples, ids, source, accelerator, position_count(student.config))
         self.samples = self.rounds.samples if self.rounds else samples
         batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         if batch > len(samples) and accelerator.is_main_process:
@@ -236,6 +231,7 @@ class Trainer:
         self.total_steps = training.max_steps or self.order.steps(training.num_train_epochs)
         self.warm = 0  # sequences drawn when the warm-up ended
         self.flex = student.config._attn_implementation == "flex_attention"
+        self.shift = logit_shift(student.config)
         kept = objective.reference
         frozen = kept is not None and not kept.is_student
         shared = training.lora.rank > 0 and not objective.teacher  # student and reference have one base
@@ -252,10 +248,12 @@ class Trainer:
         if frozen and shared:
             self.reference = FrozenAdapters(student, accelerator)
         elif frozen:
-            teacher = teacher_source(objective) or source
-            self.reference = FrozenModel(config, teacher, accelerator, kept.reference_offload)
+            self.reference = FrozenModel(config, source, accelerator, kept.reference_offload, objective.teacher)
             if kept.refreshed:
                 accelerator.register_for_checkpointing(self.reference)
+        self.teacher_shift = self.shift
+        if frozen and not shared:
+            self.teacher_shift = logit_shift(self.reference.model.config)
         if zero_stage(accelerator) == 3:
             declare_head(student)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
@@ -358,7 +356,8 @@ class Trainer:
             # left computes its shortest state and adds nothing.
             counted = number < len(batches)
             rows = batches[number] if counted else [[min(states, key=len)]]
-            batch = collate(rows, self.ids.pad_id, flex=self.flex, device=accelerator.device)
+            layout = {"flex": self.flex, "shift": self.shift, "teacher_shift": self.teacher_shift}
+            batch = collate(rows, self.ids.pad_id, **layout, device=accelerator.device)
             with accumulation(accelerator, self.student, last=number == rounds - 1):
                 loss, metrics = self.objective(self.student, self.reference, batch)
                 # DDP and DeepSpeed average gradients over processes; the loss is a sum over them

@@ -35,6 +35,7 @@ from t3d.data.shards import ShardWriter, read_shards
 from t3d.data.trajectory import Trajectory, split_id
 from t3d.decode.completion import complete, of_stream
 from t3d.decode.local import LocalEngine
+from t3d.decode.model_facts import logit_shift
 from t3d.decode.protocol import Request, refuse_conflict
 from t3d.objectives.base import Objective
 from t3d.states.base import generator_for
@@ -194,6 +195,7 @@ class Rounds:
                 self.ids,
                 device=self.accelerator.device,
                 flex=self.teacher.model.config._attn_implementation == "flex_attention",
+                shift=logit_shift(self.teacher.model.config),
                 chunk=self.training.head_chunk,
             )
             for answer, (target_ids, target_step) in completed:

@@ -12,7 +12,9 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from t3d.common.options import fault
+from t3d.models.family import decoder_layers
 from t3d.models.loading import load_model, load_tokenizer, training_attention
+from t3d.objectives.base import Teacher
 from t3d.training import adapters
 from t3d.training.distribution import copy_parameters, declare_head, gathered, zero_stage
 from t3d.training.settings import TrainConfig
@@ -30,20 +32,29 @@ class FrozenModel:
 
     Args:
         offload: keep it in CPU memory between its passes.
+        teacher: another model than the student's first weights, which takes the student's masks; None = those.
     """
 
-    def __init__(self, config: TrainConfig, source: str, accelerator: Accelerator, offload: bool = False):
+    def __init__(
+        self,
+        config: TrainConfig,
+        source: str,
+        accelerator: Accelerator,
+        offload: bool = False,
+        teacher: Teacher | None = None,
+    ):
         self.accelerator = accelerator
         half = HALF.get(accelerator.mixed_precision)
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.offloaded = offload and accelerator.device.type == "cuda"
         rounded = half is not None and not deepspeed
         self.model = load_model(
-            source,
+            teacher.source if teacher else source,
             dtype=half if deepspeed and half else config.model.dtype,
             attn_implementation=training_attention(config.model.attn_implementation, source, accelerator.device),
             device="cpu" if self.offloaded or rounded else accelerator.device,  # what comes to a GPU is small already
-            key="model.pretrained_model",
+            autoregressive=teacher is not None and teacher.autoregressive,
+            key="training.teacher" if teacher else "model.pretrained_model",
         )
         self.model.requires_grad_(False).eval()
         if rounded:
@@ -132,7 +143,7 @@ def refuse_other_tokens(source: str, tokenizer: Any) -> None:
 
 def compile_layers(model: nn.Module) -> None:
     """torch.compile each layer: one small graph serves them all. Student and reference alike, to round alike."""
-    for layer in model.model.layers:
+    for layer in decoder_layers(model):
         layer.compile(dynamic=True)
 
 

@@ -77,8 +77,8 @@ class LoraSettings:
     rank: int = option(0, "train low-rank adapters of this rank on a frozen base; 0 = train all weights", ge=0)
     alpha: float = option(32.0, "adapters are scaled by alpha / rank", gt=0)
     dropout: float = option(0.0, "dropout before the adapters", ge=0, lt=1)
-    target_modules: list[str] = option(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "layers that get adapters"
+    target_modules: list[str] | None = option(
+        None, "layers that get adapters; null = the model family's, by default all linear layers but the head"
     )
 
 
@@ -305,7 +305,7 @@ class TrainConfig:
         training = self.training
         find_task(self.dataset.data_type, "dataset.data_type")
         objective_settings(training).check(training)
-        if training.lora.rank and not training.lora.target_modules:
+        if training.lora.rank and training.lora.target_modules == []:
             raise fault("training.lora.target_modules", [], "name at least one layer, for example [q_proj,v_proj]")
         if training.max_gen_length < (training.block_size or 1):
             raise fault(

@@ -114,7 +114,7 @@ def test_what_is_not_a_model_is_one_clear_line(teacher, tmp_path):
     other = tmp_path / "other"
     settings = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4}
     Qwen3ForCausalLM(Qwen3Config(**settings, num_attention_heads=2, num_key_value_heads=1)).save_pretrained(other)
-    with pytest.raises(UserError, match="a 'qwen3' model; give an SDAR model"):
+    with pytest.raises(UserError, match="a 'qwen3' model without block_size .* t3d convert"):
         load_model(str(other))
 
 
@@ -146,7 +146,7 @@ def test_damaged_weights_are_named(teacher):
         return str(caught.value)
 
     assert "lack model.norm.weight;" in broken({k: v for k, v in whole.items() if k != "model.norm.weight"})
-    assert "do not belong to SDAR: stray.weight" in broken(whole | {"stray.weight": torch.zeros(2)})
+    assert "do not belong to it: stray.weight" in broken(whole | {"stray.weight": torch.zeros(2)})
     assert "misfit: model.norm.weight" in broken(whole | {"model.norm.weight": torch.zeros(2)})
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="no readable model"):

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from t3d.decode.model_facts import logit_shift
 from t3d.objectives.base import score
 from t3d.states.base import State, absolute_grid, collate, state_without_order
 
@@ -82,7 +83,7 @@ def bound_states(
 @torch.no_grad()
 def weighted_log_probs(model, states: Sequence[State], pad_id: int) -> list[float]:
     """Each state's part of its bound, in nats; one forward in the training layout."""
-    batch = collate([[state] for state in states], pad_id, device=model.device)
+    batch = collate([[state] for state in states], pad_id, shift=logit_shift(model.config), device=model.device)
     log_probs, _ = score(model, batch)
     terms = (batch.weight * log_probs[:, 0]).cpu().double()
     return torch.zeros(batch.sequences, dtype=torch.float64).index_add(0, batch.sequence.cpu(), terms).tolist()

@@ -1,4 +1,4 @@
-"""SDAR as a model of lm-evaluation-harness: requests in, answers and likelihoods out. See docs/HARNESS.md."""
+"""Block-diffusion models in lm-evaluation-harness: requests in, answers and likelihoods out. See docs/HARNESS.md."""
 
 import dataclasses
 import hashlib
@@ -24,6 +24,7 @@ from t3d.common.errors import UserError
 from t3d.common.options import fault, load, option
 from t3d.common.paths import model_source
 from t3d.decode.local import LocalEngine
+from t3d.decode.model_facts import position_count
 from t3d.decode.protocol import Request
 from t3d.integrations.lm_eval.bound import bound_states, weighted_log_probs
 from t3d.models.decoder import load_decoder
@@ -43,7 +44,7 @@ UNSAID = {"batch_size": (1, "1", "auto"), "device": ("cuda:0",)}  # what the har
 class ModelArguments(DecodeSettings):
     """What ``--model_args`` takes. A sampling setting at null is the task's own."""
 
-    pretrained: str = option("", "SDAR model: a folder or a hub id")
+    pretrained: str = option("", "block-diffusion model: a folder or a hub id")
     block_size: int | None = option(None, "positions of one block; null = the model's", ge=1)
     denoising_steps_per_block: int | None = option(None, "steps of a block; null = one per position", ge=1)
     temperature: float | None = option(None, "null = as the task says, 0 = greedy", ge=0)
@@ -118,7 +119,7 @@ class SDARHarness(TemplateLM):
     @property
     def max_length(self) -> int:
         """Positions in whole blocks."""
-        return self.model.config.max_position_embeddings // self.block_size * self.block_size
+        return position_count(self.model.config) // self.block_size * self.block_size
 
     @property
     def tokenizer_name(self) -> str:

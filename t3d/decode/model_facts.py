@@ -1,0 +1,40 @@
+"""What decoding and training need to know of a model's configuration, whichever model of transformers it is."""
+
+import sys
+from typing import Any
+
+import torch
+
+
+def logit_shift(config: Any) -> bool:
+    """Does the hidden state before a position predict its token, as in an autoregressive model?"""
+    return bool(getattr(config, "logit_shift", False))
+
+
+def position_count(config: Any) -> int:
+    """The longest sequence: the model's positions, or its attention window where that is shorter.
+
+    Up to the window's length a windowed layer sees what a full one sees. Longer sequences would need a mask of each
+    layer's own.
+    """
+    found = [getattr(config, "max_position_embeddings", None), *_windows(config)]
+    return min((n for n in found if n), default=sys.maxsize)
+
+
+def _windows(config: Any) -> list[int | None]:
+    kinds = getattr(config, "layer_types", None)
+    window, part = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    if kinds is None:
+        return [window, part]
+    return [window if "sliding_attention" in kinds else None, part if "chunked_attention" in kinds else None]
+
+
+def head_dim(config: Any) -> int:
+    """The width of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def bytes_per_slot(config: Any, dtype: torch.dtype) -> int:
+    """The keys and values of one token, of all layers."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim(config) * dtype.itemsize
