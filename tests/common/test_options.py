@@ -24,6 +24,7 @@ SHIPPED = {
     "configs/demo/teacher.yaml": TrainConfig,
     "configs/best.yaml": TrainConfig,
     "configs/demo/best.yaml": TrainConfig,
+    "configs/opdlm.yaml": TrainConfig,
     **{str(path.relative_to(ROOT)): TrainConfig for path in sorted((ROOT / "configs" / "baselines").rglob("*.yaml"))},
 }
 
@@ -210,9 +211,10 @@ def test_a_file_builds_on_another(tmp_path, monkeypatch):
 
 
 def test_every_objective_has_its_two_files():
-    """For SDAR-4B-Chat and for the embedded teacher, where T3D's own is the demo's; each sets its objective."""
+    """For a model of 4B and for the embedded teacher, where T3D's own is the demo's; each sets its objective."""
     for name in registered():
-        assert load(TrainConfig, [f"config=configs/baselines/{name}.yaml"]).training.objective == name
+        large = "configs/opdlm.yaml" if name == "opdlm" else f"configs/baselines/{name}.yaml"
+        assert load(TrainConfig, [f"config={large}"]).training.objective == name
         file = "configs/demo/train.yaml" if name == "t3d" else f"configs/baselines/demo/{name}.yaml"
         assert load(TrainConfig, [f"config={file}"]).training.objective == name
 

@@ -312,7 +312,10 @@ def test_every_shipped_objective_trains(run, story_questions, name, size):
         data += ("dataset.answer_key=solution",)
     else:
         data = ()
-    file = "configs/demo/train.yaml" if (name, size) == ("t3d", "demo/") else f"configs/baselines/{size}{name}.yaml"
+    if name == "opdlm":
+        data = ("training.max_gen_length=24", "training.refresh_first_length=8")
+    others = {("t3d", "demo/"): "configs/demo/train.yaml", ("opdlm", ""): "configs/opdlm.yaml"}
+    file = others.get((name, size), f"configs/baselines/{size}{name}.yaml")
     folder = run("shipped", f"config={file}", *data, "training.max_steps=3", "training.round_interval=10")
     rows = log_of(folder)
     assert len(rows) == 3
@@ -325,7 +328,7 @@ def test_every_shipped_objective_trains(run, story_questions, name, size):
 @pytest.mark.parametrize(
     "name, term",
     [("naive_td", "cross_entropy"), ("block_likelihood", "cross_entropy"), ("dparallel", "cross_entropy")]
-    + [("redi", "rectified")],
+    + [("redi", "rectified"), ("consistency", "cross_entropy"), ("trajectory_aware", "cross_entropy")],
 )
 def test_every_objective_brings_the_student_to_the_teachers_answers(run, name, term):
     more = (f"training.objective={name}", "training.max_steps=40", "optimizer.params.learning_rate=1e-2")
