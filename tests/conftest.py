@@ -148,16 +148,6 @@ def cache_aside(tmp_path_factory):
         yield
 
 
-@pytest.fixture
-def one_thread(monkeypatch):
-    """One thread here and in the processes that the test starts: results to the bit, and no crowd on few cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    yield
-    torch.set_num_threads(threads)
-
-
 def launch_line(config: str | Path, script: str | Path, *overrides: str) -> list[str]:
     """`accelerate launch` of a script with one of the shipped configurations, on a free port."""
     with socket.socket() as free:

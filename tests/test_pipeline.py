@@ -13,7 +13,7 @@ from tests.conftest import ROOT, launch_line
 
 
 @pytest.fixture
-def start(monkeypatch, one_thread, cache_aside):
+def start(monkeypatch, cache_aside):
     def call(folder: str, *line: str) -> str:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(line, cwd=ROOT / folder, env=environment, capture_output=True, text=True)

@@ -45,7 +45,7 @@ def teacher(tmp_path, shared):
     return folder
 
 
-@pytest.mark.usefixtures("one_thread", "cache_aside")
+@pytest.mark.usefixtures("cache_aside")
 def test_from_math_prompts_to_a_score_on_math500(tmp_path, shared, teacher):
     project = f"experiment.project={tmp_path / 'project'}"
     decode = ("rollout.max_token=24", "rollout.temperature=0.1", "evaluation.data_type=math")

@@ -13,7 +13,9 @@ import platform
 import random
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -125,7 +127,7 @@ def fused_rows(case: Case, name: str, slots: int, repeats: int, temperature: flo
     for steps in (1, 2, 4):
         settings = DecodeSettings(denoising_steps_per_block=steps, temperature=temperature)
         fused, unfused = alternate(
-            lambda s=settings: case.engine(s, slots), lambda s=settings: case.engine(s, slots, fused=False), repeats
+            partial(case.engine, settings, slots), partial(case.engine, settings, slots, fused=False), repeats
         )
         rows.append(row(f"fused_vs_unfused/{name}steps={steps}", "tokens_per_second", fused, unfused))
     return rows
@@ -162,7 +164,10 @@ def model_share(case: Case, settings: DecodeSettings) -> float:
     return (spent["forward"] - spent["draw"]) / total
 
 
-CASES = {"": (Case.embedded, (64,)), "vocab=152k/": (Case.random, (8, 512, 151_936, 64, 32))}
+CASES: dict[str, tuple[Callable[..., Case], tuple[int, ...]]] = {
+    "": (Case.embedded, (64,)),
+    "vocab=152k/": (Case.random, (8, 512, 151_936, 64, 32)),
+}
 
 
 def memory_of(name: str, side: str) -> int:
@@ -212,7 +217,7 @@ def gpu_rows(config: SDARConfig, max_token: int, repeats: int, device: torch.dev
         rate = statistics.median(case.engine(settings, batch) for _ in range(repeats))
         bound = batch * settings.block_size * speed / weights
         rows.append(row(f"gpu/sdar-4b/batch={batch}", "tokens_per_second", rate, bound))
-        taken = peak_memory(lambda case=case, batch=batch: case.engine(settings, batch), device)
+        taken = peak_memory(partial(case.engine, settings, batch), device)
         rows.append(row(f"gpu/sdar-4b/batch={batch}", "peak_memory_MiB", taken / 2**20))
     return rows
 

@@ -24,10 +24,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -171,7 +173,7 @@ class Bench:
         )
         for group in self.trainer.optimizer.param_groups:
             group["lr"] = 0.0  # the whole work of a step, and every repeat starts from the same weights
-        frozen = self.trainer.reference
+        frozen: Any = self.trainer.reference
         self.reference, self.plain_reference = frozen, (frozen if hasattr(frozen, "lm_head") else frozen.model)
         self.tokens = sum(len(s["prompt_ids"]) + len(s["response_ids"]) for s in self.samples)
 
@@ -188,8 +190,10 @@ class Bench:
         states, objective = trainer.draw_states(1), trainer.objective
         terms = {name: getattr(objective.settings, name) for name in ("alpha", "beta", "lambda_path")}
         if variant == NO_PADDING:
-            loss = Unpadded(objective.forbidden_ids, **terms, block_size=BLOCK)
-            inputs = (collate([[state]], trainer.ids.pad_id) for state in sorted(states, key=len, reverse=True))
+            loss: Recipe = Unpadded(objective.forbidden_ids, **terms, block_size=BLOCK)
+            inputs: Iterator[Any] = (
+                collate([[state]], trainer.ids.pad_id) for state in sorted(states, key=len, reverse=True)
+            )
         else:
             plain = variant == RECIPE
             loss = Recipe(objective.forbidden_ids, **terms, two_forwards=not plain, masked_rows=variant == MASKED_ROWS)
@@ -214,11 +218,16 @@ class Bench:
 
 def times(bench: Bench, variants: Sequence[str], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
     """Median seconds and the loss of every variant; repeats go round all of them, so that drift hits all alike."""
-    taken, losses = {variant: [] for variant in variants}, {}
+    taken: dict[str, list[float]] = {variant: [] for variant in variants}
+    losses: dict[str, float] = {}
+
+    def step(variant: str) -> None:
+        losses[variant] = bench.step(variant)
+
     bench.step(OURS)  # creates the optimizer's moments
     for _ in range(repeats):
         for variant in variants:
-            taken[variant].append(seconds(lambda v=variant: losses.update({v: bench.step(v)})))
+            taken[variant].append(seconds(partial(step, variant)))
     return {variant: statistics.median(values) for variant, values in taken.items()}, losses
 
 
@@ -243,7 +252,7 @@ def print_peak(shape: Shape, folder: Path, variant: str) -> None:
     bench = Bench(shape, folder)
     bench.trainer.optimizer.step = lambda: None
     for model in (bench.trainer.student, bench.plain_reference):
-        sum(parameter.sum() for parameter in model.parameters()).item()  # files are read into memory when touched
+        sum(parameter.sum().item() for parameter in model.parameters())  # files are read into memory when touched
         logits = model(torch.arange(8)[None]).logits  # and so are the libraries
         if logits.requires_grad:
             logits.sum().backward()

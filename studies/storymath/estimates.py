@@ -104,10 +104,10 @@ def best(estimates: Sequence[Estimate]) -> int | None:
     Errors over seeds and over questions are not of one kind: between a mean and a single seed there is no best.
     """
     order = sorted(range(len(estimates)), key=lambda i: estimates[i].mean, reverse=True)[:2]
-    if len(order) < 2 or any(estimates[i].error is None for i in order):
+    if len(order) < 2:
         return None
     first, second = (estimates[i] for i in order)
-    if (first.seeds > 1) != (second.seeds > 1):
+    if first.error is None or second.error is None or (first.seeds > 1) != (second.seeds > 1):
         return None
     return order[0] if first.mean - second.mean > math.hypot(first.error, second.error) else None
 

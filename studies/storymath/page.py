@@ -56,10 +56,11 @@ def write_page(
     if not runs:
         raise UserError(f"{figures} has no figures yet; run `python -m studies.storymath.tables` without --page first")
     folder = Path(os.path.relpath(figures, page.parent)).as_posix()
-    named = methods | ablations
+    named = {**methods, **ablations}
     blocks = sorted({run["block_size"] for run in runs if run["method"] in named})
     losses, one = sorted(analyses.glob("*.json")), next((run for run in runs if run["method"] == "t3d"), runs[0])
     recipe = re.search(r"^tables:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    assert recipe is not None
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True
     )
@@ -100,7 +101,7 @@ def at_a_glance(runs: Sequence[Run], methods: Methods, test: str) -> str:
             means = {name: estimate(some, at_speed(test, speed)).mean for name, some in of_block.items()}
             columns.append({name: f"{mean:.1f}" for name, mean in means.items()})
     rows = [[name, told, *(column.get(name, "") for column in columns)] for name, told in methods.items()]
-    table = Table("", ["method", "what it is", *heads], rows, text=["method", "what it is"])
+    table = Table("", ["method", "description", *heads], rows, text=["method", "description"])
     return table.markdown()
 
 
@@ -138,7 +139,7 @@ def temperatures() -> str:
         f"{what} are drawn at temperature {load(schema, [f'config={file}']).rollout.temperature:g} (`{file}`)"
         for what, (schema, file) in files.items()
     ]
-    return ", ".join(told) + ", where a row's overrides say nothing else."
+    return ", ".join(told) + ", unless a row's overrides change it."
 
 
 def _tokens(runs: Sequence[Run]) -> str:
@@ -331,7 +332,7 @@ def draw(
         plots.save(folder / drawn[name][0], size, plot)
 
     if main:
-        given = {"runs": main, "styles": styles, "split": test, "block": block}
+        given: dict[str, Any] = {"runs": main, "styles": styles, "split": test, "block": block}
         add("accuracy", (8.5, 4.6), "Accuracy against tokens per step", partial(plots.accuracy_plot, **given))
     if groups:
         plot = partial(plots.ablation_plot, runs=groups, split=test, block=block)

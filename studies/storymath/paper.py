@@ -12,11 +12,11 @@ def section(paper: Mapping[str, Any]) -> str:
     """Few-step, full-step and dynamic decoding, and the ablations, with their source."""
     odd = "; ".join(wrong_averages(paper["few_step"]))
     parts = [
-        f"""## What the paper reports
+        f"""## The paper's own figures
 
-{paper["source"]} ({paper["url"]}). Accuracies in per cent, printed without intervals, as the paper's authors measured
-them on real models and benchmarks, trained at block 8 on rollouts at block 4; none is ours. Later versions of the paper
-may print other figures. EDLM is in none of these tables.""",
+{paper["source"]} ({paper["url"]}). The paper's authors measured these accuracies on real models and benchmarks; none is ours.
+Their models were trained at block 8 on rollouts at block 4. Figures are in per cent, printed without intervals. Later versions
+of the paper may print other figures. EDLM is in none of these tables.""",
         "### Few-step decoding",
         *_tables(paper["few_step"], "tokens/step", "method"),
         f"As printed: the average is not the mean of its columns for {odd}." if odd else "",
@@ -26,7 +26,7 @@ may print other figures. EDLM is in none of these tables.""",
         *_tables(paper["dynamic"], "data set", "method"),
         "### Ablations (MATH500)",
         *_tables(paper["ablations"], "method"),
-        "As printed: where a row stands in a table further up too, the two do not always agree.",
+        "As printed: a row that also stands in a table above does not always agree with it.",
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -56,8 +56,8 @@ def _models(data: Mapping[str, Any]) -> list[tuple[str, Mapping]]:
     return [(model, lines) for model, lines in data.items() if model != "columns"]
 
 
-def _flat(lines: Mapping[str, Any], depth: int) -> Iterator[tuple[tuple[str, ...], Sequence[float | None]]]:
-    """(names, figures) of every row below `depth` levels of names."""
+def _flat(lines: Mapping[str, Any], depth: int) -> Iterator[tuple[tuple[str, ...], Sequence[Any]]]:
+    """(names, figures) of every row below `depth` levels of names; the last figure may be None."""
     for name, below in lines.items():
         if depth == 1:
             yield (name,), below

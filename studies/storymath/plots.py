@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from studies.storymath.estimates import Run, at_speed, estimate, family, fast_speeds
 from t3d.evaluation.plots import STYLE, method_colours
@@ -57,7 +57,8 @@ def accuracy_plot(ax: Axes, runs: Runs, styles: Mapping[str, dict], split: str, 
     ax.set_xticks(speeds, [f"{speed:g}" for speed in speeds])
     ax.set(xlabel="tokens per step", ylabel=f"right answers, {split}", ylim=(-2, 102))
     ax.yaxis.set_major_formatter("{x:.0f} %")
-    lines = sorted(ax.containers, key=lambda bars: -bars.lines[0].get_ydata()[-1])  # as they end, from the top
+    drawn: list[Any] = ax.containers
+    lines = sorted(drawn, key=lambda bars: -bars.lines[0].get_ydata()[-1])  # as they end, from the top
     ax.legend(handles=lines, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
 
 
@@ -70,7 +71,8 @@ def ablation_plot(ax: Axes, runs: Runs, split: str, block: int) -> None:
         points = [estimate(of_method, at_speed(split, speed)) for of_method in runs.values()]
         bars = list(zip(*(point.bars() for point in points), strict=True))
         colour = colormaps["viridis"](0.85 - 0.75 * rank / (len(speeds) - 1))
-        x, look = [point.mean for point in points], {"ls": "none", "marker": "o", "ms": 7}
+        x = [point.mean for point in points]
+        look: dict[str, Any] = {"ls": "none", "marker": "o", "ms": 7}
         ax.errorbar(x, range(len(x)), xerr=bars, label=f"{speed:g}", color=colour, capsize=2.5, elinewidth=1.2, **look)
     ax.set_yticks(range(len(runs)), list(runs))
     for tick, name in zip(ax.get_yticklabels(), runs, strict=True):

@@ -85,7 +85,8 @@ def build_splits(with_sft: bool = False) -> dict[str, list[dict]]:
     for name, (operations, size, seed) in SPLITS.items():
         if name == "StoryMath_sft" and not with_sft:
             continue
-        rng, rows = random.Random(seed), []
+        rng = random.Random(seed)
+        rows: list[dict] = []
         while len(rows) < size:
             problem = generate(rng, rng.choice(operations))
             if problem.question not in seen:

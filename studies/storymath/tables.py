@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -35,7 +35,16 @@ FIGURES, ANALYSES = RESULTS / "tables", RESULTS / "analysis"
 TRAIN, HELD_OUT = "StoryMath_train", "StoryMath_val"
 SPLITS = ("StoryMath_test", "StoryMath_hard")
 BATCH = 32  # sequences of an optimizer step, over all processes
-KEPT = ("dataset", "strategy", "tokens_per_step", "n", "accuracy", "ci_low", "ci_high", "measured_tokens_per_step")
+KEPT: tuple[str, ...] = (
+    "dataset",
+    "strategy",
+    "tokens_per_step",
+    "n",
+    "accuracy",
+    "ci_low",
+    "ci_high",
+    "measured_tokens_per_step",
+)
 KEPT += ("tokens_per_forward", "mean_length")
 
 
@@ -50,14 +59,16 @@ class Method(NamedTuple):
     decoding: tuple[str, ...] = ()
     told: str = ""
 
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "Method":
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        return cls(**values)
+
 
 ANALYSED = ("naive_td", "t3d", "block_likelihood", "best")  # whose factorisation error --analysis measures
 
 METHODS, ABLATIONS = (
-    {
-        name: Method(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()})
-        for name, row in rows.items()
-    }
+    {name: Method.of(row) for name, row in rows.items()}
     for rows in yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text()).values()
 )
 

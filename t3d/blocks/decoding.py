@@ -58,7 +58,12 @@ def initial_tokens(key: Tensor, position: Tensor, ratio: float, ordinary_ids: Te
 # Drawing a token at every masked position
 
 
-def draw(logits: Tensor, u: Tensor, settings: DecodeSettings, *, need_entropy: bool = False, rows_at_once: int = 256):
+Draws = tuple[Tensor, Tensor, Tensor | None]  # tokens, confidences, entropies; see `draw`
+
+
+def draw(
+    logits: Tensor, u: Tensor, settings: DecodeSettings, *, need_entropy: bool = False, rows_at_once: int = 256
+) -> Draws:
     """Draw one token a row.
 
     Args:
@@ -96,7 +101,7 @@ def project_and_draw(
     need_entropy: bool,
     rows_at_once: int,
     rows_drawn: int = 256,
-):
+) -> Draws:
     """``draw`` from the last hidden states (rows, width), with the logits of ``rows_at_once`` rows in memory."""
     return _join(
         [
@@ -106,12 +111,12 @@ def project_and_draw(
     )
 
 
-def _join(parts: list[tuple]) -> tuple[Tensor, Tensor, Tensor | None]:
+def _join(parts: list[Draws]) -> Draws:
     token, confidence, entropy = zip(*parts, strict=True)
     return torch.cat(token), torch.cat(confidence), None if entropy[0] is None else torch.cat(entropy)
 
 
-def _draw_rows(logits: Tensor, u: Tensor, settings: DecodeSettings, need_entropy: bool):
+def _draw_rows(logits: Tensor, u: Tensor, settings: DecodeSettings, need_entropy: bool) -> Draws:
     if settings.temperature == 0:
         top, token = logits.max(-1)
         confidence = torch.exp(top - logits.logsumexp(-1))
@@ -205,11 +210,14 @@ def quota(settings: DecodeSettings, device=None) -> Tensor:
     return share(torch.arange(settings.denoising_steps_per_block, device=device), settings)
 
 
-def on_grid(masked: Tensor, values: Tensor | None) -> Tensor | None:
-    """``values``, one for each True of ``masked`` (rows, block), in its shape; 0 elsewhere. None stays None."""
-    if values is None:
-        return None
-    return torch.zeros(masked.shape, dtype=values.dtype, device=values.device).masked_scatter(masked, values)
+def on_grid(masked: Tensor, drawn: Draws) -> Draws:
+    """What was drawn for each True of ``masked`` (rows, block), in its shape; 0 elsewhere."""
+    token, confidence, entropy = drawn
+
+    def grid(values: Tensor) -> Tensor:
+        return torch.zeros(masked.shape, dtype=values.dtype, device=values.device).masked_scatter(masked, values)
+
+    return grid(token), grid(confidence), None if entropy is None else grid(entropy)
 
 
 def choose(

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -91,8 +91,8 @@ def load(schema: type[Config], argv: Sequence[str] | None = None, default: str |
     """
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help", "--help-all"} & set(argv):
-        given = [token for token in argv if "=" in token]
-        print(help_text(_composed(schema, given, default), default, everything="--help-all" in argv))
+        assignments = [token for token in argv if "=" in token]
+        print(help_text(_composed(schema, assignments, default), default, everything="--help-all" in argv))
         raise SystemExit(0)
 
     schema = _composed(schema, argv, default)
@@ -110,14 +110,14 @@ def load(schema: type[Config], argv: Sequence[str] | None = None, default: str |
     for chooser, choices in getattr(schema, "PRESETS", {}).items():
         section = chooser.rpartition(".")[0]
         preset |= {f"{section}.{name}": value for name, value in choices.get(str(given.get(chooser)), {}).items()}
-    config = OmegaConf.structured(schema())
+    merged = OmegaConf.structured(schema())
     for key, value in (preset | given).items():
         try:
-            OmegaConf.update(config, key, _accept(key, value, known[key]))
+            OmegaConf.update(merged, key, _accept(key, value, known[key]))
         except OmegaConfBaseException:
             raise _type_fault(key, value, known[key]) from None
     try:
-        config = OmegaConf.to_object(config)
+        config = cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or to a wrong type
         key = (error.full_key or "").partition("[")[0]
         reason = str(error).splitlines()[0]
@@ -231,7 +231,8 @@ class _Item:
 
 def _items(config: Any, prefix: str = "") -> dict[str, _Item]:
     """Dotted key -> item, for every leaf of a configuration object."""
-    hints, items = get_type_hints(type(config)), {}
+    hints = get_type_hints(type(config))
+    items: dict[str, _Item] = {}
     for f in fields(config):
         key, value = prefix + f.name, getattr(config, f.name)
         if dataclasses.is_dataclass(value):
@@ -251,11 +252,12 @@ def _layers(argv: Sequence[str], default: str | None, known: dict[str, _Item]) -
 
 def _composed(schema: type[Config], argv: Sequence[str], default: str | None) -> type[Config]:
     """The schema for the values given: its own ``composed``, where it has one."""
-    if not hasattr(schema, "composed"):
+    composed = getattr(schema, "composed", None)
+    if composed is None:
         return schema
     known = _items(schema())
     layers = _layers(argv, default, known)
-    return schema.composed({key: value for values, _ in layers for key, value in _flatten(values, known)})
+    return composed({key: value for values, _ in layers for key, value in _flatten(values, known)})
 
 
 def _check_released(key: str, value: Any, released: Released, config: Any) -> None:
@@ -304,7 +306,7 @@ def _value(key: str, text: str, item: "_Item | None") -> Any:
     if item and _plain(item.hint) is str and text[:1] not in ("", "'", '"', "[") and text.lower() not in ("null", "~"):
         return text
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))["value"]
     except (yaml.YAMLError, OmegaConfBaseException):
         raise UserError(f"{key}={text}: the value is malformed; check its brackets and quotes", key) from None
 

@@ -98,7 +98,7 @@ def end_of_turn_id(tokenizer: Any) -> int:
     return tokenizer.eos_token_id
 
 
-def stop_ids(tokenizer: Any, generation_config: Any | None = None) -> tuple[int, ...]:
+def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
     """The ids that end an answer: the token that the chat template writes behind an assistant's turn, and the eos ids
     of generation_config.json, or without that file of config.json or the tokenizer. Raises UserError if none.
     """

@@ -5,7 +5,7 @@ Stage 2 turns rollouts into a training file.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -31,7 +31,7 @@ OUR_PER_ROW = ("prompt_ids", "block_size", "decode", "model", "ground_truth")
 def write_release_json(
     path: str | Path,
     trajectories: str | Path | Iterable[Trajectory],
-    rows: Sequence[dict[str, Any]] | None = None,
+    rows: Sequence[Mapping[str, Any]] | None = None,
     extract: Callable[[str, dict[str, Any]], str] | None = None,
     prompt_text: Callable[[list[int]], str] | None = None,
     step_map: bool = True,
@@ -54,7 +54,7 @@ def write_release_json(
 
 def release_rows(
     trajectories: str | Path | Iterable[Trajectory],
-    rows: Sequence[dict[str, Any]] | None = None,
+    rows: Sequence[Mapping[str, Any]] | None = None,
     extract: Callable[[str, dict[str, Any]], str] | None = None,
     prompt_text: Callable[[list[int]], str] | None = None,
     step_map: bool = True,
@@ -72,7 +72,7 @@ def release_rows(
                 if getattr(other, key) != getattr(first, key) and _shared(other, key) != _shared(first, key):
                     raise UserError(f"trajectories {first.id} and {other.id} of one problem differ in {key}")
         if rows is None:
-            row = {"question": first.question, "ground_truth_answer": first.ground_truth}
+            row: dict[str, Any] = {"question": first.question, "ground_truth_answer": first.ground_truth}
         elif index < len(rows) and rows[index].get("question") == first.question:
             row = dict(rows[index])
         else:
@@ -134,11 +134,14 @@ def read_release_json(
     tokenised = encode and _Tokenised(path, encode, list(stop_ids), fill_id, mask_id, report)
     seen: set[str] = set()
     for index, row in enumerate(read_json_array(path)):
-        if "response_ids" not in row and tokenised is None:
+        if "response_ids" in row:
+            trajectories = _own_trajectories(row, f"{path}, row {index}")
+        elif tokenised is not None:
+            trajectories = tokenised.read(row, index)
+        else:
             _check_text_row(row, f"{path}, row {index}")
             raise UserError(f"{path}, row {index}: text without token ids; give a tokenizer")
-        own = "response_ids" in row
-        for trajectory in _own_trajectories(row, f"{path}, row {index}") if own else tokenised.read(row, index):
+        for trajectory in trajectories:
             if trajectory.id in seen:
                 report.repeated += 1
                 continue
@@ -156,9 +159,12 @@ def _own_trajectories(row: dict[str, Any], where: str) -> Iterator[Trajectory]:
         yield trajectory
 
 
-def _check_text_row(row: dict[str, Any], where: str) -> None:
-    if response_texts(row) is None or not isinstance(row.get("step_map"), list):
+def _check_text_row(row: dict[str, Any], where: str) -> tuple[list[str], list[Any]]:
+    """The row's responses and their step maps."""
+    texts, step_maps = response_texts(row), row.get("step_map")
+    if texts is None or not isinstance(step_maps, list):
         raise UserError(f"{where}: neither response_ids nor full_output/answer with step_map; roll out first")
+    return texts, step_maps
 
 
 @dataclass(frozen=True)
@@ -183,15 +189,15 @@ class _Tokenised:
     report: ReadReport
 
     def read(self, row: dict[str, Any], index: int) -> Iterator[Trajectory]:
-        where, step_maps = f"{self.path}, row {index}", row.get("step_map")
-        _check_text_row(row, where)
+        where = f"{self.path}, row {index}"
+        texts, step_maps = _check_text_row(row, where)
         if not isinstance(row.get("prompt"), str):
             raise UserError(
                 f"{where}: key 'prompt', the chat text that the rollout saw, is missing; add it to each row, or make "
                 "rollouts with token ids by sample/sdar_sample.py"
             )
         prompt = list(self.encode(row["prompt"]))
-        for sample, text in enumerate(response_texts(row)):
+        for sample, text in enumerate(texts):
             name = f"{self.path.stem}/{index}/{sample}"
             fitted = self.fit(prompt, text, step_maps[sample] if sample < len(step_maps) else [])
             if isinstance(fitted, str):
@@ -320,7 +326,7 @@ class Preprocessed:
 
 
 def prepare_training_file(
-    sources: Sequence[str | Path], output: str | Path, rows: Sequence[dict[str, Any]] | None = None
+    sources: Sequence[str | Path], output: str | Path, rows: Sequence[Mapping[str, Any]] | None = None
 ) -> Preprocessed:
     """Stage 2: rollouts (release-layout files or shard folders) to one training file with `full_output` as `answer`.
 
@@ -351,7 +357,7 @@ def prepare_training_file(
 def _usable_responses(row: dict[str, Any], where: str, seen: set[str], result: Preprocessed) -> list[int]:
     """The positions of a row's responses to keep; counts into `result`."""
     keep, own = [], "response_ids" in row
-    for sample, text in enumerate(response_texts(row)):
+    for sample, text in enumerate(response_texts(row) or ()):
         try:
             if own:
                 trajectory = _own_trajectory(row, sample)

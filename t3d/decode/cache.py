@@ -27,6 +27,9 @@ class SlotLayer(CacheLayerMixin):
     They are allocated when the first keys come, whose shape is the model's own.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, slots: "Slots"):
         super().__init__()
         self.slots = slots
@@ -71,10 +74,12 @@ class Slots(Cache):
     its own tokens behind the slots), ``length`` of the slots read (None in a prefill).
     """
 
-    def __init__(self, config: Any, lanes: int, capacity: int, dtype: torch.dtype):
+    layers: list[SlotLayer]  # type: ignore[assignment]  # a Cache may hold layers of any kind, this one does not
+
+    def __init__(self, config: Any, lanes: int, capacity: int, dtype: torch.dtype, device: torch.device):
         super().__init__(layers=[SlotLayer(self) for _ in range(config.num_hidden_layers)])
         self.lane_count, self.capacity, self.dtype = lanes, capacity, dtype
-        self.lanes: Tensor | None = None
+        self.lanes = torch.arange(lanes, device=device)
         self.write: Tensor | None = None
         self.length: int | None = None
 

@@ -117,7 +117,7 @@ def complete_batch(
         masked, when = present & (step == 0), done + number
         u = uniforms(key.unsqueeze(-1), where, when.unsqueeze(-1))[masked]
         drawn = draw_at(model, batch, ids, source[masked], u, settings, forbidden, chunk)
-        token, confidence, entropy = (on_grid(masked, values) for values in drawn)
+        token, confidence, entropy = on_grid(masked, drawn)
         at = {"key": key, "position": where, "step": when, "stage": stage}
         unmask = choose(masked, confidence, entropy, settings, **at)
         ids[place[unmask]] = token[unmask]

@@ -259,7 +259,7 @@ class Run:
 
     def _prefill(self, width_of: dict[int, int]) -> None:
         """Fill the cache of lanes to their widths, like ones together, a bounded number of tokens at a time."""
-        waiting = sorted((lane for lane, width in width_of.items() if width), key=width_of.get, reverse=True)
+        waiting = sorted((lane for lane, width in width_of.items() if width), key=width_of.__getitem__, reverse=True)
         while waiting:
             width = width_of[waiting[0]]
             rows = max(1, TOKENS_PREFILLED // width)
@@ -311,17 +311,16 @@ class Run:
                 verifier.drafts.hidden[lane, column] = hidden
             return runner.draw(hidden, weight, u, need_entropy=self.strategy.needs_entropy)
 
-        def grid(values: Tensor | None) -> Tensor | None:
-            if values is None:
-                return None
+        def grid(values: Tensor) -> Tensor:
             filled = torch.zeros(masked.shape + values.shape[1:], dtype=values.dtype, device=values.device)
             filled[lane, column] = values
             return filled
 
-        tokens, confidence, entropy = map(grid, runner.block_forward(wide, turn, head))
+        token, certain, entropy = runner.block_forward(wide, turn, head)
+        tokens, confidence = grid(token), grid(certain)
         if self.energy is not None:
             tokens, confidence = self.energy.choose(tokens, confidence, masked, turn)
-        return Drawn(tokens, confidence, entropy, masked, position)
+        return Drawn(tokens, confidence, None if entropy is None else grid(entropy), masked, position)
 
     def _unmask(self, turn: Tensor, drawn: Drawn) -> Tensor:
         """Put drawn tokens where the strategy says; (lanes,) bool, the lanes whose block is complete."""
@@ -378,7 +377,9 @@ class Run:
             response = slice(prompt, start + self.settings.block_size)
             unmasked = (state.unmask_step[lane, response] == step).nonzero().flatten().tolist()
             ids = state.ids[lane, response].tolist()
-            self.on_step(Step(self.requests[lane].id, step, ids, unmasked, bool(complete[lane])))
+            request = self.requests[lane]
+            assert self.on_step is not None and request is not None
+            self.on_step(Step(request.id, step, ids, unmasked, bool(complete[lane])))
 
     def _hand_out(self, lanes: list[int]) -> Iterator[Trajectory]:
         """The trajectories of these lanes, which are free from then on."""
@@ -389,6 +390,7 @@ class Run:
         table = torch.cat([counts, state.ids[at], state.unmask_step[at]], 1).tolist()
         for lane, (end, forwards, *tokens) in zip(lanes, table, strict=True):
             request, self.requests[lane] = self.requests[lane], None
+            assert request is not None
             prompt = len(request.prompt_ids)
             response, unmask_step = tokens[prompt:end], tokens[self.capacity :][prompt:end]
             if self.verifier is not None:
@@ -419,7 +421,7 @@ class Run:
         if not taken or 2 * len(taken) > len(self.requests) or self.engine.compile:
             return
         lanes = torch.tensor(taken, device=self.engine.device)
-        for part in (self.lanes, self.runner.cache, self.verifier and self.verifier.drafts):
+        for part in (self.lanes, self.runner.cache, self.verifier.drafts if self.verifier else None):
             if part is not None:
                 part.keep(lanes)
         self.requests = [self.requests[lane] for lane in taken]

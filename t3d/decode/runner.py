@@ -31,6 +31,7 @@ class Lanes:
 
     ids: Tensor
     unmask_step: Tensor
+    before: Tensor
     prompt: Tensor
     limit: Tensor
     start: Tensor
@@ -40,7 +41,6 @@ class Lanes:
     key: Tensor
     active: Tensor
     commit: Tensor
-    before: Tensor
 
     @classmethod
     def empty(cls, lanes: int, capacity: int, mask_id: int, before: Tensor) -> "Lanes":
@@ -48,7 +48,7 @@ class Lanes:
         grid = torch.full((lanes, capacity), mask_id, device=device)
         count = [torch.zeros(lanes, dtype=torch.long, device=device) for _ in range(7)]
         flag = [torch.zeros(lanes, dtype=torch.bool, device=device) for _ in range(2)]
-        return cls(grid, torch.zeros_like(grid), *count, *flag, before)
+        return cls(grid, torch.zeros_like(grid), before, *count, *flag)
 
     def keep(self, lanes: Tensor) -> None:
         for name, value in vars(self).items():
@@ -85,7 +85,7 @@ class ModelRunner:
         self.mask_id, self.forbidden_ids, self.ordinary_ids = mask_id, forbidden_ids, ordinary_ids
         # The extra block of slots takes what nobody reads: columns of lanes that sit out a forward.
         self.slots = capacity + settings.block_size
-        self.cache = Slots(model.config, lanes, self.slots, model.dtype)
+        self.cache = Slots(model.config, lanes, self.slots, model.dtype, model.device)
         self.shift = logit_shift(model.config)
         width = model.config.hidden_size if self.shift else 0
         before = torch.zeros(lanes, width, dtype=model.dtype, device=model.device)
@@ -143,9 +143,9 @@ class ModelRunner:
             return head(found, weight) if head is not None else None
 
         state, block = self.lanes, self.settings.block_size
-        parts = [(state.start - block, previous), (state.start, current)]
+        blocks = [(state.start - block, previous), (state.start, current)]
         parts = [
-            (start.unsqueeze(-1) + self.column, takes.unsqueeze(-1)) for start, takes in parts if takes is not None
+            (start.unsqueeze(-1) + self.column, takes.unsqueeze(-1)) for start, takes in blocks if takes is not None
         ]
         position = torch.cat([torch.where(takes, where, self.column) for where, takes in parts], 1)
         spare = self.capacity + self.column

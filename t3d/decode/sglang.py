@@ -253,7 +253,7 @@ class SGLangEngine:
             loop.run_until_complete(run.start())
             for _ in requests:
                 answer = loop.run_until_complete(run.next())
-                if isinstance(answer, Exception):
+                if isinstance(answer, BaseException):
                     raise answer
                 if answer is not None:
                     yield answer
@@ -293,7 +293,7 @@ class _Run:
         for request in requests:
             self.waiting.put_nowait(request)
         # a trajectory; None for a request that is given up; an exception that ends the run
-        self.answers: asyncio.Queue[Trajectory | Exception | None] = asyncio.Queue()
+        self.answers: asyncio.Queue[Trajectory | BaseException | None] = asyncio.Queue()
         self.tries: Counter[str] = Counter()
         self.given_up: dict[str, str] = {}
         self.name = uuid.uuid4().hex[:8]  # two runs may ask the same servers for the same rows
@@ -309,8 +309,9 @@ class _Run:
             for _ in range(min(self.engine.max_active, fair)):
                 self._spawn(self._serve(seat))
 
-    async def next(self) -> Trajectory | Exception | None:
+    async def next(self) -> Trajectory | BaseException | None:
         task = asyncio.current_task()
+        assert task is not None
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return await self.answers.get()

@@ -77,7 +77,8 @@ def step_correlation(predict: Predict, ids: Tensor, place: Tensor, u: Tensor, ma
     Returns:
         (blocks,) nats, at least 0 up to rounding; the mean over draws is the correlation.
     """
-    first, total, ids = predict(ids, place), 0, ids.clone()
+    first, ids = predict(ids, place), ids.clone()
+    total = first.new_zeros(len(place))
     marginal = first if marginal is None else marginal
     for k in range(place.shape[1]):
         conditional = predict(ids, place[:, k : k + 1])[:, 0] if k else first[:, 0]
@@ -336,6 +337,7 @@ def measure_checkpoint(
         limit=config.limit,
     )
     block_size = report.block_size
+    assert block_size is not None  # every trajectory has one
     if block_size != model.config.block_size:
         log.warning(
             "%s=%s decodes blocks of %d, and is measured on the trajectories' blocks of %d",

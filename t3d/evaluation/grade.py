@@ -96,7 +96,7 @@ def summary(answers: list[tuple[int, str]], verdicts: list[Verdict]) -> str:
     listed = "verdicts: " + ", ".join(f"{reason} {number}" for reason, number in reasons)
     if any(verdict.correct is None for verdict in verdicts):
         return listed
-    count, correct = len(verdicts), sum(verdict.correct for verdict in verdicts)
+    count, correct = len(verdicts), sum(bool(verdict.correct) for verdict in verdicts)
     low, high = wilson_interval(correct, count)
     solved = {index for (index, _), verdict in zip(answers, verdicts, strict=True) if verdict.correct}
     return (

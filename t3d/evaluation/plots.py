@@ -28,7 +28,7 @@ OTHER_COLOURS = ("#9b6bea", "#2a9a4b", "#d3509b", "#9c8416", "#12a5b5", "#cc3d3d
 METHOD_NAMES = {"original": "Original", "t3d": "T3D"}
 _DASHES = ("-", "--", ":", "-.")
 _INK = "#010203"  # stands for the page's text colour
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib's own type lists every key
     "font.size": 12,
     "font.sans-serif": ["DejaVu Sans"],  # measures the text; the page's own font then writes it
     "text.parse_math": False,
@@ -91,7 +91,7 @@ def _draw_accuracy(ax: Axes, rows: Sequence[Row], colours: Mapping[str, str]) ->
         bars = (y - low, high - y)
         ax.errorbar(x, y, bars, color=colour, label=name, ls=line, marker=mark, capsize=4, elinewidth=1.5)
         if len(lines) == 2:  # numbers stay readable with two lines only, those of the first below, of the second above
-            place = {"xytext": (0, 4 if i else -4), "va": "bottom" if i else "top", "ha": "center"}
+            place: dict[str, Any] = {"xytext": (0, 4 if i else -4), "va": "bottom" if i else "top", "ha": "center"}
             for at, value, end in zip(x, y, high if i else low, strict=True):
                 ax.annotate(f"{value:.0f}", (at, end), textcoords="offset points", color=colour, weight="bold", **place)
     speeds = [math.log2(row["tokens_per_step"]) for row in rows]
@@ -123,7 +123,11 @@ def _draw_parallelism(ax: Axes, curves: Sequence[Sequence[Row]], colours: Mappin
         rest = f", block {kind[0]}, {kind[1].removeprefix('low_confidence_')}" if len(kinds) > 1 else ""
         x = [point["tokens_per_forward"] for point in curve]
         y, low, high = 100 * np.array([_with_ends(point) for point in curve]).T
-        look = {"color": colours[row["method"]], "ls": _DASHES[kinds.index(kind) % len(_DASHES)], "marker": "o"}
+        look: dict[str, Any] = {
+            "color": colours[row["method"]],
+            "ls": _DASHES[kinds.index(kind) % len(_DASHES)],
+            "marker": "o",
+        }
         name = f"{method_name(row['method'])}{rest}, AUP {row['aup']:.1f}"
         ax.errorbar(x, y, (y - low, high - y), label=name, capsize=3, elinewidth=1.2, **look)
     ax.set(xlabel="tokens per forward (more is faster)", ylabel="right answers", ylim=(-8, 104))
@@ -157,7 +161,7 @@ def training_charts(name: str, records: Sequence[Row]) -> list[Chart]:
 def _curve(records: Sequence[Row], key: str, points: int = 150) -> np.ndarray:
     """(step, value) pairs, at most `points`, each the mean of its neighbourhood: less noise and a smaller file."""
     logged = [(record["step"], record[key]) for record in records if record.get(key) is not None]
-    finite = [pair for pair in logged if math.isfinite(pair[1])]
+    finite = np.array([pair for pair in logged if math.isfinite(pair[1])])
     return np.array([np.mean(part, axis=0) for part in np.array_split(finite, points) if len(part)])
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t3d.evaluation.plots import method_name
 from t3d.evaluation.results import AVERAGE, Row, average, curves, fullest, method_order, over_seeds
@@ -31,7 +31,11 @@ def settings(
     """
 
     def at(block: int, steps: int, strategy: str = STATIC, **more) -> RolloutConfig:
-        given = {"block_size": block, "denoising_steps_per_block": steps, "remasking_strategy": strategy}
+        given: dict[str, Any] = {
+            "block_size": block,
+            "denoising_steps_per_block": steps,
+            "remasking_strategy": strategy,
+        }
         return replace(rollout, **given, **more)
 
     def dynamic(block: int, threshold: float) -> RolloutConfig:
@@ -107,7 +111,7 @@ def _accuracy_table(title: str, rows: Sequence[Row]) -> Table:
         original = lines.get((block, tokens, rest, "original"), {}).get(shown[-1])
         gain = ""
         same = original and shown[-1] in found and original.get("datasets") == found[shown[-1]].get("datasets")
-        if method != "original" and same and original["accuracy"]:
+        if original and method != "original" and same and original["accuracy"]:
             gain = f"{100 * (found[shown[-1]]['accuracy'] / original['accuracy'] - 1):+.1f}"
         scores = [percent(found[name]) if name in found else "" for name in shown]
         cells.append([str(block), f"{tokens:g}", method_name(method), *scores, gain])

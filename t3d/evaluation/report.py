@@ -153,9 +153,7 @@ def write_report(
     """
     measured = [row for row in results if row["dataset"] != AVERAGE]
     size = max((entry["block_size"] for entry in walkthrough), default=1)
-    logs = {
-        name: log if isinstance(log, list | tuple) else read_log(log) for name, log in (training_logs or {}).items()
-    }
+    logs = {name: read_log(log) if isinstance(log, str | Path) else log for name, log in (training_logs or {}).items()}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(
         title=title,

@@ -111,7 +111,7 @@ def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
     A row without other seeds stays as it is, with its interval. Means have no interval over questions: `ci_low` and
     `ci_high` are gone. Rows that share a seed are no seeds of one run (see `tell_apart`) and stay as they are.
     """
-    merged = []
+    merged: list[dict[str, Any]] = []
     for group in _groups(rows, "model", "seed", "node"):
         if len(group) == 1 or not _seeds_differ(group):
             merged += map(dict, group)
@@ -257,7 +257,7 @@ def _mean(group: Sequence[Row]) -> dict[str, Any]:
     """Numbers averaged, equal values kept, all else left out. Seeds and intervals are no quantities to average."""
     mean = {}
     for key in group[0].keys() - {"ci_low", "ci_high"}:
-        values = [row.get(key) for row in group]
+        values: list[Any] = [row.get(key) for row in group]
         if all(value == values[0] for value in values):
             mean[key] = values[0]
         elif all(isinstance(value, int | float) for value in values) and key != "seed":

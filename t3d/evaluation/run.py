@@ -5,6 +5,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from t3d.blocks.strategy import strategy_named
 from t3d.common import options, paths
@@ -35,7 +36,7 @@ def evaluate(config: EvalConfig) -> Path:
     units = units_of(config)
     for unit in units:
         unit.task.isolation(unit.grading)  # before hours of decoding, not after
-    rows = []
+    rows: list[dict[str, Any]] = []
     for job in decode_all([unit.job for unit in units]):
         if is_main_process():
             unit = units[len(rows)]

@@ -91,8 +91,8 @@ def accuracy(answers: Sequence[Trajectory], verdicts: Sequence[Verdict], samples
         return {}
     right: dict[str, list[bool]] = {}
     for answer, verdict in zip(answers, verdicts, strict=True):
-        right.setdefault(_question(answer), []).append(verdict.correct)
-    correct, count = sum(verdict.correct for verdict in verdicts), len(verdicts)
+        right.setdefault(_question(answer), []).append(bool(verdict.correct))
+    correct, count = sum(bool(verdict.correct) for verdict in verdicts), len(verdicts)
     if samples == 1:
         low, high = wilson_interval(correct, count)
         return {"accuracy": correct / count, "ci_low": low, "ci_high": high}

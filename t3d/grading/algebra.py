@@ -37,16 +37,15 @@ def equal(answer: str, truth: str) -> bool:
     if decided is not None:
         return decided
     ours, theirs = structure(answer), structure(truth)
-    if ours is None and theirs is None:
-        return _single_equal(answer, truth)
     if ours and theirs:
         decided = _structures_equal(ours.kind, ours.parts, theirs.kind, theirs.parts)
-    else:
-        parts = (ours or theirs).parts
-        if len(parts) == 1:  # a set of one
+    elif one := ours or theirs:
+        if len(one.parts) == 1:  # a set of one
             return equal((ours.parts[0] if ours else answer), (theirs.parts[0] if theirs else truth))
-        interval = (ours or theirs).kind in _SETS
+        interval = one.kind in _SETS
         decided = None if interval and _INEQUALITY.search(truth if ours else answer) else False
+    else:
+        return _single_equal(answer, truth)
     return _expressions_equal(answer, truth) if decided is None else decided
 
 

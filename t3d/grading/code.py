@@ -63,7 +63,7 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
     """Raises UserError, one line that starts with `where`, if a row is not fit for grading."""
     method = row.get("test_method")
     if method == "function":
-        lists = ("test_list",)
+        lists: tuple[str, ...] = ("test_list",)
     elif method == "stdio":
         lists = ("test_input", "test_output")
     else:

@@ -46,7 +46,7 @@ def _options_agree(answer: str, truth: str) -> bool | None:
     """None unless the truth is one capital letter and the answer names an option."""
     bare = re.fullmatch(r"\(?([A-Z])\)?", key(truth))
     named = option.letter(answer) if bare else None
-    if named is None:
+    if bare is None or named is None:
         return None
     return named == bare[1] and not re.fullmatch(r"[a-z]", key(answer))  # b alone is a variable
 

@@ -47,7 +47,7 @@ _REWRITES = [
 def _command(name: str, *groups: str | None) -> str:
     """A command with its arguments in braces; each argument is a pair of groups, one for braces and one for a token."""
     inside, token = groups[::2], groups[1::2]
-    return name + "".join(f"{{{(a if b is None else b).strip()}}}" for a, b in zip(inside, token, strict=True))
+    return name + "".join(f"{{{(a or b or '').strip()}}}" for a, b in zip(inside, token, strict=True))
 
 
 _STARTS = re.compile(

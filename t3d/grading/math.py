@@ -18,11 +18,12 @@ from t3d.grading.workers import compare_all
 __all__ = ["REASONS", "Verdict", "extract_answer", "grade_all", "parse_number"]
 
 _LONGEST = 1000  # characters of an answer that the cheap rules read outside a worker's time limit
+TIME_LIMIT = 10.0
 REASONS = ("correct", "wrong", "no_answer", "timeout", "error")
 
 
 def grade_all(
-    pairs: Sequence[tuple[str, str]], workers: int | None = None, time_limit: float = 10.0, progress: bool = True
+    pairs: Sequence[tuple[str, str]], workers: int | None = None, time_limit: float = TIME_LIMIT, progress: bool = True
 ) -> list[Verdict]:
     """Verdicts for (text, ground truth) pairs, in their order.
 
@@ -30,15 +31,15 @@ def grade_all(
     one such answer; an answer that needs more is wrong, with the reason "timeout".
     """
     answers = [extract_answer(text) for text, _ in pairs]
-    reasons = [_quick_reason(answer, truth) for answer, (_, truth) in zip(answers, pairs, strict=True)]
-    seconds = [0.0] * len(pairs)
-    hard = [i for i, reason in enumerate(reasons) if reason is None]
-    if hard:
-        replies = compare_all([(answers[i], pairs[i][1]) for i in hard], workers, time_limit, progress)
-        for i, (reply, spent) in zip(hard, replies, strict=True):
-            reasons[i], seconds[i] = reply, spent
-    graded = zip(answers, reasons, seconds, strict=True)
-    return [Verdict(reason == "correct", answer, reason, spent) for answer, reason, spent in graded]
+    jobs = [(answer, truth) for answer, (_, truth) in zip(answers, pairs, strict=True)]
+    quick = [_quick_reason(answer, truth) for answer, truth in jobs]
+    hard = [(a, truth) for (a, truth), reason in zip(jobs, quick, strict=True) if a is not None and reason is None]
+    replies = iter(compare_all(hard, workers, time_limit, progress) if hard else ())
+    graded = [(reason, 0.0) if reason is not None else next(replies) for reason in quick]
+    return [
+        Verdict(reason == "correct", answer, reason, spent)
+        for answer, (reason, spent) in zip(answers, graded, strict=True)
+    ]
 
 
 def _quick_reason(answer: str | None, truth: str) -> str | None:

@@ -9,7 +9,8 @@ from fractions import Fraction
 
 from t3d.grading.marks import TEXT, clean, per_answer
 
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_SCALES: dict[str, int | Fraction] = {"hundred": 10**2, "thousand": 10**3, "dozen": 12}
+_SCALES |= {"million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {"third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "tenth": 10, "hundredth": 100, "thousandth": 1000}
 _SCALES |= {f"{name}{end}": Fraction(1, part) for name, part in _PARTS.items() for end in ("", "s")}
 _SCALES |= {"half": Fraction(1, 2), "halves": Fraction(1, 2)}

@@ -62,13 +62,17 @@ def prefix_program(prefix: str) -> str:
 def _entries(trees: list[ast.Module]) -> set[str]:
     """The names x of calls check(x) at the top level; a check of the tests that has the same name gets another one."""
     calls = [node.value for tree in trees for node in tree.body if isinstance(node, ast.Expr)]
-    calls = [call for call in calls if isinstance(call, ast.Call) and call.args and isinstance(call.func, ast.Name)]
-    entries = {call.args[0].id for call in calls if isinstance(call.args[0], ast.Name)}
+    called = [
+        (call.func, call.args[0])
+        for call in calls
+        if isinstance(call, ast.Call) and call.args and isinstance(call.func, ast.Name)
+    ]
+    entries = {argument.id for _, argument in called if isinstance(argument, ast.Name)}
     own = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
-    for call in calls:
-        name = call.func.id
+    for function, _ in called:
+        name = function.id
         if name in entries and name in own:
-            call.func.id = own[name].name = f"{name}_program"
+            function.id = own[name].name = f"{name}_program"
     return entries
 
 

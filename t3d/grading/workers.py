@@ -63,20 +63,20 @@ class _Worker:
         self.process: subprocess.Popen[str] | None = None
 
     def compare(self, answer: str, truth: str, time_limit: float) -> str:
-        if self.process is None:
-            self._start()
+        process = self.process or self._start()
+        assert process.stdin and process.stdout  # pipes
         try:
-            self.process.stdin.write(json.dumps([answer, truth, time_limit]) + "\n")
-            self.process.stdin.flush()
-            reply = self.process.stdout.readline().strip()
+            process.stdin.write(json.dumps([answer, truth, time_limit]) + "\n")
+            process.stdin.flush()
+            reply = process.stdout.readline().strip()
         except (OSError, ValueError):  # it died over the answer
             reply = ""
         if not reply:
-            reply = "timeout" if self.process.wait() == -signal.SIGPROF else "error"
+            reply = "timeout" if process.wait() == -signal.SIGPROF else "error"
             self.close()
         return reply
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[str]:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
@@ -86,8 +86,10 @@ class _Worker:
             text=True,
             env=os.environ | {"PYTHONPATH": path},
         )
+        assert self.process.stdout
         if self.process.stdout.readline().strip() != "ready":
             raise RuntimeError("the math grader's process did not start; its error is printed above")
+        return self.process
 
     def kill(self) -> None:
         if self.process is not None:

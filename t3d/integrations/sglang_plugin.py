@@ -75,7 +75,7 @@ def denoise(
     u = uniforms(key.unsqueeze(-1), position, step.unsqueeze(-1))[masked]
     need_entropy = strategy_named(settings.remasking_strategy).needs_entropy
     drawn = draw(rows, u, settings, need_entropy=need_entropy)
-    token, confidence, entropy = (on_grid(masked, values) for values in drawn)
+    token, confidence, entropy = on_grid(masked, drawn)
     unmask = choose(masked, confidence, entropy, settings, key=key, position=position, step=step, stage=stage)
     return torch.where(unmask, token, ids), unmask
 
@@ -183,6 +183,8 @@ class Rules:
     ``reqs`` are the requests of the coming forward, one a row, set by the hook on the worker. A state is a ``Block``.
     """
 
+    block_size: int  # SGLang sets these two
+    mask_id: int
     reqs: list[Any] | None = None
 
     @classmethod

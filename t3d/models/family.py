@@ -29,19 +29,17 @@ class Family:
     """One kind of model folder; this one is the default. The values stand where config.json is silent.
 
     Attributes:
-        model_types: what its folders say in ``model_type``.
-        base: the model type of transformers whose classes run it; None = the folder's own.
+        model_types: what its folders say in ``model_type`` -> the model type of transformers whose classes run them.
         block_size: positions of one block; None = config.json must say.
         mask_id: the mask token; None = config.json's ``mask_token_id``, else the tokenizer's.
         logit_shift: the hidden state before a position predicts its token.
-        keys: names in config.json -> names in ``base``'s configuration.
-        weights: published names of weights -> ``base``'s, regular expressions as of ``key_mapping`` in transformers'
+        keys: names in config.json -> names in transformers' configuration, block_size among them.
+        weights: published names of weights -> transformers', regular expressions as of ``key_mapping`` in
             ``from_pretrained``. An export has the published names.
         lora: names of the layers that get adapters; empty = all linear layers of the decoder's layers.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ()
-    base: ClassVar[str | None] = None
+    model_types: ClassVar[Mapping[str, str]] = {}
     block_size: ClassVar[int | None] = None
     mask_id: ClassVar[int | None] = None
     logit_shift: ClassVar[bool] = False
@@ -58,7 +56,7 @@ class Family:
         Raises:
             ValueError: transformers has no such model, or it cannot decode by blocks; the text says why.
         """
-        kind = self.base or found.get("model_type") or ""
+        kind = self.model_types.get(found["model_type"], found["model_type"])
         if kind not in CONFIG_MAPPING:
             raise ValueError(f"transformers has no model of model_type {kind!r}")
         values = {self.keys.get(name, name): value for name, value in found.items()}
@@ -71,6 +69,10 @@ class Family:
             if getattr(config, name, None) is None:
                 setattr(config, name, value)
         return config
+
+    def published_name(self, name: str) -> str:
+        """The name in config.json of a key of transformers' configuration."""
+        return next((theirs for theirs, ours in self.keys.items() if ours == name), name)
 
 
 @cache

@@ -1,11 +1,11 @@
-"""``model.generate(...)`` by blocks, after transformers' conventions, on the one decoder there is (t3d.decode.local)."""
+"""``model.generate(...)`` by blocks, by transformers' conventions, on the one decoder there is (t3d.decode.local)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import LongTensor, Tensor
+from torch import Tensor
 from transformers import GenerationConfig
 from transformers.modeling_outputs import ModelOutput
 
@@ -64,17 +64,20 @@ class BlockDiffusionOutput(ModelOutput):
         finish_reason: per row "stop" or "length".
     """
 
-    sequences: LongTensor = None
-    unmask_step: LongTensor = None
-    steps: LongTensor = None
-    forwards: LongTensor = None
-    finish_reason: list[str] = None
+    sequences: Tensor | None = None
+    unmask_step: Tensor | None = None
+    steps: Tensor | None = None
+    forwards: Tensor | None = None
+    finish_reason: list[str] | None = None
 
 
 class BlockDiffusionMixin:
-    """Gives a model ``generate`` by blocks. It comes before the transformers class whose autoregressive one it replaces."""
+    """Gives a model ``generate`` by blocks. It comes before the class whose autoregressive one it replaces."""
 
-    generation_config_class = BlockDiffusionGenerationConfig
+    generation_config_class: type[GenerationConfig] = BlockDiffusionGenerationConfig
+    config: Any  # these three are the transformers class's
+    generation_config: Any
+    training: bool
 
     def generate(
         self,
@@ -127,11 +130,11 @@ class BlockDiffusionMixin:
                 raise ValueError(f"streamer: it shows one answer, and {len(requests)} are asked for; give one prompt")
             streamer.put(input_ids.cpu())
             on_step = _stream(streamer, stops, settings.max_token)
-        answers = {answer.id: answer for answer in engine.generate(requests, settings, seed, on_step)}
+        found = {answer.id: answer for answer in engine.generate(requests, settings, seed, on_step)}
         if streamer is not None:
             streamer.end()
 
-        answers = [answers[request.id] for request in requests]
+        answers = [found[request.id] for request in requests]
         device = input_ids.device
         new = _padded([answer.response_ids[: answer.length] for answer in answers], pad, device)
         sequences = torch.cat([input_ids.repeat_interleave(samples, 0), new], 1)

@@ -57,16 +57,20 @@ def load_model(
     config = load_config(source, key, autoregressive=autoregressive)
     family = family_of(folder_config(source, key)["model_type"])
     load_generation_config(source, key)  # transformers passes over a damaged one
+    base, attention = model_class(config), attn_implementation or "sdpa"
+    if attention == "sdpa" and not base._supports_sdpa:
+        raise UserError(f"{key}={source}: transformers has no sdpa for it; set attn_implementation=flex_attention", key)
     try:
-        model, info = model_class(config).from_pretrained(
+        loaded: Any = base.from_pretrained(
             path,
             config=config,
             dtype=dtype,
-            attn_implementation=attn_implementation or "sdpa",
+            attn_implementation=attention,
             key_mapping=dict(family.weights) or None,
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
+        model, info = loaded
     except Exception as error:  # damaged files raise errors of several libraries, without a common base
         raise _unreadable(key, source, "model", error) from error
     for fault, name in (("lack", "missing"), ("do not belong to it", "unexpected"), ("misfit", "mismatched")):
@@ -142,9 +146,8 @@ def load_generation_config(source: str, key: str = "model.pretrained_model") -> 
     try:
         return GenerationConfig.from_pretrained(path)
     except Exception as error:
-        file = Path(path) / "generation_config.json"
-        if not Path(path).is_dir():
-            file = try_to_load_from_cache(path, file.name)
+        name = "generation_config.json"
+        file = Path(path) / name if Path(path).is_dir() else try_to_load_from_cache(path, name)
         if isinstance(file, str | Path) and Path(file).exists():
             raise _unreadable(key, source, "generation_config.json", error) from error
         return None
@@ -262,7 +265,7 @@ def export_model(
     """Write a trained model as a Hugging Face folder that loads wherever its teacher did. One process calls it.
 
     Weights have the teacher's names and dtype; all other files of the teacher's folder are copied as they are, because
-    re-saving a configuration loses keys that other loaders read. In config.json only ``block_size`` may change. An
+    re-saving a configuration loses keys that other loaders read. In config.json only the block size may change. An
     older export at ``folder`` stays in place until the new one is complete.
 
     Args:
@@ -291,8 +294,9 @@ def export_model(
             shutil.copyfile(file, fresh / file.name)
     if (templates := teacher / "additional_chat_templates").is_dir():
         shutil.copytree(templates, fresh / templates.name)
-    if block_size is not None and config.get("block_size") != block_size:
-        text = json.dumps(config | {"block_size": block_size}, indent=2, ensure_ascii=False)
+    block_key = family_of(config["model_type"]).published_name("block_size")
+    if block_size is not None and config.get(block_key) != block_size:
+        text = json.dumps(config | {block_key: block_size}, indent=2, ensure_ascii=False)
         (fresh / "config.json").write_text(text + "\n")
     (fresh / PROVENANCE).unlink(missing_ok=True)  # the teacher's own
     if made_by is not None:

@@ -165,7 +165,8 @@ def token_certainty(
         checkpoint(of_rows, hidden[rows], weight, targets[rows], use_reentrant=False)
         for rows in chunks(max(len(hidden), 1), chunk)
     ]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+    log_prob, entropy, right = zip(*parts, strict=True)
+    return torch.cat(log_prob), torch.cat(entropy), torch.cat(right)
 
 
 def draw_and_score(

@@ -102,7 +102,9 @@ class T3D(Objective):
 
     def __call__(self, student, reference, batch: Batch) -> Terms:
         settings = self.settings
-        terms, metrics, loss = {}, {}, 0.0
+        terms: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        loss = batch.u.new_zeros(())
         if settings.ddo_weight > 0:
             log_probs, reference_log_probs = self._with_reference(student, reference, batch)
             terms, metrics = self._ddo(log_probs, reference_log_probs, batch)
@@ -168,5 +170,5 @@ class T3D(Objective):
         """DDO with a log p per block, averaged over the blocks of each sequence."""
         sequence, group = block_groups(batch.sequence[batch.masked_index], batch.block[batch.masked_index])
         log_p, log_ref = (self._reduce(part, group, len(sequence)) for part in (mine, theirs))
-        terms = ddo_terms(log_p, log_ref, self.settings.alpha, self.settings.beta)
-        return tuple(group_mean(term, sequence, batch.sequences) for term in terms)
+        real, fake = ddo_terms(log_p, log_ref, self.settings.alpha, self.settings.beta)
+        return group_mean(real, sequence, batch.sequences), group_mean(fake, sequence, batch.sequences)

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cached_property, partial
@@ -341,7 +341,7 @@ def make_engine(config: SampleConfig, source: str, tokenizer, rank: int) -> Engi
 
 def make_sglang_engine(config: SampleConfig, source: str, tokenizer) -> Engine:
     """SGLang on ``rollout.engine_urls``, or in this process. The model itself is not loaded here."""
-    from t3d.decode.sglang import HttpServer, OfflineServer, SGLangEngine, Weights, offline_engine
+    from t3d.decode.sglang import HttpServer, OfflineServer, Server, SGLangEngine, Weights, offline_engine
 
     rollout = config.rollout
     config_of_model = load_config(source, key="evaluation.checkpoint_path")
@@ -349,7 +349,9 @@ def make_sglang_engine(config: SampleConfig, source: str, tokenizer) -> Engine:
     max_active = min(rollout.max_active, rollout.batch_size or rollout.max_active)
     if rollout.engine_urls:
         loop = None
-        servers = [partial(HttpServer, url, rollout.engine_timeout) for url in rollout.engine_urls]
+        servers: list[Callable[[], Server]] = [
+            partial(HttpServer, url, rollout.engine_timeout) for url in rollout.engine_urls
+        ]
     else:
         engine = offline_engine(
             source,

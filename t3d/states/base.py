@@ -225,9 +225,11 @@ def collate(
     input_ids = torch.full(shape, pad_id)
     position_ids = torch.zeros(shape, dtype=torch.long)
     # Padding is noisy blocks of one token: each sees itself only, and whole tiles of it cost next to nothing.
-    noisy = torch.ones(shape, dtype=torch.bool)
-    labels = Labels(torch.full(shape, -1), torch.arange(length).repeat(len(rows), 1), noisy)
-    index, predictor, sequence, block, states = [], [], [], [], []
+    labels = Labels(
+        torch.full(shape, -1), torch.arange(length).repeat(len(rows), 1), torch.ones(shape, dtype=torch.bool)
+    )
+    states: list[State] = []
+    index, predictor, sequence, block = [], [], [], []
     for r, row in enumerate(rows):
         at = 0
         for segment, state in enumerate(row):

@@ -137,8 +137,8 @@ def read_causally(state: State) -> State:
     before a target predicts it.
     """
     end = max(2, int(state.position[-1]) + 1 if len(state.position) else 0)
-    clean = {"ids": state.ids[:end], "block": torch.arange(end), "start": end, "noisy": state.noisy[:0]}
-    return replace(state, **clean, causal=True)
+    one_each, none = torch.arange(end), state.noisy[:0]
+    return replace(state, ids=state.ids[:end], block=one_each, start=end, noisy=none, causal=True)
 
 
 def read_one_by_one(state: State, grid: Grid, rank: Tensor, mask_id: int) -> State:

@@ -63,8 +63,8 @@ class BlockDiffusionNoise:
         """``sample`` has prompt_ids and response_ids. ``weight`` is 1/t over the response's length; a state may have no
         target by chance."""
         prompt = len(sample["prompt_ids"])
-        ids = list(sample["prompt_ids"]) + list(sample["response_ids"])
-        ids = torch.tensor(ids + [self.pad_id] * (-len(ids) % self.block_size))
+        tokens = list(sample["prompt_ids"]) + list(sample["response_ids"])
+        ids = torch.tensor(tokens + [self.pad_id] * (-len(tokens) % self.block_size))
         grid = absolute_grid(prompt, len(ids), self.block_size)
         position, t = draw_by_time(grid, self.t_min, self.t_max, self.per_block, generator)
         noisy = ids[grid.start :].clone()

@@ -57,7 +57,8 @@ def check_questions(path: str | Path, data_type: str) -> QuestionSet:
     """Check every row of a file for what questions of its kind need; `UserError` names the first row that lacks
     something.
     """
-    path, task, count, names = Path(path), find_task(data_type), 0, {}
+    path, task, count = Path(path), find_task(data_type), 0
+    names: dict[str, None] = {}
     for row in read_rows(path):
         names |= dict.fromkeys(checked(row, task, f"{path}: row {count}"))
         count += 1
@@ -93,11 +94,11 @@ def download(dataset: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     repo, name = f"Gen-Verse/{dataset}", f"{SETS[dataset].split}/{dataset}.json"
-    if cause := unreachable():
+    if offline := unreachable():
         cached = try_to_load_from_cache(repo, name, repo_type="dataset")
         if isinstance(cached, str) and is_intact(Path(cached)):
             return Path(cached)
-        raise _not_downloaded(repo, name, f"the hub cannot be reached ({cause})")
+        raise _not_downloaded(repo, name, f"the hub cannot be reached ({offline})")
     for attempt in range(1, ATTEMPTS + 1):
         try:
             path = Path(hf_hub_download(repo_id=repo, repo_type="dataset", filename=name))

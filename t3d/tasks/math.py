@@ -26,5 +26,5 @@ class Math(Task):
         return math.extract_answer(text)
 
     def grade(self, answers: Sequence[Answer], how: Grading) -> list[Verdict]:
-        limit = {} if how.time_limit is None else {"time_limit": how.time_limit}
-        return math.grade_all([(answer.text, answer.truth) for answer in answers], how.workers, **limit)
+        limit = math.TIME_LIMIT if how.time_limit is None else how.time_limit
+        return math.grade_all([(answer.text, answer.truth) for answer in answers], how.workers, limit)

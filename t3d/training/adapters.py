@@ -5,6 +5,7 @@ Source: LoRA (arXiv 2106.09685): W + (alpha / rank) B A, of which A and B are tr
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -31,7 +32,7 @@ def add(model: BlockDiffusionLM, settings: LoraSettings, with_reference: bool) -
     for name in (STUDENT, REFERENCE) if with_reference else (STUDENT,):
         config = LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.alpha,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides by the rank: any number will do
             lora_dropout=settings.dropout if name == STUDENT else 0.0,
             target_modules=list(modules),
         )
@@ -52,7 +53,8 @@ def add(model: BlockDiffusionLM, settings: LoraSettings, with_reference: bool) -
     activate(model, STUDENT)
 
 
-def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """peft's layers and their names."""
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))

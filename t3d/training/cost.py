@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
 
 from t3d.models import SDARConfig
 from t3d.models.family import model_class
@@ -84,7 +85,7 @@ def _with_layers(config: Any, layers: int) -> Any:
     return config
 
 
-def _built(config: Any) -> nn.Module:
+def _built(config: Any) -> PreTrainedModel:
     """``from_config`` would shard it under ZeRO-3."""
     return model_class(config)(config)
 

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from packaging.version import Version
-from torch import nn
 from torch.nn import Parameter
+from transformers import PreTrainedModel
 
 from t3d.common.errors import UserError
 from t3d.common.options import fault
@@ -84,7 +84,7 @@ def refuse_without_gpu(mixed_precision: str) -> None:
 
 def refuse_with_zero_3(config: TrainConfig) -> None:
     training, remedy = config.training, "launch with ZeRO-2 or leave it off"
-    if training.reference_offload:
+    if getattr(training, "reference_offload", False):
         raise UserError(
             "training.reference_offload=true: ZeRO-3 splits the reference over the processes already; leave it off"
         )
@@ -126,7 +126,7 @@ def gathered(parameters: Iterable[Parameter], written: bool = False) -> Abstract
     return deepspeed.zero.GatheredParameters(split, modifier_rank=0 if written else None)
 
 
-def declare_head(model: nn.Module) -> None:
+def declare_head(model: PreTrainedModel) -> None:
     """Tell ZeRO-3 that the model itself uses its vocabulary head's weight (``head=``), besides the head's own forward.
 
     DeepSpeed finds that out by itself only while the weight is split, and then contradicts the order it has recorded.

@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+from typing import Any
 
 from t3d.common.errors import Interrupted
 
@@ -17,7 +18,7 @@ class StopRequest:
 
     def __init__(self):
         self.received: signal.Signals | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}  # the handlers
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # others cannot have handlers

@@ -12,6 +12,7 @@ import time
 from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -25,7 +26,7 @@ from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
 from t3d.decode.model_facts import logit_shift, position_count
 from t3d.models.loading import export_model, load_model, load_tokenizer, special_ids, training_attention
-from t3d.objectives.base import Context, Objective, find
+from t3d.objectives.base import Context, FrozenSettings, Objective, find
 from t3d.states.base import State, collate, generator_for
 from t3d.states.packing import micro_batches
 from t3d.tasks import find_task
@@ -167,7 +168,7 @@ def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds, mo
     """
     training, task = config.training, find_task(config.dataset.data_type, "dataset.data_type")
     turn = task.turn if training.instruction else itemgetter("question")
-    limits = {
+    limits: dict[str, Any] = {
         "max_prompt_len": training.max_prompt_len,
         "max_gen_length": training.max_gen_length,
         "limit": config.dataset.limit,
@@ -244,16 +245,12 @@ class Trainer:
             weight_decay=params.weight_decay,
             eps=params.epsilon,
         )
-        self.reference = None
+        self.reference: FrozenAdapters | FrozenModel | None = None
+        self.teacher_shift = self.shift
         if frozen and shared:
             self.reference = FrozenAdapters(student, accelerator)
         elif frozen:
-            self.reference = FrozenModel(config, source, accelerator, kept.reference_offload, objective.teacher)
-            if kept.refreshed:
-                accelerator.register_for_checkpointing(self.reference)
-        self.teacher_shift = self.shift
-        if frozen and not shared:
-            self.teacher_shift = logit_shift(self.reference.model.config)
+            self.hold_second_model(kept)
         if zero_stage(accelerator) == 3:
             declare_head(student)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
@@ -261,6 +258,14 @@ class Trainer:
         if training.ema_decay is not None:
             self.average = WeightAverage(student, training.ema_decay)
             accelerator.register_for_checkpointing(self.average)
+
+    def hold_second_model(self, kept: FrozenSettings) -> None:
+        """The frozen reference as a model of its own. One that is refreshed goes with the checkpoints."""
+        offload, teacher = kept.reference_offload, self.objective.teacher
+        model = FrozenModel(self.config, self.source, self.accelerator, offload, teacher)
+        self.reference, self.teacher_shift = model, logit_shift(model.model.config)
+        if kept.refreshed:
+            self.accelerator.register_for_checkpointing(model)
 
     @cached_property
     def data(self) -> dict:
@@ -292,7 +297,7 @@ class Trainer:
         )
         first = self.step
         if self.rounds:
-            self.rounds.restore(self.student, self.ahead(first), run / "rollouts", first)
+            self.rounds.restore(self.student, self.ahead(first, self.rounds.every), run / "rollouts", first)
         for step in range(first + 1, self.total_steps + 1):
             began = time.perf_counter()
             if step <= config.lr_scheduler.params.warmup_steps:
@@ -407,10 +412,10 @@ class Trainer:
         """
         accelerator, clip_norm = self.accelerator, self.config.clip_norm
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        norm = None
+        found = None
         if not deepspeed:
-            norm = accelerator.clip_grad_norm_(self.student.parameters(), clip_norm or math.inf)
-        totals, losses, norm = tally.read(accelerator, norm, stop)
+            found = accelerator.clip_grad_norm_(self.student.parameters(), clip_norm or math.inf)
+        totals, losses, norm = tally.read(accelerator, found, stop)
         if totals.pop("faults"):
             guilty = all_names(
                 [name for name, loss in zip(tally.names, losses, strict=True) if not math.isfinite(loss)]
@@ -422,6 +427,7 @@ class Trainer:
         if deepspeed:  # clips as well
             self.student.step()
             norm = float(self.student.get_global_grad_norm())
+        assert norm is not None
         if not math.isfinite(norm) and accelerator.mixed_precision != "fp16":  # fp16's scaler skips such steps
             raise UserError(
                 f"gradient norm is {norm} at step {step}; nothing was overwritten; start anew with a lower "
@@ -444,13 +450,11 @@ class Trainer:
 
         It comes after the step's checkpoint: a run that goes on from there begins by doing it, with the same weights.
         """
-        interval = self.config.training.refresh_rollouts
-        if self.rounds and step % interval == 0 and step < self.total_steps:
-            self.rounds.refresh(self.student, self.ahead(step), run / "rollouts", step)
+        if self.rounds and step % self.rounds.every == 0 and step < self.total_steps:
+            self.rounds.refresh(self.student, self.ahead(step, self.rounds.every), run / "rollouts", step)
 
-    def ahead(self, step: int) -> list[int]:
-        """The samples that the steps after ``step`` will see, up to the next refresh or the end."""
-        interval = self.config.training.refresh_rollouts
+    def ahead(self, step: int, interval: int) -> list[int]:
+        """The samples that the steps after ``step`` will see, up to the next multiple of ``interval`` or the end."""
         end = min((step // interval + 1) * interval, self.total_steps)
         return sorted({index for later in range(step, end) for _, index in self.order.indices(later)})
 

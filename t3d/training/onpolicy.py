@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 import torch
@@ -44,13 +44,16 @@ from t3d.training.distribution import zero_stage
 from t3d.training.reference import FrozenModel
 from t3d.training.settings import TrainConfig, TrainingConfig
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 log = logging.getLogger(__name__)
 
 
 class RefreshedSamples:
     """A training set whose answers are replaced by newer ones as rounds go by; ids, prompts and order stay."""
 
-    def __init__(self, samples: Sequence[dict[str, Any]]):
+    def __init__(self, samples: "Dataset"):
         self.samples = samples
         self.newer: dict[str, dict[str, Any]] = {}
 
@@ -89,6 +92,7 @@ class Rounds:
     """Draws a training set's answers anew, round by round. Every process holds one, and all call it together.
 
     Attributes:
+        every: optimizer steps from one round to the next.
         samples: the training set with the answers of the round in force.
         teacher: who writes the targets; None = the student's answers are the targets. On a GPU it is there during a
             round only.
@@ -98,7 +102,7 @@ class Rounds:
         self,
         config: TrainConfig,
         objective: Objective,
-        samples: Sequence[dict[str, Any]],
+        samples: "Dataset",
         ids: SpecialIds,
         source: str,
         accelerator: Accelerator,
@@ -112,6 +116,8 @@ class Rounds:
                 "them; use ZeRO-1 or ZeRO-2, or leave it null"
             )
         refuse_impossible(config, objective, samples, positions)
+        assert config.training.refresh_rollouts
+        self.every = config.training.refresh_rollouts
         self.training, self.ids, self.accelerator = config.training, ids, accelerator
         self.samples = RefreshedSamples(samples)
         self.teacher = None
@@ -137,7 +143,7 @@ class Rounds:
         Raises:
             UserError: the round's trajectories are gone.
         """
-        begun = step // self.training.refresh_rollouts * self.training.refresh_rollouts
+        begun = step // self.every * self.every
         if not indices or not (begun or self.training.refresh_at_start):
             return
         if begun == step:
@@ -155,7 +161,7 @@ class Rounds:
 
     def _decoded(self, indices: Sequence[int], begun: int) -> list[int]:
         """The samples that the round after step ``begun`` decodes. The others keep the answers of the data."""
-        share = data_share(self.training, begun)
+        share = data_share(self.training, begun // self.every)
         named = ((index, self.samples.samples[index]["id"]) for index in indices)
         return [i for i, name in named if not share or uniform(self.training.seed, begun, name) >= share]
 
@@ -166,9 +172,11 @@ class Rounds:
         requests = [Request(*of_stream(sample["id"]), tuple(sample["prompt_ids"])) for sample in asked]
         mine = requests[accelerator.process_index :: accelerator.num_processes]
         with checkpoint.writing(f"the round {target}"), ShardWriter(target, accelerator.process_index) as writer:
-            settings = decode_settings(self.training, begun)
+            settings = decode_settings(self.training, begun // self.every)
             answers = self._answers(accelerator.unwrap_model(student), mine, settings, seed)
-            for trajectory in self._with_targets(answers, settings, seed) if self.teacher else answers:
+            if self.teacher:
+                answers = self._with_targets(self.teacher, answers, settings, seed)
+            for trajectory in answers:
                 writer.write(trajectory)
         accelerator.wait_for_everyone()
         self.samples.read(target)
@@ -183,30 +191,31 @@ class Rounds:
             engine = LocalEngine.of(student, self.ids, max_active=self.training.refresh_max_active)
             yield from engine.generate(requests, settings, seed)
 
-    def _with_targets(self, answers: Iterator[Trajectory], settings: DecodeSettings, seed: int) -> Iterator[Trajectory]:
+    def _with_targets(
+        self, teacher: FrozenModel, answers: Iterator[Trajectory], settings: DecodeSettings, seed: int
+    ) -> Iterator[Trajectory]:
         """The answers with the teacher's completion of each of their blocks."""
         decoded = list(answers)  # the student is through before the teacher comes
-        with self.teacher.on_device():
+        with teacher.on_device():
             completed = complete(
-                self.teacher,
+                teacher,
                 decoded,
                 settings,
                 seed,
                 self.ids,
                 device=self.accelerator.device,
-                flex=self.teacher.model.config._attn_implementation == "flex_attention",
-                shift=logit_shift(self.teacher.model.config),
+                flex=teacher.model.config._attn_implementation == "flex_attention",
+                shift=logit_shift(teacher.model.config),
                 chunk=self.training.head_chunk,
             )
             for answer, (target_ids, target_step) in completed:
                 yield replace(answer, target_ids=target_ids, target_step=target_step)
 
 
-def refuse_impossible(
-    config: TrainConfig, objective: Objective, samples: Sequence[dict[str, Any]], positions: int
-) -> None:
+def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Dataset", positions: int) -> None:
     """Tell at the start what else only the first refresh would: UserError."""
     training = config.training
+    assert training.block_size  # settled by the data
     longest = pc.max(pc.list_value_length(samples.data.column("prompt_ids"))).as_py()
     if longest + training.max_gen_length > positions // training.block_size * training.block_size:
         raise fault(
@@ -233,8 +242,9 @@ def round_folder(folder: Path, step: int) -> Path:
     return folder / f"{step:08d}"
 
 
-def decode_settings(training: TrainingConfig, begun: int) -> DecodeSettings:
-    """How the round after step ``begun`` is decoded."""
+def decode_settings(training: TrainingConfig, number: int) -> DecodeSettings:
+    """How round ``number``, from 0, is decoded."""
+    assert training.block_size  # settled by the data
     return DecodeSettings(
         block_size=training.block_size,
         denoising_steps_per_block=training.refresh_steps_per_block or training.block_size,
@@ -242,20 +252,20 @@ def decode_settings(training: TrainingConfig, begun: int) -> DecodeSettings:
         dynamic_threshold=training.refresh_dynamic_threshold,
         temperature=training.refresh_temperature,
         random_init_ratio=training.refresh_random_init_ratio,
-        max_token=longest_answer(training, begun),
+        max_token=longest_answer(training, number),
     )
 
 
-def longest_answer(training: TrainingConfig, begun: int) -> int:
-    """Tokens of the longest answer in the round after step ``begun``: it grows by 1 - cos, as OPDLM's does."""
+def longest_answer(training: TrainingConfig, number: int) -> int:
+    """Tokens of the longest answer in round ``number``, from 0; it grows by 1 - cos, as OPDLM's does."""
     first, last = training.refresh_first_length or training.max_gen_length, training.max_gen_length
-    grown = min(1.0, begun // training.refresh_rollouts / training.refresh_length_rounds)
+    grown = min(1.0, number / training.refresh_length_rounds)
     return round(first + (last - first) * (1 - math.cos(math.pi / 2 * grown)))
 
 
-def data_share(training: TrainingConfig, begun: int) -> float:
-    """The share of the questions that keep the data's answers in the round after step ``begun``."""
-    over = begun // training.refresh_rollouts / training.refresh_data_rounds
+def data_share(training: TrainingConfig, number: int) -> float:
+    """The share of the questions that keep the data's answers in round ``number``, from 0."""
+    over = number / training.refresh_data_rounds
     return training.refresh_data_share * max(0.0, 1 - over)
 
 

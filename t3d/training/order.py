@@ -30,7 +30,8 @@ class SampleOrder:
 
     def indices(self, step: int) -> list[tuple[int, int]]:
         """The (epoch, sample index) pairs of optimizer step `step` (from 0), exactly `global_batch` of them."""
-        first, batch = self.consumed(step), []
+        first = self.consumed(step)
+        batch: list[tuple[int, int]] = []
         while len(batch) < self.global_batch:
             epoch, start = divmod(first + len(batch), self.num_samples)
             part = self._permutation(epoch)[start : start + self.global_batch - len(batch)]

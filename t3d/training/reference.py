@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from t3d.common.options import fault
 from t3d.models.family import decoder_layers
@@ -47,7 +48,7 @@ class FrozenModel:
         half = HALF.get(accelerator.mixed_precision)
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.offloaded = offload and accelerator.device.type == "cuda"
-        rounded = half is not None and not deepspeed
+        rounded = None if deepspeed else half  # what the matrices are stored as
         self.model = load_model(
             teacher.source if teacher else source,
             dtype=half if deepspeed and half else config.model.dtype,
@@ -58,7 +59,7 @@ class FrozenModel:
         )
         self.model.requires_grad_(False).eval()
         if rounded:
-            store_matrices_as(self.model, half)
+            store_matrices_as(self.model, rounded)
         if not self.offloaded:
             self.model.to(accelerator.device)
         else:
@@ -141,7 +142,7 @@ def refuse_other_tokens(source: str, tokenizer: Any) -> None:
         )
 
 
-def compile_layers(model: nn.Module) -> None:
+def compile_layers(model: PreTrainedModel) -> None:
     """torch.compile each layer: one small graph serves them all. Student and reference alike, to round alike."""
     for layer in decoder_layers(model):
         layer.compile(dynamic=True)
@@ -155,7 +156,7 @@ def store_matrices_as(model: nn.Module, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
-def split_over_processes(model: nn.Module, accelerator: Accelerator) -> None:
+def split_over_processes(model: PreTrainedModel, accelerator: Accelerator) -> None:
     """ZeRO-3 for a model without an optimizer: DeepSpeed's hooks gather each layer for its forward pass."""
     import deepspeed
 

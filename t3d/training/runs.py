@@ -7,7 +7,7 @@ import shutil
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from accelerate import Accelerator
@@ -45,7 +45,7 @@ def run_folder(config: TrainConfig, accelerator: Accelerator, look: bool = True)
         )
     reads = look and experiment.resume and accelerator.is_main_process  # one process reads the checkpoints through
     found = checkpoint.latest(run / "checkpoints") if reads else None
-    shared = [str(run), str(found) if found else None]
+    shared = [str(run), str(found) if found else ""]
     broadcast_object_list(shared)
     run, found = Path(shared[0]), Path(shared[1]) if shared[1] else None
     if look and found is None and experiment.resume not in (None, "auto"):
@@ -61,7 +61,7 @@ FREE_ON_RESUME = {
     *("gradient_checkpointing_enable", "head_chunk", "reference_offload", "compile", "enable_tf32"),
     *("attn_implementation", "optimized_name", "refresh_max_active"),
 }
-SAME_ON_RESUME = ("model.", "dataset.", "training.", "optimizer.", "lr_scheduler.")
+SAME_ON_RESUME: tuple[str, ...] = ("model.", "dataset.", "training.", "optimizer.", "lr_scheduler.")
 SAME_ON_RESUME += ("experiment.gradient_clipping", "experiment.max_grad_norm")
 
 
@@ -87,7 +87,7 @@ def _same_on_resume(key: str) -> bool:
 
 def saved_settings(path: Path) -> dict[str, Any]:
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not readable ({reason}); put it in order, or choose another run_name") from None

@@ -136,7 +136,7 @@ def _logged_in() -> bool:
     """Is there a key for wandb's server: in the environment, or where `wandb login` puts it?"""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
     try:
         return netrc.netrc(Path(os.environ.get("NETRC") or "~/.netrc").expanduser()).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

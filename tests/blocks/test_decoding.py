@@ -39,7 +39,9 @@ def slow_choice(masked, confidence, share, settings, entropy, order) -> list[boo
     strategy, picked = settings.remasking_strategy, []
     if strategy == "ancestral":  # the first of four steps, linear schedule
         return [hidden and order[i] < 1 / 4 for i, hidden in enumerate(masked)]
-    if strategy == "low_confidence_dynamic":
+    if strategy == "sub_blocks":
+        left = [i for i in left if i // 8 == left[0] // 8]
+    if strategy in ("low_confidence_dynamic", "sub_blocks"):
         picked = [i for i in left if confidence[i] > settings.dynamic_threshold]
         left = [i for i in left if i not in picked]
     total = 0.0
@@ -67,7 +69,7 @@ def slow_choice(masked, confidence, share, settings, entropy, order) -> list[boo
 @pytest.mark.parametrize(
     "strategy, more", [(name, {}) for name in names()] + [("entropy_bounded", {"eb_bound": "sum_less_largest"})]
 )
-@pytest.mark.parametrize("block", [1, 4, 7])
+@pytest.mark.parametrize("block", [1, 4, 7, 20])
 def test_choice_equals_the_slow_rule(strategy, more, block):
     """With many ties (values on a coarse grid), shares beyond what is masked, and rows without a mask."""
     generator = torch.Generator().manual_seed(block)

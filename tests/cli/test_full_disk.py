@@ -12,8 +12,6 @@ from t3d.common.errors import run_main
 from t3d.data.shards import finished_ids
 from tests.training.test_checkpoint import largest_file
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def failing(capsys):

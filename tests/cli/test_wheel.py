@@ -44,7 +44,7 @@ def installed(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def start(installed, tmp_path, monkeypatch, one_thread, cache_aside):
+def start(installed, tmp_path, monkeypatch, cache_aside):
     """Run a command of the installed package from an empty folder."""
     folder = tmp_path / "work"
     folder.mkdir()

@@ -33,8 +33,6 @@ from t3d.rollout.settings import SampleConfig
 from tests.conftest import MASK, PAD, STOP, VOCAB, tiny_model
 from tests.decode.test_local import requests
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SETTINGS = DecodeSettings(temperature=0.0, max_token=12)
 
 

@@ -21,8 +21,6 @@ from t3d.rollout import run as rollout
 from t3d.rollout.settings import SampleConfig
 from t3d.tasks import TASKS, prompt_ids
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def config(tmp_path, story_teacher, story_questions):

@@ -34,8 +34,6 @@ from t3d.integrations.lm_eval import model as harness
 from t3d.integrations.lm_eval.bound import bound_states, mask_sets, weighted_log_probs
 from tests.integrations.lm_eval_tasks import story
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TEACHER = ROOT / "models" / "embedded-teacher"
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -23,8 +23,6 @@ from tests.conftest import MASK, PAD, STOP, VOCAB, tiny_model
 from tests.decode.test_local import requests
 from tests.integrations.fake_sglang import NEUTRAL, FakeSGLang, TheirScheduler, dllm_config
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(params=["written down", "SGLang's own"])
 def make_server(request):

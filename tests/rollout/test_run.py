@@ -28,8 +28,6 @@ from t3d.tasks import TASKS, prompt_ids
 from t3d.tasks.problems import load_problems
 from tests.conftest import ROOT, launch_line
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def overrides(story_teacher, story_questions):

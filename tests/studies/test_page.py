@@ -45,7 +45,7 @@ def test_few_step(page):
 
 
 def test_full_step_keeps_no_bold_within_the_error(page):
-    full = part(page[1], "## Block 4", "### Full-step decoding: what is kept")
+    full = part(page[1], "## Block 4", "### Full-step decoding")
     assert "| t3d | 85.0 ± 5.0 | -5.0 | 1.25 | 2 |" in full and "| original | 90.0 ± 0.0 |  | 0.75 | 3 |" in full
 
 
@@ -80,7 +80,7 @@ def test_it_says_what_is_not_there(page):
     assert "StoryMath is not MATH500" in told
     assert "Seeds: 1, 2, 3; problems per evaluation: 100. Not run: t3d (seed 2)." in told
     assert "Without any run: redi, x_T all masks." in told
-    assert "tables.py does not name them any more: gone." in told and "| gone |" not in told
+    assert "tables.py no longer names them: gone." in told and "| gone |" not in told
 
 
 def test_settings_and_commands(page):
@@ -104,7 +104,7 @@ def test_at_a_glance(page):
     heads = (
         "block 4, 1 token/step | block 4, 4 tokens/step | block 8, 1 token/step | block 8, 4 tokens/step | block 8, 8"
     )
-    assert f"| method | what it is | {heads} tokens/step |" in glance
+    assert f"| method | description | {heads} tokens/step |" in glance
     assert "| t3d | DDO and path | 85.0 | 65.0 | 88.0 | 60.0 | 40.0 |" in glance
     assert "| redi, x_T all masks | not rectified |  |  |  |  |  |" in glance
 
@@ -125,7 +125,7 @@ def test_what_a_step_loses(tmp_path):
     folder.mkdir(parents=True)
     for name, loss in (("redi", 0.05), ("t3d", 0.1)):
         (folder / f"{name}-block4-seed1.json").write_text(json.dumps({"teacher": model(0.3), "student": model(loss)}))
-    table = part(written(tmp_path, RUNS), "## What a step loses")
+    table = part(written(tmp_path, RUNS), "## The loss of a step")
     lines = [line for line in table.splitlines() if line.startswith("| 4")]
     assert lines == [
         "| 4 | original | 0.600 ± 0.010 | 1.200 ± 0.010 | 0.300 | 0.300 |",
@@ -134,7 +134,7 @@ def test_what_a_step_loses(tmp_path):
     ]
     assert "](results/tables/losses-block4.png)" in table
     assert (tmp_path / "results" / "tables" / "losses-block4.png").read_bytes().startswith(b"\x89PNG")
-    assert "## What a step loses" not in written(tmp_path / "none", RUNS)
+    assert "## The loss of a step" not in written(tmp_path / "none", RUNS)
 
 
 def test_plots_are_there_and_shown(page):

@@ -8,8 +8,6 @@ from studies.benchmarks import train_step
 from studies.benchmarks.train_step import LADDER, NO_REFERENCE, Bench, Shape
 from tests.conftest import reset_accelerator
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Fewer tokens than one sequence has masks, so that a table of all of them is told from a chunk.
 SHAPE = Shape(layers=2, width=64, vocab=2_000, sequences=3)
 CHUNK = 16

@@ -41,7 +41,7 @@ def run(folder, script: str, *overrides: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_task_of_ones_own(tmp_path, story_teacher, one_thread):
+def test_a_task_of_ones_own(tmp_path, story_teacher):
     from transformers import AutoTokenizer
 
     (tmp_path / "my_module.py").write_text(TOY)
@@ -75,7 +75,7 @@ def test_a_task_of_ones_own(tmp_path, story_teacher, one_thread):
     assert done.stderr.count("\n") == 1
 
 
-def test_answers_that_nothing_grades_have_no_accuracy(tmp_path, story_teacher, one_thread):
+def test_answers_that_nothing_grades_have_no_accuracy(tmp_path, story_teacher):
     data = tmp_path / "Words.json"
     data.write_text(json.dumps([{"question": "Tom has 3 apples."}] * 2))
     results = tmp_path / "results.json"

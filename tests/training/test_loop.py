@@ -49,7 +49,7 @@ from tests.training.conftest import (
 )
 from tests.training.test_checkpoint import largest_file
 
-pytestmark = pytest.mark.usefixtures("one_thread", "cache_aside")
+pytestmark = pytest.mark.usefixtures("cache_aside")
 
 # What CONVENTIONS promise of every line of a run's log.
 LOGGED = {

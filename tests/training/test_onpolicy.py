@@ -33,7 +33,7 @@ from tests.training.conftest import (
     without_times,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread", "cache_aside")
+pytestmark = pytest.mark.usefixtures("cache_aside")
 
 REFRESH = ("training.refresh_rollouts=2", "training.max_gen_length=24", "training.refresh_temperature=0.7")
 

@@ -18,7 +18,7 @@ from t3d.training.settings import TrainConfig
 from tests.training.conftest import Stopped, log_of, losses, weights, without_times
 from tests.training.test_onpolicy import assert_from_rounds, rounds, seen_by
 
-pytestmark = pytest.mark.usefixtures("one_thread", "cache_aside")
+pytestmark = pytest.mark.usefixtures("cache_aside")
 
 # The paper's rounds: from the first step on, temperature 1, all above .9 at once.
 ROUNDS = (

@@ -16,7 +16,7 @@ from t3d.training import loop as training
 from t3d.training.settings import TrainConfig
 from tests.conftest import ROOT, reset_accelerator
 
-pytestmark = pytest.mark.usefixtures("one_thread", "cache_aside")
+pytestmark = pytest.mark.usefixtures("cache_aside")
 
 
 @pytest.fixture

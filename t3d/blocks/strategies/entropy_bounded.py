@@ -18,6 +18,7 @@ class EntropyBounded(Strategy):
     threshold = "eb_threshold"
 
     def choose(self, view: StepView, settings: DecodeSettings) -> Tensor:
+        assert view.entropy is not None  # needs_entropy
         total = view.entropy.masked_fill(~view.masked, torch.inf).sort(-1).values.cumsum(-1)
         if settings.eb_bound == "sum_less_largest":  # in ascending order the largest is the last one added
             total = total.roll(1, -1)

@@ -54,7 +54,7 @@ class Box:
     role: "script" and "quiet" (without the prompts of input()) run order["program"], "serve" answers calls of its
     names, "check" runs the tests of order["plan"]. channel: the descriptor that it gets as fd 3. stdout, stderr: what
     was written, up to about the limit. ending: the supervisor's report (see inside/box.py, `_supervise`), or
-    {"end": "output"}; None while it runs.
+    {"end": "output"}; empty while it runs.
 
     Raises SandboxError where the box cannot start (also later, from `attend`).
     """
@@ -68,13 +68,15 @@ class Box:
         channel: int | None = None,
         stdin: str | None = None,
     ) -> None:
-        self.stdout, self.stderr, self.ending = bytearray(), bytearray(), None
+        self.stdout, self.stderr = bytearray(), bytearray()
+        self.ending: dict[str, Any] = {}
         self._limits = limits
         self._deadline = time.monotonic() + limits.wall_seconds + _GRACE
         self._status = bytearray()
         user = _user(walls)
         self._host_folder = _host_folder(user) if walls == "rlimits" else None
         pipes = [os.pipe() for _ in range(4)]
+        self._control: int | None
         (control, self._control), *readers = pipes
         sinks = (self.stdout, self.stderr, self._status)
         self._sinks = {reader: sink for (reader, _), sink in zip(readers, sinks, strict=True)}
@@ -139,13 +141,13 @@ class Box:
         data = os.read(fd, 1 << 16)
         if data:
             self._sinks[fd] += data
-            if len(self.stdout) + len(self.stderr) > self._limits.output and self.ending is None:
+            if len(self.stdout) + len(self.stderr) > self._limits.output and not self.ending:
                 self.ending = {"end": "output"}
                 self.stop()
             return
         sink = self._sinks.pop(fd)
         os.close(fd)
-        if sink is self._status and self.ending is None:
+        if sink is self._status and not self.ending:
             self.ending = marshal.loads(sink) if sink else {"end": "failed", "detail": self._last_words()}
         if self.ending and self.ending["end"] == "failed":
             raise SandboxError(self.ending["detail"])

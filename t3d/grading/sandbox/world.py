@@ -125,7 +125,7 @@ def _interpreter() -> dict[str, list[str]]:
 
 def _links_to(path: str) -> list[tuple[str, str]]:
     """(link, where it leads) of each symbolic link on the way to a path that exists."""
-    links = []
+    links: list[tuple[str, str]] = []
     while True:
         steps = [str(step) for step in reversed([Path(path), *Path(path).parents])]
         link = next((step for step in steps if os.path.islink(step)), None)

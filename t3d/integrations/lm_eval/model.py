@@ -44,12 +44,15 @@ UNSAID = {"batch_size": (1, "1", "auto"), "device": ("cuda:0",)}  # what the har
 class ModelArguments(DecodeSettings):
     """What ``--model_args`` takes. A sampling setting at null is the task's own."""
 
+    # mypy: None stands for what the model or the task says until `_decoding` makes DecodeSettings of them
     pretrained: str = option("", "block-diffusion model: a folder or a hub id")
-    block_size: int | None = option(None, "positions of one block; null = the model's", ge=1)
-    denoising_steps_per_block: int | None = option(None, "steps of a block; null = one per position", ge=1)
-    temperature: float | None = option(None, "null = as the task says, 0 = greedy", ge=0)
-    top_k: int | None = option(None, "null = as the task says, 0 = all", ge=0)
-    top_p: float | None = option(None, "null = as the task says, 1 = all", gt=0, le=1)
+    block_size: int | None = option(None, "positions of one block; null = the model's", ge=1)  # type: ignore[assignment]
+    denoising_steps_per_block: int | None = option(  # type: ignore[assignment]
+        None, "steps of a block; null = one per position", ge=1
+    )
+    temperature: float | None = option(None, "null = as the task says, 0 = greedy", ge=0)  # type: ignore[assignment]
+    top_k: int | None = option(None, "null = as the task says, 0 = all", ge=0)  # type: ignore[assignment]
+    top_p: float | None = option(None, "null = as the task says, 1 = all", gt=0, le=1)  # type: ignore[assignment]
     max_token: int = option(256, "an answer's longest length where the task has no max_gen_toks", ge=1)
     seed: int = option(0, "of sampled answers and of the bound's masks")
     mc_num: int = option(16, "most forwards for one log-likelihood; 2^block_size - 1 make the bound exact", ge=1)
@@ -199,12 +202,12 @@ class SDARHarness(TemplateLM):
             groups.setdefault(key, []).append((index, Request(prompt, seen[prompt], tuple(ids))))
             seen[prompt] += 1
 
-        answers: list[str | None] = [None] * len(requests)
+        answers: dict[int, str] = {}
         bar = tqdm(total=len(requests), desc="decode", unit="answer", disable=disable_tqdm or self.rank != 0)
         for (settings, until), group in groups.items():
             index_of = {request.id: index for index, request in group}
-            ids = dataclasses.replace(self.ids, stop_ids=self._stop_ids(until))
-            engine = LocalEngine.of(self.model, ids, max_active=self.args.max_active)
+            special = dataclasses.replace(self.ids, stop_ids=self._stop_ids(until))
+            engine = LocalEngine.of(self.model, special, max_active=self.args.max_active)
             for found in engine.generate([r for _, r in group], DecodeSettings(*settings), self.args.seed):
                 index = index_of[found.id]
                 text = self.tokenizer.decode(found.response_ids[: found.length], skip_special_tokens=True)
@@ -212,7 +215,7 @@ class SDARHarness(TemplateLM):
                 self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
                 bar.update()
         bar.close()
-        return answers
+        return [answers[index] for index in range(len(requests))]
 
     def _decoding(self, given: dict[str, Any]) -> tuple[DecodeSettings, tuple[str, ...]]:
         """The settings and stop strings of a task's generation arguments; what model_args say overrides them."""
@@ -285,15 +288,16 @@ class SDARHarness(TemplateLM):
                 problem = f"ends at token {length} of {self.max_length} possible" if continuation else "has no tokens"
                 raise UserError(f"log-likelihood: the continuation {text[:40]!r} {problem}; change the task")
         greedy = self._greedy([request[1:] for request in requests])
-        results: list[tuple[float, bool] | None] = [None] * len(requests)
+        results: dict[int, tuple[float, bool]] = {}
         for index, bound in self._bounds([request[1:] for request in requests], disable_tqdm):
             results[index] = bound, greedy[index]
             self.cache_hook.add_partial("loglikelihood", requests[index][0], results[index])
-        return results
+        return [results[index] for index in range(len(requests))]
 
     def _bounds(self, pairs: list[tuple[list[int], list[int]]], disable_tqdm: bool) -> Iterator[tuple[int, float]]:
         """(index, bound) of every (context ids, continuation ids) as it is done, the longest first."""
-        bounds, states_left = [0.0] * len(pairs), Counter()
+        bounds = [0.0] * len(pairs)
+        states_left: Counter[int] = Counter()
         bar = tqdm(total=len(pairs), desc="likelihood", unit="text", disable=disable_tqdm or self.rank != 0)
         for group in self._batches(pairs, states_left):
             parts = weighted_log_probs(self.model, [state for _, state in group], self.ids.pad_id)
@@ -306,7 +310,7 @@ class SDARHarness(TemplateLM):
         bar.close()
 
     def _batches(
-        self, pairs: list[tuple[list[int], list[int]]], states_left: Counter
+        self, pairs: list[tuple[list[int], list[int]]], states_left: Counter[int]
     ) -> Iterator[list[tuple[int, State]]]:
         """The states of all bounds, as many as one forward takes; counts each pair's in ``states_left``."""
         group: list[tuple[int, State]] = []

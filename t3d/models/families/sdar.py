@@ -4,4 +4,4 @@ from t3d.models.family import Family
 
 
 class Sdar(Family):
-    model_types = ("sdar",)
+    model_types = {"sdar": "sdar"}  # our own registration, on Qwen3

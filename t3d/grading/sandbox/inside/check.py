@@ -100,7 +100,7 @@ class Tests(Peer):
 
     def _contains(self, value: Any, item: Any) -> bool:
         """What an object holds counts. Its word alone counts for an object that the tests made themselves."""
-        base = type(value).__mro__[1]
+        base: Any = type(value).__mro__[1]
         if base is not StandIn:
             held = base.__contains__(value, item)
         else:

@@ -60,7 +60,7 @@ def _write_datetime(value: Any) -> str:
     return f"{value.replace(tzinfo=None) if zone else value}|{value.fold}|{zone or ''}"
 
 
-def _read_datetime(kind: type, text: str) -> Any:
+def _read_datetime(kind: Any, text: str) -> Any:
     moment, fold, zone = text.split("|")
     tzinfo = {"tzinfo": importlib.import_module("zoneinfo").ZoneInfo(zone)} if zone else {}
     return kind.fromisoformat(moment).replace(fold=int(fold), **tzinfo)
@@ -147,7 +147,9 @@ class Stream:
     """An iterator of the other side. After some items it is read ahead, a little more each time."""
 
     def __init__(self, peer: Peer, number: int) -> None:
-        self._peer, self._number, self._items, self._end, self._ahead = peer, number, [], None, 0.125
+        self._peer, self._number, self._ahead = peer, number, 0.125
+        self._items: list[Any] = []
+        self._end: list[Any] | None = None
 
     def __iter__(self) -> Iterator:
         return self
@@ -410,7 +412,7 @@ class Peer:
             return ["array", value.dtype.str, list(value.shape), value.tobytes().hex()]
         if isinstance(value, dict):
             items = [[self.encode(key), self.encode(item)] for key, item in value.items()]
-            more = [self.encode(value.default_factory)] if kind is collections.defaultdict else []
+            more = [self.encode(value.default_factory)] if isinstance(value, collections.defaultdict) else []
         else:
             items = [self.encode(item) for item in value]
             more = [value.maxlen] if kind is collections.deque else []
@@ -423,14 +425,15 @@ class Peer:
             bases = [self.encode(base) for base in kind.__bases__ if issubclass(base, BaseException)]
             number = None if _is_standard(kind) else self._keep(kind)
             return ["exception class", number, kind.__module__, kind.__qualname__, bases]
+        made: Any = kind  # its own attributes are those of an enum or of a namedtuple
         if _is_enum(kind):
             flavour = next(base for base in kind.__mro__ if base.__module__ == "enum")
-            members = [[name, self.encode(member.value)] for name, member in kind.__members__.items()]
+            members = [[name, self.encode(member.value)] for name, member in made.__members__.items()]
             mixin = next((base.__name__ for base in kind.__mro__ if base in _BASES), None)
             return ["enum", self._keep(kind), kind.__name__, flavour.__name__, mixin, members]
         if _is_namedtuple(kind):
-            defaults = {name: self.encode(value) for name, value in kind._field_defaults.items()}
-            return ["namedtuple", self._keep(kind), kind.__name__, kind._fields, list(defaults.values())]
+            defaults = {name: self.encode(value) for name, value in made._field_defaults.items()}
+            return ["namedtuple", self._keep(kind), kind.__name__, made._fields, list(defaults.values())]
         return None
 
     def _encode_exception(self, error: BaseException) -> list:
@@ -450,7 +453,7 @@ class Peer:
         return None
 
     def _encode_object(self, value: Any) -> list:
-        kind = type(value)
+        kind: type = type(value)
         if not self.may_share(value):
             raise Unsupported(f"a {kind.__name__} cannot cross")
         number = self._keep(value)
@@ -573,8 +576,8 @@ class Peer:
 
     def _decode_mine(self, number: int, name: str, operations: list) -> StandIn:
         def make() -> StandIn:
-            kind = self._class_of(str(name), (StandIn,), operations)
-            stand_in = object.__new__(kind)
+            kind: Any = self._class_of(str(name), (StandIn,), operations)
+            stand_in: StandIn = object.__new__(kind)
             object.__setattr__(stand_in, "_peer", self)
             object.__setattr__(stand_in, "_number", number)
             if "__new__" not in vars(kind):  # type(x)(...) makes another one
@@ -697,7 +700,7 @@ class Peer:
         def make() -> type:
             if not all(field.isidentifier() and not keyword.iskeyword(field) for field in (name, *fields)):
                 raise ValueError("not the name of a field")
-            record = collections.namedtuple(name, fields, defaults=list(map(self.decode, defaults)))
+            record = collections.namedtuple(name, fields, defaults=list(map(self.decode, defaults)))  # type: ignore[misc]
             return type(name, (record,), {"__slots__": (), "__getattr__": self._getter()})
 
         return self._stand_in(number, make)
@@ -745,7 +748,7 @@ def _as(base: type, kind: Any) -> Any:
 
 def _exception(kind: type, arguments: tuple) -> BaseException:
     """An exception without its class's own __init__, which may want other arguments than it leaves in `args`."""
-    base = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    base: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
     try:
         error = base.__new__(kind, *arguments)
         base.__init__(error, *arguments)
