@@ -9,6 +9,7 @@ A folder of any other type is transformers' own model of that type. Its config.j
     block_size      positions of one block. It is the key that makes a plain folder a block-diffusion model.
     mask_token_id   the id that stands for "not yet decoded"; null = the tokenizer's mask token.
     logit_shift     true = the hidden state before a position predicts its token; absent = false.
+    full_attention  true = every position sees every other, as in LLaDA; absent = block-causal attention.
 """
 
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ class Family:
         block_size: positions of one block; None = config.json must say.
         mask_id: the mask token; None = config.json's ``mask_token_id``, else the tokenizer's.
         logit_shift: the hidden state before a position predicts its token.
+        full_attention: every position sees every other.
         keys: names in config.json -> names in transformers' configuration, block_size among them.
         weights: published names of weights -> transformers', regular expressions as of ``key_mapping`` in
             ``from_pretrained``. An export has the published names.
@@ -46,12 +48,13 @@ class Family:
     block_size: ClassVar[int | None] = None
     mask_id: ClassVar[int | None] = None
     logit_shift: ClassVar[bool] = False
+    full_attention: ClassVar[bool] = False
     keys: ClassVar[Mapping[str, str]] = {}
     weights: ClassVar[Mapping[str, str]] = {}
     lora: ClassVar[tuple[str, ...]] = ()
 
     def configuration(self, found: Mapping[str, Any], **options: Any) -> PreTrainedConfig:
-        """The configuration of a config.json, with block_size, mask_token_id and logit_shift in any case.
+        """The configuration of a config.json, with the four keys of block diffusion in any case.
 
         Args:
             found: the file's contents. options: as of ``PreTrainedConfig.from_dict``.
@@ -67,7 +70,8 @@ class Family:
         config = CONFIG_MAPPING[kind].from_dict(values, **options)
         if reason := unsuitable(config):
             raise ValueError(reason)
-        given = {"block_size": self.block_size, "mask_token_id": self.mask_id, "logit_shift": self.logit_shift}
+        given = {"block_size": self.block_size, "mask_token_id": self.mask_id}
+        given |= {"logit_shift": self.logit_shift, "full_attention": self.full_attention}
         for name, value in given.items():
             if getattr(config, name, None) is None:
                 setattr(config, name, value)

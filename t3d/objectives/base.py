@@ -90,6 +90,7 @@ class Objective(ABC):
             counts it.
         counts_empty: a state without targets counts in the mean over sequences, as a loss of 0: an estimator may be
             unbiased over all that was drawn only.
+        block_causal: its states need the block-causal layout, so a model with full attention cannot have it.
         forwards: forward passes of the student before one backward pass (for the cost model).
         head_tables: tables of (a chunk's rows x vocabulary, fp32) that its head holds in the backward pass (likewise).
     """
@@ -101,6 +102,7 @@ class Objective(ABC):
     data: ClassVar[str] = "trajectories"
     noise: Callable[[dict, torch.Generator], State]
     counts_empty: bool = False
+    block_causal: bool = False
     forwards: int = 1
     head_tables: int = 1
 

@@ -422,7 +422,11 @@ STRATEGIES = ", ".join([*names(), "or module:Object"])
             "must be one of math, code, option, text, or my_module:MyTask; did you mean math?",
         ),
         (SampleConfig, "evaluation.node_index=1", "nodes count from 0; must be below evaluation.num_node=1"),
-        (EvalConfig, "model_base=lada", "must be one of a2d, fast_dllm, sdar, sdar_moe, or module:Object"),
+        (
+            EvalConfig,
+            "model_base=lada",
+            "must be one of a2d, dream, fast_dllm, llada, sdar, sdar_moe, or module:Object",
+        ),
         (EvalConfig, "rollout.engine=vllm", "must be one of local, sglang"),
         (TrainConfig, "training.block_size=0", "must be at least 1"),
         (TrainConfig, "training.alpha=-1.0", "must be at least 0"),
