@@ -85,7 +85,7 @@ def load_trajectories(
     model: str | None = None,
 ) -> "tuple[Dataset, DropReport]":
     """Trajectories as memory-mapped columns: id, prompt_ids, response_ids, unmask_step, length, initial_ids (x_T of
-    the response; empty where it was all masks).
+    the response; empty where it was all masks), max_token (the decoder's; 0 = not known).
 
     Prompts over `max_prompt_len` tokens are left out. Responses over `max_gen_length` keep the whole blocks that fit
     (`blocks_within`); `length` is then at most that. `limit` keeps the first `limit` sequences. The columns are built
@@ -121,7 +121,7 @@ def load_trajectories(
                 yield row
         report.mismatched, report.repeated, report.torn = read.mismatched, read.repeated, read.torn
 
-    columns = ("id", "prompt_ids", "response_ids", "unmask_step", "length", "initial_ids")
+    columns = ("id", "prompt_ids", "response_ids", "unmask_step", "length", "initial_ids", "max_token")
     encoding = (stop_ids, _vocabulary_key(tokenizer), prompt_ids and _callables_key(prompt_ids))
     arguments = (mask_id, max_prompt_len, max_gen_length, limit, model and model_name(model), *encoding)
     return _build(path, columns, generate, arguments)
@@ -183,6 +183,7 @@ def _trajectory_row(
         "unmask_step": record.unmask_step[:keep],
         "length": min(record.length, keep),
         "initial_ids": record.initial_ids[:keep],
+        "max_token": record.decode.get("max_token", 0),
     }
 
 

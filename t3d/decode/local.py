@@ -25,12 +25,14 @@ from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
 from t3d.blocks.strategy import strategy_named
 from t3d.common.errors import UserError
+from t3d.common.options import fault
 from t3d.data.trajectory import Trajectory
 from t3d.decode.energy import Energy, candidate_uniforms
-from t3d.decode.model_facts import bytes_per_slot, logit_shift, position_count
+from t3d.decode.model_facts import bytes_per_slot, full_attention, logit_shift, position_count
 from t3d.decode.protocol import Request, Step, answer_end, not_finite, refuse_empty_prompts, refuse_mask_in_prompts
 from t3d.decode.runner import TOKENS_PREFILLED, ModelRunner
 from t3d.decode.verify import Verifier, close_up
+from t3d.decode.whole import NOT_WITH_FULL_ATTENTION, WholeRunner
 
 
 class LocalEngine:
@@ -108,7 +110,12 @@ class LocalEngine:
         if logit_shift(self.model.config):
             refuse_empty_prompts(requests)
         capacity = self._capacity(requests, settings)
-        lanes = min(self.max_active, len(requests), self._lanes_that_fit(capacity + settings.block_size))
+        if full_attention(self.model.config):
+            refuse_block_causal(settings)
+            room = max(1, TOKENS_PREFILLED // capacity)
+        else:
+            room = self._lanes_that_fit(capacity + settings.block_size)
+        lanes = min(self.max_active, len(requests), room)
         run = Run(self, settings, seed, lanes, capacity, on_step)
         waiting = deque(requests)
         while waiting or run.busy:
@@ -146,6 +153,13 @@ class LocalEngine:
                 "free; lower rollout.max_token"
             )
         return lanes
+
+
+def refuse_block_causal(settings: DecodeSettings) -> None:
+    """Raises UserError for a setting that full attention does not support."""
+    for name, remedy in NOT_WITH_FULL_ATTENTION.items():
+        if (value := getattr(settings, name)) != getattr(DecodeSettings, name):
+            raise fault(f"rollout.{name}", value, remedy)
 
 
 @dataclass
@@ -192,7 +206,8 @@ class Run:
     ):
         self.engine, self.settings, self.seed = engine, settings, seed
         self.capacity, self.on_step = capacity, on_step
-        self.runner = ModelRunner(
+        kind = WholeRunner if full_attention(engine.model.config) else ModelRunner
+        self.runner = kind(
             engine.model,
             settings,
             lanes,
@@ -252,10 +267,12 @@ class Run:
         state.prompt[lanes], state.limit[lanes] = count.to(device), (count + self.settings.max_token).to(device)
         state.start[lanes], state.key[lanes] = start.to(device), key.to(device)
         state.stage[lanes] = state.steps[lanes] = 0
-        state.forwards[lanes] = (start > 0).long().to(device)
+        state.forwards[lanes] = ((start > 0) & self.runner.cached).long().to(device)
         state.active[lanes], state.commit[lanes] = True, False
         if self.verifier is not None:
             self.verifier.drafts.settled[lanes] = state.prompt[lanes]
+        if not self.runner.cached:
+            return
         self._prefill({lane: int(start[row]) for row, lane in enumerate(free) if source[row] == lane})
         if width and len(computed) < len(free):
             computed_in = torch.tensor(source, device=device)
@@ -290,7 +307,7 @@ class Run:
         state = self.lanes
         turn = state.active & (state.stage > 0) if self.phase else state.active.clone()
         # A lane with a block to commit is between blocks, and blocks begin at phase 0.
-        if self.phase or not self.ahead.commits:
+        if self.phase or not self.ahead.commits or not self.runner.cached:
             return turn, None
         committing = turn & state.commit
         if self.engine.fused_commit:

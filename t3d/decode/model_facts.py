@@ -11,6 +11,11 @@ def logit_shift(config: Any) -> bool:
     return bool(getattr(config, "logit_shift", False))
 
 
+def full_attention(config: Any) -> bool:
+    """Does every position see every other, also those of later blocks?"""
+    return bool(getattr(config, "full_attention", False))
+
+
 def position_count(config: Any) -> int:
     """The longest sequence: the model's positions, or its attention window if that is shorter.
 

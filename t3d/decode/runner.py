@@ -71,12 +71,15 @@ class ModelRunner:
         compile: compile the blocks' forwards with torch.compile.
 
     Attributes:
+        cached: earlier blocks are read from a cache.
         lanes, cache: state of all lanes, and their keys and values.
         key_slots: slots of the cache that a forward reads.
         column: (block,) 0, 1, ...
         rows_at_once: rows whose logits are in memory at once.
         rows_drawn: rows in one pass over the vocabulary.
     """
+
+    cached = True
 
     def __init__(
         self,
@@ -166,11 +169,7 @@ class ModelRunner:
         ids = state.ids.gather(1, position)
         if self.settings.random_init_ratio:
             ids = torch.where(ids == self.mask_id, self.initial(state.key.unsqueeze(-1), position), ids)
-        try:
-            return self.forward(ids, position, mask, of_block, eager=not self.cache.ready)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = next(line for line in str(error).splitlines() if line)
-            raise UserError(f"rollout.compile=true: torch cannot compile here ({reason}); leave it off") from error
+        return self.forward(ids, position, mask, of_block, eager=not self.cache.ready)
 
     def initial(self, key: Tensor, position: Tensor) -> Tensor:
         """The tokens that positions show before they are unmasked, under ``random_init_ratio``."""
@@ -189,15 +188,14 @@ class ModelRunner:
         ``eager``: without the compiler, because prefills and verifications have changing shapes, and the first forward
         allocates the cache.
         """
-        with torch.compiler.set_stance("force_eager") if self.compile and eager else nullcontext():
-            return self.model(
-                ids,
-                mask,
-                position_ids=position,
-                use_cache=True,
-                head=head or (lambda hidden, weight: None),
-                **{CACHE_NAME: self.cache},
-            )
+        cache = {"use_cache": True, CACHE_NAME: self.cache} if self.cached else {"use_cache": False}
+        head = head or (lambda hidden, weight: None)
+        try:
+            with torch.compiler.set_stance("force_eager") if self.compile and eager else nullcontext():
+                return self.model(ids, mask, position_ids=position, head=head, **cache)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            reason = next(line for line in str(error).splitlines() if line)
+            raise UserError(f"rollout.compile=true: torch cannot compile here ({reason}); leave it off") from error
 
     def draw(self, hidden: Tensor, weight: Tensor, u: Tensor, *, need_entropy: bool):
         """``draw`` (t3d.blocks.decoding) from last hidden states (rows, width)."""

@@ -48,7 +48,7 @@ from t3d.common.errors import UserError, run_main
 from t3d.common.jsonfiles import atomic_write
 from t3d.common.options import load
 from t3d.data.dataset import load_trajectories
-from t3d.decode.model_facts import logit_shift, position_count
+from t3d.decode.model_facts import full_attention, logit_shift, position_count
 from t3d.evaluation.settings import AnalysisConfig
 from t3d.models.loading import load_model, load_tokenizer, special_ids
 from t3d.states.base import Batch, collate, generator_for
@@ -326,6 +326,8 @@ def measure_checkpoint(
 
     source = paths.model_source(checkpoint, key)
     tokenizer, model = load_tokenizer(source, key=key), loaded(source, key)
+    if full_attention(model.config):
+        raise UserError(f"{key}={checkpoint}: has full attention, and the measures need block-causal attention", key)
     phi = loaded(paths.model_source(teacher, "teacher"), "teacher") if teacher else None
     ids = special_ids(model.config, tokenizer, model.generation_config)
     samples, report = load_trajectories(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from t3d.common.options import Released, fault, option
+from t3d.common.options import fault, option
 from t3d.grading import code
 from t3d.rollout.settings import RolloutConfig, SampleConfig, SampleEvaluation, SampleExperiment
 from t3d.tasks import HELP
@@ -75,8 +75,6 @@ class EvalConfig(SampleConfig):
         ),
         "execute.allow_unsandboxed",
     )
-
-    RELEASED: ClassVar = SampleConfig.RELEASED | {"model_base": Released(("sdar",), "SDAR is the only model family")}
 
     experiment: SampleExperiment = field(default_factory=lambda: SampleExperiment(project="eval"))
     rollout: RolloutConfig = field(

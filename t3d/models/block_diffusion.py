@@ -29,6 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from t3d.blocks.attention import Labels, dense_mask, flex_mask, for_implementation
 from t3d.decode.cache import CACHE_NAMES
+from t3d.decode.model_facts import full_attention
 from t3d.models.generation import BlockDiffusionMixin
 
 
@@ -39,8 +40,9 @@ def under_block_mask(
 
     Args:
         attention_mask: None, or (batch, length) with 0 at padding: the mask is then block-causal on the grid of
-            ``config.block_size``, with positions counted from the first real token. Or the caller's own mask:
-            (batch, 1, queries, keys) bool, or a FlexAttention BlockMask.
+            ``config.block_size``, with positions counted from the first real token. With ``config.full_attention`` all
+            positions are one block. Or the caller's own mask: (batch, 1, queries, keys) bool, or a FlexAttention
+            BlockMask.
 
     Raises:
         ValueError: a cache without a mask.
@@ -52,7 +54,8 @@ def under_block_mask(
                 "block diffusion with a cache needs an explicit 4D attention_mask (t3d.blocks.attention.cache_mask)"
             )
         inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-        labels = _grid_labels(inputs, attention_mask, model.config.block_size)
+        block_size = inputs.shape[1] if full_attention(model.config) else model.config.block_size
+        labels = _grid_labels(inputs, attention_mask, block_size)
         if kwargs.get("position_ids") is None:
             real = labels.segment >= 0
             kwargs = kwargs | {"position_ids": (real.long().cumsum(-1) - 1).clamp(min=0)}

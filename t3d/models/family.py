@@ -1,12 +1,15 @@
 """Families of models: the facts about a kind of model folder that loading, training and export need.
 
 A family is one record. Each file of ``t3d/models/families`` holds one (t3d.blocks.plugins). A folder's ``model_type``
-names its family. A folder of any other type is transformers' own model of that type. Its config.json then has the facts
-of decoding, in keys that ``t3d convert`` writes:
+names its family. A family of your own is a class like those: ``model_base=my_module:MyFamily``.
+
+A folder of any other type is transformers' own model of that type. Its config.json then has the facts of decoding, in
+keys that ``t3d convert`` writes:
 
     block_size      positions of one block. This key makes a plain folder a block-diffusion model.
     mask_token_id   the id that stands for "not yet decoded"; null = the tokenizer's mask token.
     logit_shift     true = the hidden state before a position predicts its token; absent = false.
+    full_attention  true = every position sees every other, as in LLaDA; absent = block-causal attention.
 """
 
 from collections.abc import Mapping
@@ -19,6 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from t3d.blocks import plugins
+from t3d.common.options import fault
 from t3d.models.block_diffusion import BlockDiffusionLM, block_diffusion_class
 
 PACKAGE = "t3d.models.families"
@@ -33,6 +37,7 @@ class Family:
         block_size: positions of one block; None = config.json must say.
         mask_id: the mask token; None = config.json's ``mask_token_id``, else the tokenizer's.
         logit_shift: the hidden state before a position predicts its token.
+        full_attention: every position sees every other.
         keys: names in config.json -> names in transformers' configuration, block_size among them.
         weights: published names of weights -> transformers', regular expressions as of ``key_mapping`` in
             ``from_pretrained``. An export has the published names.
@@ -43,12 +48,13 @@ class Family:
     block_size: ClassVar[int | None] = None
     mask_id: ClassVar[int | None] = None
     logit_shift: ClassVar[bool] = False
+    full_attention: ClassVar[bool] = False
     keys: ClassVar[Mapping[str, str]] = {}
     weights: ClassVar[Mapping[str, str]] = {}
     lora: ClassVar[tuple[str, ...]] = ()
 
     def configuration(self, found: Mapping[str, Any], **options: Any) -> PreTrainedConfig:
-        """The configuration of a config.json. It always has block_size, mask_token_id and logit_shift.
+        """The configuration of a config.json. It always has the four keys of block diffusion.
 
         Args:
             found: the file's contents. options: as of ``PreTrainedConfig.from_dict``.
@@ -64,7 +70,8 @@ class Family:
         config = CONFIG_MAPPING[kind].from_dict(values, **options)
         if reason := unsuitable(config):
             raise ValueError(reason)
-        given = {"block_size": self.block_size, "mask_token_id": self.mask_id, "logit_shift": self.logit_shift}
+        given = {"block_size": self.block_size, "mask_token_id": self.mask_id}
+        given |= {"logit_shift": self.logit_shift, "full_attention": self.full_attention}
         for name, value in given.items():
             if getattr(config, name, None) is None:
                 setattr(config, name, value)
@@ -85,6 +92,21 @@ def families() -> dict[str, Family]:
 def family_of(model_type: str) -> Family:
     """The family of a folder's ``model_type``; the default if no file has it."""
     return families().get(model_type) or Family()
+
+
+def use(name: str) -> None:
+    """Make known the family of the setting ``model_base``; one of ours is known already.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    try:
+        found = plugins.load(name, PACKAGE)
+    except ValueError as error:
+        raise fault("model_base", name, str(error)) from error
+    if not (isinstance(found, type) and issubclass(found, Family)):
+        raise fault("model_base", name, "is no family; derive it from t3d.models.family.Family")
+    families().update({kind: found() for kind in found.model_types})
 
 
 def model_class(config: PreTrainedConfig) -> type[BlockDiffusionLM]:

@@ -133,7 +133,7 @@ def load_config(source: str, key: str = "model.pretrained_model", *, autoregress
     except Exception as error:  # a value of a wrong type is an error of huggingface_hub's own
         raise _unreadable(key, source, "model", error) from error
     if autoregressive:
-        config.block_size, config.logit_shift = 1, True
+        config.block_size, config.logit_shift, config.full_attention = 1, True, False
     if config.block_size is None:
         raise UserError(
             f"{key}={source}: a {kind!r} model without block_size in its config.json, so it is autoregressive; "

@@ -120,6 +120,7 @@ class Objective(ABC):
         counts_empty: a state without targets counts in the mean over sequences, with a loss of 0. Some estimators are
             unbiased only over all drawn states.
         progress: the share of the training's steps that are over, 0 to below 1; the trainer sets it before each step.
+        block_causal: its states need the block-causal layout, so a model with full attention cannot have it.
         forwards: forward passes of the student before one backward pass (for the cost model).
         head_tables: fp32 tables of (a chunk's rows x vocabulary) that its head holds in the backward pass (for the cost
             model).
@@ -133,6 +134,7 @@ class Objective(ABC):
     noise: Callable[[dict, torch.Generator], State]
     counts_empty: bool = False
     progress: float = 0.0
+    block_causal: bool = False
     forwards: int = 1
     head_tables: int = 1
 

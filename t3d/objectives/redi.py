@@ -46,6 +46,7 @@ class ReDi(Objective):
     chunk: int = 1024
     Settings = ReDiSettings
     counts_empty = True
+    block_causal = True  # later blocks would have to show their x_T
 
     @classmethod
     def build(cls, settings: ReDiSettings, context: Context) -> "ReDi":

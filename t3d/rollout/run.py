@@ -29,10 +29,17 @@ from t3d.common.processes import is_main_process
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
 from t3d.decode.model_facts import position_count
-from t3d.decode.protocol import Engine, Request
+from t3d.decode.protocol import SERVED_BY_SGLANG, Engine, Request
 from t3d.models.decoder import load_decoder
 from t3d.models.fingerprint import weights_fingerprint
-from t3d.models.loading import load_config, load_generation_config, load_tokenizer, located, special_ids
+from t3d.models.loading import (
+    folder_config,
+    load_config,
+    load_generation_config,
+    load_tokenizer,
+    located,
+    special_ids,
+)
 from t3d.rollout.settings import RolloutConfig, SampleConfig
 from t3d.tasks import find_task, prompt_ids
 from t3d.tasks.problems import Problem, load_problems
@@ -357,6 +364,10 @@ def make_sglang_engine(config: SampleConfig, source: str, tokenizer) -> Engine:
     rollout = config.rollout
     if Path(source).is_dir():  # an adapter is served as the model that it makes
         source = located(source, "evaluation.checkpoint_path")
+    kind = folder_config(source, key="evaluation.checkpoint_path")["model_type"]
+    if kind not in SERVED_BY_SGLANG:
+        served = "SDAR, SDAR-MoE and LLaDA2"
+        raise fault("rollout.engine", "sglang", f"serves {served}, not {kind!r} models; leave it at local")
     config_of_model = load_config(source, key="evaluation.checkpoint_path")
     ids = special_ids(config_of_model, tokenizer, load_generation_config(source, "evaluation.checkpoint_path"))
     max_active = min(rollout.max_active, rollout.batch_size or rollout.max_active)

@@ -127,12 +127,19 @@ class SampleConfig:
         *("evaluation.eval_dataset", "evaluation.data_type", "evaluation.limit"),
     )
 
+    model_base: str | None = option(
+        None, "family of the model; null = by the folder's model_type; module:Class makes known a family of your own"
+    )
     experiment: SampleExperiment = field(default_factory=SampleExperiment)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     evaluation: SampleEvaluation = field(default_factory=SampleEvaluation)
 
     def check(self) -> None:
         rollout, data = self.rollout, self.evaluation
+        if self.model_base not in (None, "sdar"):  # the release's value costs no import
+            import t3d.models.family
+
+            t3d.models.family.use(self.model_base)
         self.check_task()
         check_engine(rollout)
         refuse_conflict(rollout, "rollout.")

@@ -9,6 +9,7 @@ step, so a resumed run repeats nothing and skips nothing.
 import logging
 import math
 import time
+from collections.abc import Callable
 from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
@@ -24,11 +25,12 @@ from t3d.common import options, paths
 from t3d.common.errors import UserError
 from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
-from t3d.decode.model_facts import logit_shift, position_count
+from t3d.decode.model_facts import full_attention, logit_shift, position_count
 from t3d.models.loading import export_model, load_model, load_tokenizer, special_ids, training_attention
 from t3d.objectives.base import Context, FrozenSettings, Objective, find
 from t3d.states.base import State, collate, generator_for
 from t3d.states.packing import micro_batches
+from t3d.states.whole import WholeSequence
 from t3d.tasks import find_task
 from t3d.training import adapters, checkpoint, planning
 from t3d.training.averaging import WeightAverage
@@ -201,6 +203,28 @@ def make_objective(config: TrainConfig, ids: SpecialIds) -> Objective:
     return find(training.objective).build(objective_settings(training), context)
 
 
+def noise_for(
+    config: TrainConfig, objective: Objective, ids: SpecialIds, model_config: Any
+) -> Callable[[dict, torch.Generator], State]:
+    """How training states are drawn: the objective's noise, under full attention at one block of a whole sequence.
+
+    Raises:
+        UserError: something needs the block-causal layout, which full attention does not have.
+    """
+    if not full_attention(model_config):
+        return objective.noise
+    training = config.training
+    remedy = "needs block-causal attention, which this model does not have"
+    if objective.block_causal:
+        raise options.fault("training.objective", training.objective, f"{remedy}; take sft, naive_td, t3d or dparallel")
+    if objective.copies > 1:
+        raise options.fault("training.path_states", "own", f"{remedy}; set it to shared")
+    if training.refresh_rollouts and getattr(objective_settings(training), "refresh_targets", "student") == "teacher":
+        raise options.fault("training.refresh_targets", "teacher", f"{remedy}; set it to student")
+    assert training.block_size
+    return WholeSequence(objective.noise, training.block_size, ids.mask_id, training.max_gen_length)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
 
@@ -234,6 +258,7 @@ class Trainer:
         self.warm = 0  # sequences drawn when the warm-up ended
         self.flex = student.config._attn_implementation == "flex_attention"
         self.shift = logit_shift(student.config)
+        self.noise = noise_for(config, objective, ids, student.config)
         kept = objective.reference
         frozen = kept is not None and not kept.is_student
         shared = training.lora.rank > 0 and not objective.teacher  # student and reference have one base
@@ -385,7 +410,7 @@ class Trainer:
         states = []
         for epoch, index in self.local_indices(step):
             sample = self.samples[index]
-            state = self.objective.noise(sample, generator_for(self.config.training.seed, epoch, sample["id"]))
+            state = self.noise(sample, generator_for(self.config.training.seed, epoch, sample["id"]))
             state.sample_id = sample["id"]
             states.append(state)
         return states

@@ -83,6 +83,7 @@ class RefreshedSamples:
                 "unmask_step": t.unmask_step[:kept],
                 "length": min(t.length, kept),
                 "initial_ids": t.initial_ids,
+                "max_token": t.decode.get("max_token", 0),
                 "target_ids": t.target_ids,
                 "target_step": t.target_step,
             }

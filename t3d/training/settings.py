@@ -298,6 +298,9 @@ class TrainConfig:
         *("optimizer.params.learning_rate", "lr_scheduler.scheduler", "lr_scheduler.params.warmup_steps"),
     )
 
+    model_base: str | None = option(
+        None, "family of the model; null = by the folder's model_type; module:Class makes known a family of your own"
+    )
     wandb: WandbConfig = field(default_factory=WandbConfig)
     experiment: TrainExperiment = field(default_factory=TrainExperiment)
     model: TrainModel = field(default_factory=TrainModel)
@@ -319,6 +322,10 @@ class TrainConfig:
 
     def check(self) -> None:
         training = self.training
+        if self.model_base not in (None, "sdar"):
+            import t3d.models.family
+
+            t3d.models.family.use(self.model_base)
         find_task(self.dataset.data_type, "dataset.data_type")
         objective_settings(training).check(training)
         if training.lora.rank and training.lora.target_modules == []:

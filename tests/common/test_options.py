@@ -424,7 +424,11 @@ STRATEGIES = ", ".join([*names(), "or module:Object"])
             "must be one of math, code, option, text, or my_module:MyTask; did you mean math?",
         ),
         (SampleConfig, "evaluation.node_index=1", "nodes count from 0; must be below evaluation.num_node=1"),
-        (EvalConfig, "model_base=llada", "SDAR is the only model family"),
+        (
+            EvalConfig,
+            "model_base=lada",
+            "must be one of a2d, dream, fast_dllm, llada, sdar, sdar_moe, or module:Object",
+        ),
         (EvalConfig, "rollout.engine=vllm", "must be one of local, sglang"),
         (TrainConfig, "training.block_size=0", "must be at least 1"),
         (TrainConfig, "training.alpha=-1.0", "must be at least 0"),
@@ -466,7 +470,6 @@ def test_two_keys_that_do_not_go_together_name_the_other_one():
 @pytest.mark.parametrize(
     ("schema", "override"),
     [
-        (EvalConfig, "model_base=llada"),
         (SampleConfig, "rollout.num_task_per_step=2"),
         (TrainConfig, "training.method=trace"),
         (TrainConfig, "training.target_temp=1.0"),

@@ -10,15 +10,19 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.errors import UserError
+from t3d.common.options import load
 from t3d.decode.local import LocalEngine
-from t3d.models.family import lora_modules, model_class
-from t3d.models.loading import export_model, load_config, load_model, load_tokenizer, special_ids
+from t3d.models.family import Family, families, lora_modules, model_class
+from t3d.models.loading import WEIGHTS, export_model, load_config, load_model, load_tokenizer, special_ids
 from t3d.objectives.base import Context, find
+from t3d.rollout.run import make_engine
+from t3d.rollout.settings import SampleConfig
 from t3d.states.base import collate
 from tests.conftest import MASK, PAD, STOP
 from tests.decode.test_local import requests
@@ -189,6 +193,76 @@ def load_reference(model):
     return copy.requires_grad_(False)
 
 
+# -- full attention; tests/test_full_attention.py decodes and trains on it ---------------------------------------------
+
+LLADA_KEYS = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "intermediate_size": "mlp_hidden_size",
+    "max_position_embeddings": "max_sequence_length",
+    "tie_word_embeddings": "weight_tying",
+}
+LLADA_NAMES = {
+    "model.embed_tokens": "wte",
+    "model.norm": "ln_f",
+    "lm_head": "ff_out",
+    "model.layers.": "blocks.",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ff_norm",
+    "self_attn.o_proj": "attn_out",
+    "self_attn.": "",
+    "mlp.gate_proj": "ff_proj",
+    "mlp.down_proj": "ff_out",
+    "mlp.": "",
+}
+
+
+def as_llada(folder) -> None:
+    """Rewrite a Llama's folder in LLaDA's names."""
+    config = json.loads((folder / "config.json").read_text())
+    config = {LLADA_KEYS.get(name, name): value for name, value in config.items()}
+    said = {"embedding_size": 64, "vocab_size": 62, "rope_theta": 10000.0, "block_type": "llama", "rope": True}
+    (folder / "config.json").write_text(json.dumps(config | said | {"model_type": "llada"}))
+    weights = {}
+    for name, weight in load_file(folder / WEIGHTS).items():
+        for ours, theirs in LLADA_NAMES.items():
+            name = name.replace(ours, theirs)
+        weights[f"model.transformer.{name}"] = weight
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", ["llada", "Dream"])
+@torch.no_grad()
+def test_a_family_of_full_attention_loads_and_exports(kind, tmp_path):
+    FAMILIES[kind] = {"llada": ("llama", {"num_key_value_heads": 4}, KEYS), "Dream": ("qwen2", {}, KEYS)}[kind]
+    try:
+        folder, theirs = published(tmp_path / "teacher", kind)
+    finally:
+        del FAMILIES[kind]
+    if kind == "llada":
+        as_llada(folder)
+    model = load_model(str(folder))
+    assert model.config.full_attention and model.config.logit_shift == (kind == "Dream")
+    prompt = torch.tensor([[5, 9, 40, 3, 3, 17, 8, 1]])
+    everything = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    torch.testing.assert_close(model(prompt).logits, theirs(prompt, attention_mask=everything).logits, **CLOSE)
+
+    model.get_decoder().norm.weight.mul_(0.5)
+    student = export_model(model, str(folder), tmp_path / "student", block_size=2)
+    assert weight_names(student) == weight_names(folder)
+    config, before = (json.loads((f / "config.json").read_text()) for f in (student, folder))
+    assert config == before | {"block_size": 2}
+    assert torch.equal(load_model(str(student))(prompt).logits, model(prompt).logits)
+
+
+def test_a_llada_that_is_no_llama_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llada", "vocab_size": 64, "include_bias": True}))
+    with pytest.raises(UserError, match="include_bias=True"):
+        load_config(str(tmp_path))
+
+
 # -- other models ------------------------------------------------------------------------------------------------------
 
 TRIED = {
@@ -217,6 +291,46 @@ def test_other_models_of_transformers_decode_as_they_compute(kind):
     answers, settings = rollouts(model, ids, temperature=0.0)
     for request in requests((1, 4, 6, 9, 2)):
         assert answers[request.id].response_ids == greedy(model, ids, request, settings)
+
+
+class Toy(Family):
+    model_types = {"toy": "llama"}
+    block_size, mask_id, logit_shift = 2, MASK, True
+    keys = {"layers": "num_hidden_layers"}
+    weights = {r"^trunk\.": "model."}
+
+
+def test_a_family_of_ones_own_is_a_class_that_a_setting_names(tmp_path):
+    FAMILIES["toy"] = ("llama", {}, {})
+    try:
+        folder, theirs = published(tmp_path / "toy", "toy")
+    finally:
+        del FAMILIES["toy"]
+    config = json.loads((folder / "config.json").read_text())
+    config["layers"] = config.pop("num_hidden_layers")
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {name.replace("model.", "trunk.", 1): weight for name, weight in load_file(folder / WEIGHTS).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="no model of model_type 'toy'"):
+        load_model(str(folder))
+    try:
+        load(SampleConfig, [f"model_base={__name__}:Toy"])
+        model = load_model(str(folder))
+    finally:
+        families().pop("toy", None)
+    assert (model.config.block_size, model.config.logit_shift) == (2, True)
+    assert torch.equal(model.model.norm.weight, theirs.model.norm.weight)
+    for name in ("lada", f"{__name__}:FAMILIES"):
+        with pytest.raises(UserError, match="^model_base="):
+            load(SampleConfig, [f"model_base={name}"])
+
+
+def test_sglang_is_refused_for_what_it_does_not_serve(tmp_path):
+    folder, _ = published(tmp_path, "llama")
+    config = load(SampleConfig, ["rollout.engine=sglang", "rollout.engine_urls=[http://localhost:1]"])
+    with pytest.raises(UserError, match="SDAR, SDAR-MoE and LLaDA2") as caught:
+        make_engine(config, str(folder), load_tokenizer(str(folder)), rank=0)
+    assert caught.value.key == "rollout.engine"
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

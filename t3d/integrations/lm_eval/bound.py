@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from t3d.decode.model_facts import logit_shift
+from t3d.common.errors import UserError
+from t3d.decode.model_facts import full_attention, logit_shift
 from t3d.objectives.base import score
 from t3d.states.base import State, absolute_grid, collate, state_without_order
 
@@ -84,6 +85,8 @@ def bound_states(
 @torch.no_grad()
 def weighted_log_probs(model, states: Sequence[State], pad_id: int) -> list[float]:
     """Each state's part of its bound, in nats, by one forward in the training layout."""
+    if full_attention(model.config):
+        raise UserError("log-likelihoods: the bound needs block-causal attention; score generated answers only")
     batch = collate([[state] for state in states], pad_id, shift=logit_shift(model.config), device=model.device)
     log_probs, _ = score(model, batch)
     terms = (batch.weight * log_probs[:, 0]).cpu().double()
