@@ -193,7 +193,7 @@ def load_reference(model):
     return copy.requires_grad_(False)
 
 
-# -- full attention; tests/test_full_attention.py decodes and trains on it ----------------------------------------------
+# -- full attention; tests/test_full_attention.py decodes and trains on it ---------------------------------------------
 
 LLADA_KEYS = {
     "hidden_size": "d_model",
