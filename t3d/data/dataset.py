@@ -337,7 +337,7 @@ def _build(
             json.dump(asdict(report), file)
 
     text, number = datasets.Value("string"), datasets.Value("int32")
-    kinds = {"id": text, "length": number}
+    kinds = {"id": text, "length": number, "max_token": number}
     try:
         # `datasets` holds a lock while it builds. So the processes of a launch build once and share the file.
         dataset = datasets.Dataset.from_generator(

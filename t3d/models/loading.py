@@ -23,7 +23,7 @@ from t3d.common.paths import model_source, resolve, setup_cache
 from t3d.data.prompts import stop_ids
 from t3d.decode.model_facts import head_dim
 from t3d.models.block_diffusion import BlockDiffusionLM
-from t3d.models.family import family_of, model_class
+from t3d.models.family import families, family_of, model_class
 from t3d.models.fingerprint import adapter_base, weights_fingerprint
 
 log = logging.getLogger(__name__)
@@ -161,11 +161,18 @@ def load_generation_config(source: str, key: str = "model.pretrained_model") -> 
 def load_tokenizer(source: str, key: str = "model.pretrained_model") -> Any:
     """The tokenizer of a model folder or hub id. Raises UserError if it cannot be read."""
     try:
-        return AutoTokenizer.from_pretrained(located(source, key), trust_remote_code=False)
+        config = _config_of_a_family(source, key)
+        return AutoTokenizer.from_pretrained(located(source, key), config=config, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:
         raise _unreadable(key, source, "tokenizer", error) from error
+
+
+def _config_of_a_family(source: str, key: str) -> PreTrainedConfig | None:
+    """The configuration of a model type that transformers does not know; None = transformers finds it."""
+    found = PreTrainedConfig.get_config_dict(located(source, key))[0]
+    return load_config(source, key) if found.get("model_type") in families() else None
 
 
 def located(source: str, key: str = "model.pretrained_model") -> str:
