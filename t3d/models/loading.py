@@ -1,6 +1,8 @@
 """Model folders: load a block-diffusion model and its tokenizer, know its special ids, export a student as a folder."""
 
+import fcntl
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ from transformers.core_model_loading import revert_weight_conversion
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.errors import UserError
 from t3d.common.hub import unreachable
-from t3d.common.paths import model_source, resolve
+from t3d.common.paths import model_source, resolve, setup_cache
 from t3d.data.prompts import stop_ids
 from t3d.decode.model_facts import head_dim
 from t3d.models.block_diffusion import BlockDiffusionLM
 from t3d.models.family import family_of, model_class
+from t3d.models.fingerprint import adapter_base, weights_fingerprint
+
+log = logging.getLogger(__name__)
 
 PROVENANCE = "t3d.json"  # in an exported folder: the training that made it
 WEIGHTS = "model.safetensors"
@@ -165,12 +170,15 @@ def load_tokenizer(source: str, key: str = "model.pretrained_model") -> Any:
 
 def located(source: str, key: str = "model.pretrained_model") -> str:
     """The source for transformers: a folder or a hub id. Without a connection, a hub id's folder in the hub's cache.
+    For a LoRA adapter it is the folder of its model with the adapter in its weights.
 
     Raises:
         UserError: there is no such folder, or it is no model folder. Or a hub id is not in the cache, and the hub
             cannot be reached.
     """
     path = model_source(source, key)
+    if Path(path).is_dir() and (merged := merged_adapter(Path(path), key)):
+        return str(merged)
     if Path(path).is_dir() and (other := other_folder(Path(path))):
         raise UserError(f"{key}={source}: {other}", key)
     if Path(path).is_dir() or (cause := unreachable()) is None:
@@ -185,13 +193,55 @@ def located(source: str, key: str = "model.pretrained_model") -> str:
     )
 
 
+def merged_adapter(folder: Path, key: str) -> Path | None:
+    """The model of a folder's LoRA adapter with the adapter in its weights, as a folder in T3D's cache, made once.
+
+    None where ``folder`` holds no adapter, or where its model cannot be loaded. Raises UserError where the two do not
+    fit together, or PEFT is not installed.
+    """
+    base = adapter_base(folder)
+    if base is None:
+        return None
+    target = setup_cache() / "merged" / weights_fingerprint(str(folder)) / folder.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a launch make it once
+        if (target / "config.json").exists():
+            return target
+        try:
+            model = load_model(base, dtype=torch.float32, key=key)
+        except UserError as error:
+            log.warning("%s: the adapter's model %s: %s", folder, base, error)
+            return None
+        merged = _merge(model, folder, base, key)
+        log.warning("%s: an adapter of %s; merged into %s", folder, base, target)
+        return export_model(merged, base, target, made_by=provenance(folder))
+
+
+def _merge(model: BlockDiffusionLM, folder: Path, base: str, key: str) -> BlockDiffusionLM:
+    """The model with a folder's adapter in its weights."""
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+
+        adapted = PeftModel.from_pretrained(model, str(folder))
+        names = set(get_peft_model_state_dict(adapted))
+        if names != set(_weight_names(folder, "adapter_model.safetensors") or names):  # PEFT only warns
+            raise ValueError("its weights are of other layers")
+        return adapted.merge_and_unload()
+    except ImportError as error:
+        raise UserError(f"{key}={folder}: an adapter, and merging it needs peft; pip install peft", key) from error
+    except Exception as error:  # of several libraries, without a common base
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        raise UserError(
+            f"{key}={folder}: an adapter that does not fit {base} ({reason}); get both again", key
+        ) from error
+
+
 def other_folder(folder: Path) -> str | None:
     """The kind of a folder that people confuse with a model folder, and the right path; None for any other folder."""
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text()).get("base_model_name_or_path")
+    if base := adapter_base(folder):
         return (
-            f"an adapter of {base}, without that model; merge it into the model (PEFT: merge_and_unload) and save that"
+            f"an adapter of {base}, and that model cannot be loaded; get it, or name its folder in adapter_config.json"
         )
     if (folder / "config.json").exists():
         return None
@@ -313,6 +363,8 @@ def export_model(
 def provenance(source: str | Path) -> dict[str, Any]:
     """The training that made a model folder: objective, project, run, step and teacher. Empty if no run made it."""
     file = resolve(source) / PROVENANCE
+    if not file.is_file() and (base := adapter_base(file.parent)):
+        return {"objective": "adapter", "teacher": base}
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
@@ -324,7 +376,7 @@ def _source_folder(source: str) -> Path:
     """The folder of a model. For a hub id: the cached snapshot that was loaded, completed by its other files."""
     path = model_source(source)
     if Path(path).is_dir():
-        return Path(path)
+        return Path(located(source))
     # Loading did not fetch remote code. The export needs it in the revision that is in the cache. Offline only the
     # files in the cache are copied.
     cached = try_to_load_from_cache(path, "config.json")
@@ -333,12 +385,12 @@ def _source_folder(source: str) -> Path:
     return Path(snapshot_download(path, revision=revision, ignore_patterns=list(WEIGHT_FILES), local_files_only=only))
 
 
-def _weight_names(folder: Path) -> list[str] | None:
+def _weight_names(folder: Path, file_name: str = WEIGHTS) -> list[str] | None:
     """The names of a folder's weights; None if they are not in safetensors files."""
     if (folder / WEIGHTS_INDEX).exists():
         return list(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"])
-    if (folder / WEIGHTS).exists():
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
+    if (folder / file_name).exists():
+        with safe_open(folder / file_name, framework="pt") as file:
             return list(file.keys())
     return None
 

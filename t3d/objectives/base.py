@@ -58,12 +58,35 @@ class ObjectiveSettings:
 
 
 @dataclass
-class ReferenceSettings(ObjectiveSettings):
+class FrozenSettings(ObjectiveSettings):
+    """How a frozen model beside the student is kept: as it was when training began, to the end."""
+
+    reference_offload: bool = option(False, "keep the reference in CPU memory between its passes: less GPU memory")
+
+    refreshed: ClassVar[bool] = False
+
+    @property
+    def is_student(self) -> bool:
+        """Is the reference the student of this very step, so that no second model is held?"""
+        return False
+
+    def round_at(self, step: int) -> int:
+        """The number of the reference at optimizer ``step``, from 1."""
+        return 1
+
+    def ends_round(self, step: int) -> bool:
+        """Whether the reference is refreshed after optimizer ``step``."""
+        return False
+
+
+@dataclass
+class ReferenceSettings(FrozenSettings):
     """How the frozen reference of an objective is kept."""
 
     multi_round: bool = option(True, "refresh the reference from the student")
     round_interval: int = option(10, "optimizer steps between refreshes; 1 needs no second model", ge=1)
-    reference_offload: bool = option(False, "keep the reference in CPU memory between its passes: less GPU memory")
+
+    refreshed: ClassVar[bool] = True
 
     @property
     def is_student(self) -> bool:
@@ -79,6 +102,13 @@ class ReferenceSettings(ObjectiveSettings):
         return self.multi_round and step % self.round_interval == 0
 
 
+class Teacher(NamedTuple):
+    """A frozen model in a folder or under a hub id; ``autoregressive``: it is one, and no block-diffusion model."""
+
+    source: str
+    autoregressive: bool
+
+
 class Objective(ABC):
     """One objective. A subclass defines ``Settings``, ``build``, ``noise`` and ``__call__``; the rest has defaults.
 
@@ -89,6 +119,7 @@ class Objective(ABC):
         noise: draws a training state of a sample. The trainer skips a state without targets, and counts it.
         counts_empty: a state without targets counts in the mean over sequences, with a loss of 0. Some estimators are
             unbiased only over all drawn states.
+        progress: the share of the training's steps that are over, 0 to below 1; the trainer sets it before each step.
         forwards: forward passes of the student before one backward pass (for the cost model).
         head_tables: fp32 tables of (a chunk's rows x vocabulary) that its head holds in the backward pass (for the cost
             model).
@@ -101,6 +132,7 @@ class Objective(ABC):
     data: ClassVar[str] = "trajectories"
     noise: Callable[[dict, torch.Generator], State]
     counts_empty: bool = False
+    progress: float = 0.0
     forwards: int = 1
     head_tables: int = 1
 
@@ -114,8 +146,13 @@ class Objective(ABC):
         """The loss of a batch. ``reference`` is None if the objective has none, or if it is stopgrad(student)."""
 
     @property
-    def reference(self) -> ReferenceSettings | None:
+    def reference(self) -> FrozenSettings | None:
         """The settings of its frozen reference; None if it has none."""
+        return None
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """A reference that is another model; None = it begins as the student does."""
         return None
 
     @property
@@ -135,6 +172,7 @@ class Objective(ABC):
 # The registry
 
 Class = TypeVar("Class", bound=type[Objective])
+Result = TypeVar("Result")
 _found: dict[str, type[Objective]] = {}
 
 
@@ -203,14 +241,41 @@ def score(
         (log-probabilities (N, 1 or 2) fp32 of x_0 and y, y or None).
     """
 
-    def head(hidden: Tensor, weight: Tensor):
-        rows = loss_rows(hidden, batch)
+    def head(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         if draw is not None:
             return draw_and_score(rows, weight, batch.targets.unsqueeze(-1), draw, chunk)
         targets = [batch.targets] if negatives is None else [batch.targets, negatives]
         return token_log_probs(rows, weight, torch.stack(targets, -1), chunk), negatives
 
-    return model(batch.input_ids, batch.attention_mask, position_ids=batch.position_ids, use_cache=False, head=head)
+    return read(model, batch, head)
+
+
+def read(model: Callable, batch: Batch, head: Callable[[Tensor, Tensor], Result]) -> Result:
+    """One forward of ``model`` on the batch: what ``head`` makes of the hidden states (N, width) where the loss looks
+    and of the vocabulary head (vocab, width).
+    """
+
+    def of_rows(hidden: Tensor, weight: Tensor) -> Result:
+        return head(loss_rows(hidden, batch), weight)
+
+    return model(batch.input_ids, batch.attention_mask, position_ids=batch.position_ids, use_cache=False, head=of_rows)
+
+
+@torch.no_grad()
+def read_teacher(reference: Callable, batch: Batch, at: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The frozen model's hidden states (N, width) in its own states of the batch, and its head (vocab, width).
+
+    ``at``: (n,) the targets to keep; None = all of them.
+    """
+    assert batch.teacher is not None
+    heads: list[Tensor] = []
+
+    def head(rows: Tensor, weight: Tensor) -> Tensor:
+        heads.append(weight.detach())  # the storage of this pass: an offloaded or split parameter leaves after it
+        return rows if at is None else rows[at]
+
+    rows = read(reference, batch.teacher, head)
+    return rows, heads[0]
 
 
 def loss_rows(hidden: Tensor, batch: Batch) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from t3d.common.options import option
-from t3d.objectives.base import Context, Objective, Terms, loss_rows, register
+from t3d.objectives.base import Context, Objective, Terms, read, register
 from t3d.objectives.likelihood import token_certainty
 from t3d.objectives.states import AnswerEnd, TeacherTargets
 from t3d.states.base import Batch
@@ -76,13 +76,10 @@ class DParallel(Objective):
         """(sequences,) each: cross-entropy of the masked tokens, entropy of correctly guessed tokens, their share."""
         masked = batch.masked_index
 
-        def head(hidden: Tensor, weight: Tensor):
-            rows = loss_rows(hidden, batch)[masked]
-            return token_certainty(rows, weight, batch.targets[masked], self.temperature, self.chunk)
+        def head(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return token_certainty(rows[masked], weight, batch.targets[masked], self.temperature, self.chunk)
 
-        log_prob, entropy, right = student(
-            batch.input_ids, batch.attention_mask, position_ids=batch.position_ids, use_cache=False, head=head
-        )
+        log_prob, entropy, right = read(student, batch, head)
         sequence, sequences = batch.sequence[masked], batch.sequences
         return (
             group_mean(-log_prob, sequence, sequences),
@@ -95,5 +92,10 @@ def complement(batch: Batch, mask_id: int) -> Batch:
     """The batch with shown targets masked, and masked targets shown."""
     ids = batch.input_ids.flatten().clone()
     ids[batch.place] = torch.where(batch.masked, batch.targets, mask_id)
-    shown = (~batch.masked).nonzero().squeeze(-1)
-    return replace(batch, input_ids=ids.view_as(batch.input_ids), masked=~batch.masked, masked_index=shown)
+    return replace(
+        batch,
+        input_ids=ids.view_as(batch.input_ids),
+        masked=~batch.masked,
+        masked_index=batch.shown_index,
+        shown_index=batch.masked_index,
+    )

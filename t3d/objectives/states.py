@@ -1,11 +1,12 @@
-"""Groups of keys that several objectives share: the tokens that a training state hides, and the end of its targets."""
+"""Groups of keys that several objectives share: the hidden tokens, the end of the targets, and soft targets."""
 
 from dataclasses import dataclass
 
 import torch
 
 from t3d.common.options import fault, option
-from t3d.objectives.base import Context, ObjectiveSettings
+from t3d.objectives.base import Context, FrozenSettings, ObjectiveSettings
+from t3d.objectives.divergence import Divergence
 from t3d.states.trajectory import TrajectoryNoise
 
 
@@ -104,3 +105,26 @@ class MaskTimes(ObjectiveSettings):
     def times(self) -> dict:
         """Arguments of the noises that draw a time t."""
         return {"t_min": self.t_min, "t_max": self.t_max, "per_block": self.sft_t_per == "block"}
+
+
+@dataclass
+class SoftTargets(FrozenSettings):
+    """A frozen teacher's distributions are the targets: KL(teacher || student) unless said otherwise."""
+
+    reverse_kl_weight: float = option(
+        0.0, "soft targets: w of (1 - w) KL(teacher || student) + w KL(student || teacher)", ge=0, le=1
+    )
+    jsd_beta: float | None = option(
+        None, "soft targets: beta of the generalised JSD, which takes the place of both KL; null = off", gt=0, lt=1
+    )
+    teacher_top_k: int | None = option(
+        None, "soft targets: the teacher's k likeliest tokens count, over the whole vocabulary's mass; null = all", ge=1
+    )
+
+    def check(self, training) -> None:
+        super().check(training)
+        if self.jsd_beta is not None and self.reverse_kl_weight:
+            raise fault("training.jsd_beta", self.jsd_beta, "takes both KL's place; set reverse_kl_weight=0")
+
+    def measure(self, temperature: float = 1.0) -> Divergence:
+        return Divergence(self.reverse_kl_weight, self.jsd_beta, self.teacher_top_k, temperature)

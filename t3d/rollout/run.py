@@ -32,7 +32,7 @@ from t3d.decode.model_facts import position_count
 from t3d.decode.protocol import Engine, Request
 from t3d.models.decoder import load_decoder
 from t3d.models.fingerprint import weights_fingerprint
-from t3d.models.loading import load_config, load_generation_config, load_tokenizer, special_ids
+from t3d.models.loading import load_config, load_generation_config, load_tokenizer, located, special_ids
 from t3d.rollout.settings import RolloutConfig, SampleConfig
 from t3d.tasks import find_task, prompt_ids
 from t3d.tasks.problems import Problem, load_problems
@@ -355,6 +355,8 @@ def make_sglang_engine(config: SampleConfig, source: str, tokenizer) -> Engine:
     from t3d.decode.sglang import HttpServer, OfflineServer, Server, SGLangEngine, Weights, offline_engine
 
     rollout = config.rollout
+    if Path(source).is_dir():  # an adapter is served as the model that it makes
+        source = located(source, "evaluation.checkpoint_path")
     config_of_model = load_config(source, key="evaluation.checkpoint_path")
     ids = special_ids(config_of_model, tokenizer, load_generation_config(source, "evaluation.checkpoint_path"))
     max_active = min(rollout.max_active, rollout.batch_size or rollout.max_active)

@@ -26,7 +26,7 @@ from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
 from t3d.decode.model_facts import logit_shift, position_count
 from t3d.models.loading import export_model, load_model, load_tokenizer, special_ids, training_attention
-from t3d.objectives.base import Context, Objective, find
+from t3d.objectives.base import Context, FrozenSettings, Objective, find
 from t3d.states.base import State, collate, generator_for
 from t3d.states.packing import micro_batches
 from t3d.tasks import find_task
@@ -36,7 +36,7 @@ from t3d.training.distribution import accumulation, all_names, declare_head, mak
 from t3d.training.interruption import StopRequest
 from t3d.training.onpolicy import Rounds
 from t3d.training.order import SampleOrder
-from t3d.training.reference import FrozenAdapters, FrozenModel, compile_layers
+from t3d.training.reference import FrozenAdapters, FrozenModel, compile_layers, refuse_other_tokens
 from t3d.training.runs import fingerprint, prune_exports, refuse_other_data, refuse_other_settings, run_folder
 from t3d.training.settings import TrainConfig, objective_settings
 from t3d.training.tally import Tally
@@ -70,6 +70,8 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
     objective = make_objective(config, ids)
     if warning := objective.warning(samples[0]):
         log.warning("%s: %s", data_path, warning)
+    if objective.teacher:
+        refuse_other_tokens(objective.teacher.source, tokenizer)
     trainer = Trainer(config, accelerator, student, objective, samples, ids, source)
     if dry_run:
         planning.dry_run(trainer)
@@ -234,8 +236,9 @@ class Trainer:
         self.shift = logit_shift(student.config)
         kept = objective.reference
         frozen = kept is not None and not kept.is_student
+        shared = training.lora.rank > 0 and not objective.teacher  # student and reference have one base
         if training.lora.rank:
-            adapters.add(student, training.lora, with_reference=frozen)
+            adapters.add(student, training.lora, with_reference=frozen and shared)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in student.parameters() if parameter.requires_grad],
             lr=params.learning_rate,
@@ -244,11 +247,11 @@ class Trainer:
             eps=params.epsilon,
         )
         self.reference: FrozenAdapters | FrozenModel | None = None
-        if frozen and training.lora.rank:
+        self.teacher_shift = self.shift
+        if frozen and shared:
             self.reference = FrozenAdapters(student, accelerator)
         elif frozen:
-            self.reference = FrozenModel(config, source, accelerator, kept.reference_offload)
-            accelerator.register_for_checkpointing(self.reference)
+            self.hold_second_model(kept)
         if zero_stage(accelerator) == 3:
             declare_head(student)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
@@ -256,6 +259,14 @@ class Trainer:
         if training.ema_decay is not None:
             self.average = WeightAverage(student, training.ema_decay)
             accelerator.register_for_checkpointing(self.average)
+
+    def hold_second_model(self, kept: FrozenSettings) -> None:
+        """The frozen reference as a model of its own. One that is refreshed goes with the checkpoints."""
+        offload, teacher = kept.reference_offload, self.objective.teacher
+        model = FrozenModel(self.config, self.source, self.accelerator, offload, teacher)
+        self.reference, self.teacher_shift = model, logit_shift(model.model.config)
+        if kept.refreshed:
+            self.accelerator.register_for_checkpointing(model)
 
     @cached_property
     def data(self) -> dict:
@@ -337,6 +348,7 @@ class Trainer:
         count at the start and the metrics at the end.
         """
         accelerator, training = self.accelerator, self.config.training
+        self.objective.progress = (step - 1) / self.total_steps
         states = self.draw_states(step)
         learning = [state for state in states if state.masked.any()]
         batches = micro_batches(
@@ -350,7 +362,8 @@ class Trainer:
             # its shortest state and adds nothing.
             counted = number < len(batches)
             rows = batches[number] if counted else [[min(states, key=len)]]
-            batch = collate(rows, self.ids.pad_id, flex=self.flex, shift=self.shift, device=accelerator.device)
+            layout = {"flex": self.flex, "shift": self.shift, "teacher_shift": self.teacher_shift}
+            batch = collate(rows, self.ids.pad_id, **layout, device=accelerator.device)
             with accumulation(accelerator, self.student, last=number == rounds - 1):
                 loss, metrics = self.objective(self.student, self.reference, batch)
                 # DDP and DeepSpeed average gradients over processes; the loss needs their sum
@@ -363,7 +376,7 @@ class Trainer:
         tokens, stopping = totals.pop("tokens"), totals.pop("stopping")
         means = {name: value / divisor for name, value in totals.items()}
         means = {"loss": means.pop("loss", 0.0), **means, "grad_norm": norm, "tokens": tokens, "stopping": stopping}
-        if kept := self.objective.reference:
+        if (kept := self.objective.reference) and kept.refreshed:
             means["round"] = kept.round_at(step)
         return {**means, "sequences": sequences, "skipped": drawn - sequences}
 

@@ -13,6 +13,7 @@ resumes at the first step of a round, the round is drawn again: the same weights
 """
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
+import torch
 from accelerate import Accelerator
 
 from t3d.blocks.settings import DecodeSettings
@@ -34,8 +36,9 @@ from t3d.data.trajectory import Trajectory, split_id
 from t3d.decode.completion import complete, of_stream
 from t3d.decode.local import LocalEngine
 from t3d.decode.model_facts import logit_shift
-from t3d.decode.protocol import Request
+from t3d.decode.protocol import Request, refuse_conflict
 from t3d.objectives.base import Objective
+from t3d.states.base import generator_for
 from t3d.training import checkpoint
 from t3d.training.distribution import zero_stage
 from t3d.training.reference import FrozenModel
@@ -131,7 +134,7 @@ class Rounds:
         if self.accelerator.is_main_process:  # a killed run's answers may come from lost weights
             shutil.rmtree(target, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._add(student, indices, target, step)
+        self._add(student, self._decoded(indices, step), target, step)
 
     def restore(self, student, indices: Sequence[int], folder: Path, step: int) -> None:
         """Continue after ``step`` with that step's round, for the samples ``indices``.
@@ -142,7 +145,7 @@ class Rounds:
             UserError: the round's trajectories are gone.
         """
         begun = step // self.every * self.every
-        if not begun or not indices:
+        if not indices or not (begun or self.training.refresh_at_start):
             return
         if begun == step:
             return self.refresh(student, indices, folder, step)
@@ -150,11 +153,18 @@ class Rounds:
         if not target.is_dir():
             raise UserError(f"training.refresh_rollouts: {target} is missing, step {step} needs it; start a new run")
         self.samples.read(target)
-        missing = [index for index in indices if self.samples.samples[index]["id"] not in self.samples.newer]
+        due = self._decoded(indices, begun)
+        missing = [index for index in due if self.samples.samples[index]["id"] not in self.samples.newer]
         self.accelerator.wait_for_everyone()  # no process writes before all have read
         if missing:
             log.warning("%s lacks %d of the %d questions up to the next refresh", target, len(missing), len(indices))
             self._add(student, missing, target, begun)
+
+    def _decoded(self, indices: Sequence[int], begun: int) -> list[int]:
+        """The samples that the round after step ``begun`` decodes. The others keep the answers of the data."""
+        share = data_share(self.training, begun // self.every)
+        named = ((index, self.samples.samples[index]["id"]) for index in indices)
+        return [i for i, name in named if not share or uniform(self.training.seed, begun, name) >= share]
 
     def _add(self, student, indices: Sequence[int], target: Path, begun: int) -> None:
         """Add the samples ``indices`` to the round in ``target``, which began after step ``begun``; read all of it."""
@@ -163,8 +173,11 @@ class Rounds:
         requests = [Request(*of_stream(sample["id"]), tuple(sample["prompt_ids"])) for sample in asked]
         mine = requests[accelerator.process_index :: accelerator.num_processes]
         with checkpoint.writing(f"the round {target}"), ShardWriter(target, accelerator.process_index) as writer:
-            answers = self._answers(accelerator.unwrap_model(student), mine, seed)
-            for trajectory in self._with_targets(self.teacher, answers, seed) if self.teacher else answers:
+            settings = decode_settings(self.training, begun // self.every)
+            answers = self._answers(accelerator.unwrap_model(student), mine, settings, seed)
+            if self.teacher:
+                answers = self._with_targets(self.teacher, answers, settings, seed)
+            for trajectory in answers:
                 writer.write(trajectory)
         accelerator.wait_for_everyone()
         self.samples.read(target)
@@ -172,19 +185,23 @@ class Rounds:
         assert not lost, f"{target}: {len(lost)} answers cannot be seen, {lost[0]} first"  # a shared disk that lags
         log.info("%s: %d new answers decoded in %.0f s", target, len(requests), time.perf_counter() - clock)
 
-    def _answers(self, student, requests: Sequence[Request], seed: int) -> Iterator[Trajectory]:
+    def _answers(
+        self, student, requests: Sequence[Request], settings: DecodeSettings, seed: int
+    ) -> Iterator[Trajectory]:
         with decoding(student):
             engine = LocalEngine.of(student, self.ids, max_active=self.training.refresh_max_active)
-            yield from engine.generate(requests, decode_settings(self.training), seed)
+            yield from engine.generate(requests, settings, seed)
 
-    def _with_targets(self, teacher: FrozenModel, answers: Iterator[Trajectory], seed: int) -> Iterator[Trajectory]:
+    def _with_targets(
+        self, teacher: FrozenModel, answers: Iterator[Trajectory], settings: DecodeSettings, seed: int
+    ) -> Iterator[Trajectory]:
         """The answers with the teacher's completion of each of their blocks."""
         decoded = list(answers)  # the student finishes before the teacher is loaded
         with teacher.on_device():
             completed = complete(
                 teacher,
                 decoded,
-                decode_settings(self.training),
+                settings,
                 seed,
                 self.ids,
                 device=self.accelerator.device,
@@ -208,6 +225,7 @@ def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Datas
             f"a refreshed answer and its prompt share the model's {positions} positions, and the longest prompt has "
             f"{longest} tokens; lower this, or training.max_prompt_len",
         )
+    refuse_conflict(decode_settings(training, 0), "training.refresh_")
     objective.check_refresh(samples[0], training)
     for name in samples["id"]:
         try:
@@ -226,16 +244,36 @@ def round_folder(folder: Path, step: int) -> Path:
     return folder / f"{step:08d}"
 
 
-def decode_settings(training: TrainingConfig) -> DecodeSettings:
-    """The decode settings of a round."""
+def decode_settings(training: TrainingConfig, number: int) -> DecodeSettings:
+    """The decode settings of round ``number``, from 0."""
     assert training.block_size  # settled by the data
     return DecodeSettings(
         block_size=training.block_size,
         denoising_steps_per_block=training.refresh_steps_per_block or training.block_size,
+        remasking_strategy=training.refresh_remasking_strategy,
+        dynamic_threshold=training.refresh_dynamic_threshold,
         temperature=training.refresh_temperature,
         random_init_ratio=training.refresh_random_init_ratio,
-        max_token=training.max_gen_length,
+        max_token=longest_answer(training, number),
     )
+
+
+def longest_answer(training: TrainingConfig, number: int) -> int:
+    """Tokens of the longest answer in round ``number``, from 0; it grows by 1 - cos, as OPDLM's does."""
+    first, last = training.refresh_first_length or training.max_gen_length, training.max_gen_length
+    grown = min(1.0, number / training.refresh_length_rounds)
+    return round(first + (last - first) * (1 - math.cos(math.pi / 2 * grown)))
+
+
+def data_share(training: TrainingConfig, number: int) -> float:
+    """The share of the questions that keep the data's answers in round ``number``, from 0."""
+    over = number / training.refresh_data_rounds
+    return training.refresh_data_share * max(0.0, 1 - over)
+
+
+def uniform(seed: int, begun: int, sample_id: str) -> float:
+    """In [0, 1), a pure function of its arguments."""
+    return float(torch.rand((), generator=generator_for(seed, begun, sample_id)))
 
 
 @contextmanager

@@ -5,14 +5,17 @@ second set of adapters. If the reference is refreshed at every step, there is ne
 """
 
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from t3d.common.options import fault
 from t3d.models.family import decoder_layers
-from t3d.models.loading import load_model, training_attention
+from t3d.models.loading import load_model, load_tokenizer, training_attention
+from t3d.objectives.base import Teacher
 from t3d.training import adapters
 from t3d.training.distribution import copy_parameters, declare_head, gathered, zero_stage
 from t3d.training.settings import TrainConfig
@@ -30,20 +33,29 @@ class FrozenModel:
 
     Args:
         offload: keep it in CPU memory between its passes.
+        teacher: another model than the student's first weights, which takes the student's masks; None = those.
     """
 
-    def __init__(self, config: TrainConfig, source: str, accelerator: Accelerator, offload: bool = False):
+    def __init__(
+        self,
+        config: TrainConfig,
+        source: str,
+        accelerator: Accelerator,
+        offload: bool = False,
+        teacher: Teacher | None = None,
+    ):
         self.accelerator = accelerator
         half = HALF.get(accelerator.mixed_precision)
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.offloaded = offload and accelerator.device.type == "cuda"
         rounded = None if deepspeed else half  # the dtype of the stored matrices
         self.model = load_model(
-            source,
+            teacher.source if teacher else source,
             dtype=half if deepspeed and half else config.model.dtype,
             attn_implementation=training_attention(config.model.attn_implementation, source, accelerator.device),
             device="cpu" if self.offloaded or rounded else accelerator.device,  # rounded before the move to a GPU
-            key="model.pretrained_model",
+            autoregressive=teacher is not None and teacher.autoregressive,
+            key="training.teacher" if teacher else "model.pretrained_model",
         )
         self.model.requires_grad_(False).eval()
         if rounded:
@@ -115,6 +127,18 @@ class FrozenAdapters:
         """ref <- stopgrad(theta)."""
         named = adapters.parameters(student, adapters.STUDENT), adapters.parameters(student, adapters.REFERENCE)
         copy_parameters(*named)
+
+
+def refuse_other_tokens(source: str, tokenizer: Any) -> None:
+    """Raises UserError where a token of the teacher at ``source`` has another id in the student's ``tokenizer``."""
+    mine, theirs = tokenizer.get_vocab(), load_tokenizer(source, key="training.teacher").get_vocab()
+    if other := next((token for token, number in theirs.items() if mine.get(token) != number), None):
+        raise fault(
+            "training.teacher",
+            source,
+            f"its token {other!r} has the id {theirs[other]}, in the student's tokenizer {mine.get(other)}; take a "
+            "teacher with the student's tokenizer",
+        )
 
 
 def compile_layers(model: PreTrainedModel) -> None:

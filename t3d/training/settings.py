@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, ClassVar, get_type_hints
 
 from t3d.blocks.attention import ATTENTION
+from t3d.blocks.strategy import names
 from t3d.common.options import Released, fault, option
 from t3d.objectives.base import Objective, ObjectiveSettings, find, registered
 from t3d.tasks import HELP, find_task
@@ -124,6 +125,28 @@ class TrainingConfig:
     )
     refresh_steps_per_block: int | None = option(
         None, "refresh: denoising steps per block; null = one token per step", ge=1
+    )
+    refresh_at_start: bool = option(
+        False, "refresh: before the first step too, so that no step sees the data's answers"
+    )
+    refresh_remasking_strategy: str = option(
+        "low_confidence_static", "refresh: which positions a step unmasks", choices=names(), own=True
+    )
+    refresh_dynamic_threshold: float = option(
+        0.9, "refresh: low_confidence_dynamic unmasks all above it, whatever the steps", ge=0, le=1
+    )
+    refresh_data_share: float = option(
+        0.0,
+        "refresh: share of the questions that keep the data's answers, a teacher's own, in the first round",
+        ge=0,
+        le=1,
+    )
+    refresh_data_rounds: int = option(100, "refresh: rounds until that share has fallen to 0, linearly", ge=1)
+    refresh_first_length: int | None = option(
+        None, "refresh: longest answers of the first round (tokens); null = max_gen_length from the start", ge=1
+    )
+    refresh_length_rounds: int = option(
+        100, "refresh: rounds until answers may be max_gen_length long; slowly first (a quarter of a cosine)", ge=1
     )
     refresh_temperature: float = option(0.1, "refresh: decoding temperature; 0 = greedy", ge=0)
     refresh_random_init_ratio: float = option(
@@ -318,7 +341,25 @@ class TrainConfig:
                 training.refresh_steps_per_block,
                 f"more steps than the block has positions; set at most training.block_size={training.block_size}",
             )
+        self._check_refresh()
         self._check_unread()
+
+    def _check_refresh(self) -> None:
+        """The keys of on-policy rounds that count with another one."""
+        training = self.training
+        if (training.refresh_first_length or 1) > training.max_gen_length:
+            raise fault(
+                "training.refresh_first_length",
+                training.refresh_first_length,
+                f"longer than answers become; at most training.max_gen_length={training.max_gen_length}",
+            )
+        for name, other in (
+            ("refresh_data_rounds", "refresh_data_share"),
+            ("refresh_length_rounds", "refresh_first_length"),
+        ):
+            value = getattr(training, name)
+            if value != getattr(type(training)(), name) and not getattr(training, other):
+                raise fault(f"training.{name}", value, f"counts with training.{other} only; set that, or leave it out")
 
     def _check_unread(self) -> None:
         """A key of the training section without a reader must have its default."""

@@ -316,7 +316,7 @@ def test_a_server_that_cannot_ends_the_run_at_once(asked, known, trouble, told):
 
 def test_another_model_is_refused(asked, known):
     with serving(known, None, model="JetLM/SDAR-8B-Chat") as (server,):
-        with pytest.raises(UserError, match="serves JetLM/SDAR-8B-Chat, .*elsewhere/m"):
+        with pytest.raises(UserError, match="serves JetLM/SDAR-8B-Chat, .* elsewhere/m"):
             list(client(server.url).generate(asked, SETTINGS, seed=3))
     assert not server.asked
 

@@ -139,7 +139,7 @@ def test_an_analysis_without_its_student_is_told_and_nothing_is_trained_for_it(i
     "line, told",
     [
         (["--seeds", "abc"], "abc: give a whole number of at least 1"),
-        (["--seeds", "1,,2"], "a whole number"),
+        (["--seeds", "1,,2"], ": give a whole number of at least 1"),
         (["--seeds", "1,1"], "1,1: give each once"),
         (["--blocks", "3"], "3: blocks of 2, 4, 8"),
         (["--blocks", "1"], "1: blocks of 2, 4, 8"),

@@ -37,6 +37,8 @@ REFRESH = ("training.refresh_rollouts=2", "training.max_gen_length=24", "trainin
 
 
 TEACHER = (*REFRESH, "training.refresh_targets=teacher")
+LEARN_BLOCKS = ("block_likelihood", "consistency", "dparallel", "naive_td", "t3d", "trajectory_aware")
+READERS = f"training.objective={' or '.join(LEARN_BLOCKS)}"
 
 
 def rounds(folder) -> list[int]:
@@ -96,7 +98,7 @@ def test_the_teachers_blocks_are_learnt_on_the_students_states(run, story_teache
                 assert t.response_ids == written[t.id].response_ids and t.unmask_step == written[t.id].unmask_step
 
 
-@pytest.mark.parametrize("objective", ["t3d", "naive_td", "block_likelihood", "dparallel"])
+@pytest.mark.parametrize("objective", LEARN_BLOCKS)
 def test_objectives_that_learn_from_the_teachers_blocks(run, objective, monkeypatch):
     """Few-step answers, whose blocks the teacher completes at full steps."""
     states = []
@@ -131,12 +133,16 @@ def test_in_mixed_precision(run, refresh):
 def test_a_teachers_end_counts_by_the_models_stop_ids(overrides, story_teacher):
     tokenizer, model = load_tokenizer(str(story_teacher)), load_model(str(story_teacher))
     ids = special_ids(model.config, tokenizer, model.generation_config)
-    for objective in ("t3d", "naive_td", "block_likelihood", "dparallel"):
+    for objective in LEARN_BLOCKS:
         line = overrides("x", *TEACHER, f"training.objective={objective}", "training.block_size=4")
-        assert make_objective(load(TrainConfig, line), ids).noise.stop_ids == ids.stop_ids
+        noise = make_objective(load(TrainConfig, line), ids).noise
+        assert getattr(noise, "noise", noise).stop_ids == ids.stop_ids
 
 
-@pytest.mark.parametrize("objective", ["naive_td", "block_likelihood", "dparallel", "redi", "sft"])
+@pytest.mark.parametrize(
+    "objective",
+    ["naive_td", "block_likelihood", "dparallel", "redi", "sft", "opdlm", "consistency", "trajectory_aware"],
+)
 def test_any_objective_may_be_refreshed(run, story_questions, objective):
     data = (f"dataset.optimization_data={story_questions}",) if objective == "sft" else ()
     folder = run(objective, *REFRESH, *data, f"training.objective={objective}", "training.max_steps=4")
@@ -285,8 +291,8 @@ def test_the_releases_grid_cannot_be_refreshed():
     "line, remedy",
     [
         (["training.refresh_targets=teacher"], "training.refresh_rollouts"),
-        ([*TEACHER, "training.objective=sft"], "training.objective=block_likelihood or dparallel or naive_td or t3d"),
-        ([*TEACHER, "training.objective=redi"], "training.objective=block_likelihood or dparallel or naive_td or t3d"),
+        ([*TEACHER, "training.objective=sft"], READERS),
+        ([*TEACHER, "training.objective=redi"], READERS),
     ],
     ids=["never refreshed", "sft", "redi"],
 )
