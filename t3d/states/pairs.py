@@ -64,7 +64,7 @@ class StepsAhead(LaterState):
 
 
 def by_block(state: State, values: Tensor) -> tuple[Tensor, Tensor]:
-    """(targets,) values as (blocks, width), one row per block with targets; and (blocks, width) bool: is it a target."""
+    """(targets,) values as (blocks, width), a row per block with targets; and (blocks, width) bool, true at targets."""
     count = state.block[state.position].unique_consecutive(return_counts=True)[1]
     present = torch.arange(max([1, *count.tolist()])) < count.unsqueeze(-1)
     table = torch.zeros(present.shape, dtype=values.dtype)
