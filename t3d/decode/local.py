@@ -93,14 +93,14 @@ class LocalEngine:
         seed: int,
         on_step: Callable[[Step], None] | None = None,
     ) -> Iterator[Trajectory]:
-        """Yield one trajectory per request as it finishes.
+        """Yield one trajectory per request when it is finished.
 
         Args:
             on_step: gets every lane after every denoising step. It costs reads from the device; None costs nothing.
 
         Raises:
             UserError: a request longer than the model's positions or the memory allow, or no compiler for ``compile``;
-                nothing has been decoded then. NaN or infinite logits; what was yielded before is good.
+                nothing has been decoded then. NaN or infinite logits; the trajectories yielded before are valid.
         """
         if not requests:
             return

@@ -1,7 +1,7 @@
 """Free text, measured without a right answer: its likelihood under an autoregressive model, and its variety.
 
-Likelihood alone rewards dull text, so the variety is always measured too. The mark to reach is the figures of the
-autoregressive model's own samples.
+Likelihood alone rewards dull text, so the variety is always measured too. The figures of the autoregressive model's own
+samples are the target.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from t3d.evaluation.statistics import bootstrap_interval
 from t3d.models.loading import load_model, load_tokenizer
 
 KEY = "evaluation.judge"
-ROWS, TOKENS = 1024, 4096  # of the vocabulary projection at once; of a forward
+ROWS, TOKENS = 1024, 4096  # rows of the vocabulary projection at once; tokens of a forward
 
 
 def variety(answers: Sequence[Sequence[int]]) -> dict[str, float]:
@@ -57,7 +57,7 @@ class Judge:
         foreign = [token for token, number in other.items() if own.get(token, number) != number]
         if foreign:
             raise UserError(
-                f"{KEY}={source}: {foreign[0]!r} is another token in {read_by}; give a model with its tokenizer",
+                f"{KEY}={source}: {foreign[0]!r} is another token in {read_by}; give a model with the same tokenizer",
                 KEY,
             )
 
@@ -98,13 +98,13 @@ class Judge:
                 found.append(logits.logsumexp(-1) - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1))
             return torch.cat(found)
 
-        nll = self.model(ids, head=head)  # padding is behind every answer, where nothing looks
+        nll = self.model(ids, head=head)  # padding follows every answer, and no token sees it
         sums = torch.zeros(len(answers), device=self.device).index_add(0, row, nll)
         return [float(total) / answer.length for total, answer in zip(sums, answers, strict=True)]
 
 
 def _batches(order: Sequence[int], answers: Sequence[Any]) -> Iterable[list[int]]:
-    """Answers of like length together, at most TOKENS with padding."""
+    """Groups of answers of similar length, with at most TOKENS tokens including padding."""
     batch: list[int] = []
     for i in order:
         longest = len(answers[i].prompt_ids) + answers[i].length  # the order is ascending

@@ -33,8 +33,8 @@ class Family:
     """One kind of model folder; this record is the default. Its values apply if config.json lacks them.
 
     Attributes:
-        model_types: what its folders say in ``model_type`` -> the model type of transformers whose classes run them.
-        block_size: positions of one block; None = config.json must say.
+        model_types: ``model_type`` of its folders -> the model type of transformers whose classes run them.
+        block_size: positions of one block; None = config.json must have it.
         mask_id: the mask token; None = config.json's ``mask_token_id``, else the tokenizer's.
         logit_shift: the hidden state before a position predicts its token.
         full_attention: every position sees every other.

@@ -322,7 +322,7 @@ def export_model(
 ) -> Path:
     """Write a trained model as a Hugging Face folder that loads wherever its teacher did. One process calls it.
 
-    Weights have the teacher's names and dtype; all other files of the teacher's folder are copied as they are, because
+    Weights have the teacher's names and dtype. All other files of the teacher's folder are copied unchanged, because
     re-saving a configuration loses keys that other loaders read. In config.json only the block size may change. An
     older export at ``folder`` stays in place until the new one is complete.
 

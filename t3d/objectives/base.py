@@ -59,7 +59,7 @@ class ObjectiveSettings:
 
 @dataclass
 class FrozenSettings(ObjectiveSettings):
-    """How a frozen model beside the student is kept: as it was when training began, to the end."""
+    """The settings of a frozen model that keeps the weights of the training's start."""
 
     reference_offload: bool = option(False, "keep the reference in CPU memory between its passes: less GPU memory")
 
@@ -67,15 +67,15 @@ class FrozenSettings(ObjectiveSettings):
 
     @property
     def is_student(self) -> bool:
-        """Is the reference the student of this very step, so that no second model is held?"""
+        """Whether the reference is the student of the same step, so that there is no second model."""
         return False
 
     def round_at(self, step: int) -> int:
-        """The number of the reference in force at optimizer ``step``, from 1."""
+        """The number of the reference at optimizer ``step``, from 1."""
         return 1
 
     def ends_round(self, step: int) -> bool:
-        """Is the reference refreshed after optimizer ``step``?"""
+        """Whether the reference is refreshed after optimizer ``step``."""
         return False
 
 
@@ -253,8 +253,8 @@ def score(
 
 
 def read(model: Callable, batch: Batch, head: Callable[[Tensor, Tensor], Result]) -> Result:
-    """One forward of ``model`` on the batch: what ``head`` makes of the hidden states (N, width) where the loss looks
-    and of the vocabulary head (vocab, width).
+    """One forward of ``model`` on the batch. Returns the result of ``head`` on the targets' hidden states (N, width)
+    and the vocabulary head (vocab, width).
     """
 
     def of_rows(hidden: Tensor, weight: Tensor) -> Result:

@@ -1,17 +1,17 @@
-"""Consistency distillation: what the student says at many masks is what its teacher says at fewer.
+"""Consistency distillation: with many masks the student learns its teacher's distributions with fewer masks.
 
     L = lambda T^2 mean_{i in M_t} KL( p_T,ref(. | x_s)^i || p_T,theta(. | x_t)^i )
         + (1 - lambda) mean_{i in M} -log p_theta(x_0^i | x_t)
 
-x_s is a later moment of the trajectory of x_t: M_t, its masks, are a part of M, the masks of x_t. p_T is the
-distribution at temperature T, ref the model that training began with. lambda keeps its first value for a tenth of the
-training, and then falls along a cosine.
+x_s is a later moment of the trajectory of x_t. Its masks M_t are a part of M, the masks of x_t. The distribution at
+temperature T is p_T, and ref is the model from which training started. The weight lambda keeps its first value for a
+tenth of the training, and then falls along a cosine.
 Source: CD4LM (arXiv 2601.02236) and its code: T 2, lambda .9 to .5, the share of M_t in M uniform in [.3, .7].
 
-The paper masks at random and takes the KL at all of M. Here masks follow the trajectory, as T3D's do. Where the teacher
-sees a token there is no KL: block diffusion does not train what a model says about a visible token, and the
-cross-entropy has that token already. The code clips both terms at 5, which stops their gradients; nothing is clipped
-here.
+The paper masks at random and takes the KL at all of M. Here masks follow the trajectory, like T3D's. At tokens that the
+teacher sees there is no KL. Block diffusion does not train a model's distribution at visible tokens, and the
+cross-entropy covers these tokens. The paper's code clips both terms at 5, which stops their gradients; nothing is
+clipped here.
 """
 
 import math
@@ -30,7 +30,7 @@ from t3d.states.base import Batch
 from t3d.states.groups import group_mean
 from t3d.states.pairs import FewerMasks
 
-HELD = 0.1  # of the training, at lambda's first value
+HELD = 0.1  # share of the training with lambda's first value
 
 
 @dataclass
@@ -41,7 +41,7 @@ class ConsistencySettings(SoftTargets, TrajectoryStates):
     consistency_weight: float = option(0.9, "consistency: lambda, the KL's weight, at the start", ge=0, le=1)
     consistency_weight_end: float = option(0.5, "consistency: lambda at the end", ge=0, le=1)
     teacher_masks: list[float] = option(
-        [0.3, 0.7], "consistency: bounds of the share of the student's masks that the teacher has too", gt=0, le=1
+        [0.3, 0.7], "consistency: bounds of the teacher's share of the student's masks", gt=0, le=1
     )
 
     def check(self, training) -> None:
@@ -59,7 +59,7 @@ class Consistency(Objective):
     settings: ConsistencySettings
     chunk: int = 1024
     Settings = ConsistencySettings
-    head_tables = 5  # both models' logits and what becomes of them (divergence)
+    head_tables = 5  # both models' logits and their log-softmax (divergence)
 
     @classmethod
     def build(cls, settings: ConsistencySettings, context: Context) -> "Consistency":

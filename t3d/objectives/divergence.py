@@ -1,4 +1,4 @@
-"""How far a student's distributions are from a teacher's, without ever holding a (tokens x vocabulary) tensor.
+"""The divergence of a student's distributions from a teacher's, without ever holding a (tokens x vocabulary) tensor.
 
 With p = softmax(teacher's logits / T) and q = softmax(student's logits / T), of every row:
 
@@ -6,8 +6,8 @@ With p = softmax(teacher's logits / T) and q = softmax(student's logits / T), of
     generalised JSD    beta KL(p || m) + (1 - beta) KL(q || m),    m = beta p + (1 - beta) q
 
 Sources: distillation (arXiv 1503.02531), where T^2 keeps the gradient's size (the caller's factor); GKD (arXiv
-2306.13649, eq. 1) for the JSD; OPDLM (arXiv 2606.06712), whose code leaves out all but the teacher's k likeliest tokens
-of each sum and normalises over the whole vocabulary all the same.
+2306.13649, eq. 1) for the JSD; OPDLM (arXiv 2606.06712) for top_k. Its code sums over the teacher's k likeliest tokens,
+and normalises over the whole vocabulary.
 
 Both models are projected a chunk of rows at a time, in fp32 after the product. The backward pass projects both again.
 """
@@ -23,12 +23,12 @@ from t3d.objectives.likelihood import Projection, pull_back
 
 @dataclass(frozen=True)
 class Divergence:
-    """What is measured between p, the teacher's, and q, the student's.
+    """The measure between p, the teacher's distribution, and q, the student's.
 
     Attributes:
         reverse_weight: w, the weight of KL(q || p); KL(p || q) has 1 - w.
-        jsd: beta of the generalised JSD, which then takes the place of both KL; None = off.
-        top_k: sum over the teacher's k likeliest tokens only; None = over all.
+        jsd: beta of the generalised JSD, which then replaces both KL; None = off.
+        top_k: sum only over the teacher's k likeliest tokens; None = over all.
         temperature: T.
     """
 
@@ -52,7 +52,7 @@ class Divergence:
         return (1 - self.reverse_weight) * forward + self.reverse_weight * reverse
 
     def slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """(rows, tokens) derivatives of ``value`` by log q, each for itself."""
+        """(rows, tokens) partial derivatives of ``value`` by log q."""
         if self.jsd is not None:
             return (log_q - self._log_mixture(log_p, log_q)).mul_(log_q.exp()).mul_(1 - self.jsd)
         forward = log_p.exp().neg_()
@@ -77,7 +77,7 @@ def divergence(
 ) -> Tensor:
     """The divergence of every row of the student from the teacher's row.
 
-    Where one head has more rows than the other, as some models pad theirs, the tokens that both have count.
+    If one head has more rows than the other, because of padding, only the common tokens count.
 
     Args:
         hidden: (rows, width); weight: (vocab, width), the student's head.

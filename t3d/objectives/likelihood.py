@@ -81,7 +81,7 @@ def pull_back(
         grad_hidden[rows] = grad_logits @ projection.weight
         if grad_weight is None:
             continue
-        if weight.dtype == hidden.dtype:  # added in the product itself: no second tensor of the head's size
+        if weight.dtype == hidden.dtype:  # added inside the product, without a second tensor of the head's size
             grad_weight.addmm_(grad_logits.T, hidden[rows])
         else:
             grad_weight += grad_logits.T @ hidden[rows]

@@ -4,14 +4,15 @@
 
 c is the prompt, x_0 the student's own answer, x_t^b one state of its own decoding for every block b, and M the masked
 positions. The teacher, a frozen autoregressive model, reads the finished answer causally: its hidden state before a
-token predicts that token. Positions from the end of the turn on are left out. Answers are drawn anew by the on-policy
-rounds (training.refresh_rollouts).
-Source: OPDLM (arXiv 2606.06712) and its code: one state per block, uniform among its steps; block 4, 4 steps, dynamic
-.9, temperature 1; the teacher's 16 likeliest tokens at 4B and 8B; learning rate 1e-5 to 1e-6, 128 prompts a round.
+token predicts that token. Positions from the end of the turn on are left out. The on-policy rounds draw new answers
+(training.refresh_rollouts).
+Source: OPDLM (arXiv 2606.06712) and its code. It uses one state per block, uniform among its steps; block 4, 4 steps,
+dynamic .9, temperature 1. At 4B and 8B it uses the teacher's 16 likeliest tokens. The learning rate is 1e-5 to 1e-6,
+with 128 prompts per round.
 
-With ``teacher_reading: block`` a block-diffusion teacher takes the autoregressive one's place. It reads every masked
-token after the tokens of the block that the student decoded before it, one at a time, as it would have decoded them at
-full steps: soft targets where training.refresh_targets=teacher has hard ones.
+With ``teacher_reading: block`` a block-diffusion teacher replaces the autoregressive one. It reads every masked token
+after the block's tokens that the student decoded earlier, one at a time, as at full steps. These are soft targets;
+training.refresh_targets=teacher has hard ones.
 """
 
 from collections.abc import Callable
@@ -52,7 +53,7 @@ class OPDLM(Objective):
     settings: OPDLMSettings
     chunk: int = 1024
     Settings = OPDLMSettings
-    head_tables = 5  # both models' logits and what becomes of them (divergence)
+    head_tables = 5  # both models' logits and their log-softmax (divergence)
 
     @classmethod
     def build(cls, settings: OPDLMSettings, context: Context) -> "OPDLM":

@@ -1,13 +1,13 @@
-"""Trajectory-aware distillation: hard targets for what the teacher decodes next, soft ones for what comes later.
+"""Trajectory-aware distillation: hard targets for the tokens that the teacher decodes next, soft ones for later tokens.
 
     L = mean_{i near} -log p_theta(x_0^i | x_t) + w mean_{i distant} KL( p_ref(. | x_{t+k})^i || p_theta(. | x_t)^i )
 
-A masked token is near if the teacher's trajectory decodes it within the next k steps of its block, else distant. ref is
-the model that training began with.
+A masked token is near if the teacher's trajectory decodes it within the next k steps of its block, else distant. The
+model ref is the one from which training started.
 Source: TAD (arXiv 2605.09536) and its code: w 1, temperature 1, k 8 for blocks of 32.
 
-The paper's teacher reads x_t with the right answer in its prompt. T3D learns without labels: here the teacher sees
-x_{t+k}, the state after those k steps, which nobody but the trajectory's own author has written.
+The paper's teacher reads x_t with the right answer in its prompt. T3D learns without labels. So here the teacher sees
+x_{t+k}, the state after those k steps; the trajectory's own model wrote it.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class TrajectoryAware(Objective):
     settings: TrajectoryAwareSettings
     chunk: int = 1024
     Settings = TrajectoryAwareSettings
-    head_tables = 5  # both models' logits and what becomes of them (divergence)
+    head_tables = 5  # both models' logits and their log-softmax (divergence)
 
     @classmethod
     def build(cls, settings: TrajectoryAwareSettings, context: Context) -> "TrajectoryAware":

@@ -1,7 +1,6 @@
-"""Pairs of states of one trajectory: the student's, and the one in which a frozen teacher gives its distributions.
+"""Pairs of states of one trajectory: the student's state, and the state in which a frozen teacher gives distributions.
 
-The targets of both are the same tokens in the same order; the teacher's state shows more of what surrounds them. The
-teacher's state is ``State.teacher``.
+Both have the same targets in the same order. The teacher's state (``State.teacher``) shows more of the other tokens.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +19,7 @@ from t3d.states.trajectory import TrajectoryNoise, decode_order, masked_count, s
 
 @dataclass
 class LaterState(ABC):
-    """A state of ``noise``, and for the teacher the same with some of the masked targets shown."""
+    """A state of ``noise``; the teacher's state is the same with some masked targets visible."""
 
     noise: TrajectoryNoise
 
@@ -31,15 +30,15 @@ class LaterState(ABC):
 
     @abstractmethod
     def shown(self, step: Tensor, present: Tensor, generator: torch.Generator) -> Tensor:
-        """(blocks, width) bool: the targets that the teacher sees, from the step that decoded each of them, and from
-        where a block has a target.
+        """(blocks, width) bool: the targets that the teacher sees. ``step``: the step that decoded each target.
+        ``present``: true at targets.
         """
 
 
 @dataclass
 class FewerMasks(LaterState):
-    """Of the masked tokens of a block the teacher's state hides a share, drawn uniformly per sequence: those decoded
-    last, to a boundary of the decode order, at least one.
+    """The teacher's state hides a share of a block's masked tokens, drawn uniformly per sequence. It hides the tokens
+    decoded last, to a boundary of the decode order, and at least one.
 
     Attributes:
         least, most: bounds of the share.
@@ -56,7 +55,7 @@ class FewerMasks(LaterState):
 
 @dataclass
 class StepsAhead(LaterState):
-    """The teacher's state is the one after the block's next ``steps`` denoising steps."""
+    """The teacher's state is the state after the block's next ``steps`` denoising steps."""
 
     steps: int = 2
 
@@ -65,7 +64,7 @@ class StepsAhead(LaterState):
 
 
 def by_block(state: State, values: Tensor) -> tuple[Tensor, Tensor]:
-    """(blocks, width) of (targets,) values, a row for each block that has targets; and where there is one."""
+    """(targets,) values as (blocks, width), a row per block with targets; and (blocks, width) bool, true at targets."""
     count = state.block[state.position].unique_consecutive(return_counts=True)[1]
     present = torch.arange(max([1, *count.tolist()])) < count.unsqueeze(-1)
     table = torch.zeros(present.shape, dtype=values.dtype)
@@ -86,11 +85,11 @@ def revealed(state: State, shown: Tensor) -> State:
 
 @dataclass
 class OneStepPerBlock:
-    """The state before one of a block's denoising steps, drawn uniformly for every block by itself.
+    """The state before one of a block's denoising steps, drawn uniformly and independently for every block.
 
-    Targets are the masked tokens of the answer. The teacher reads each of them after the tokens that it would have
-    written before: from left to right (``causal``), or the block's tokens in the trajectory's order, one at a time,
-    after the clean earlier blocks (``block``).
+    Targets are the masked tokens of the answer. The teacher reads each target after the tokens that come earlier in its
+    own order. That order is from left to right (``causal``), or the trajectory's order inside the block (``block``).
+    In the second case it reads one token at a time, after the clean earlier blocks.
 
     Attributes:
         stop_ids: an answer that ends with one of them has finished.
@@ -119,7 +118,7 @@ class OneStepPerBlock:
         return replace(state, teacher=read_one_by_one(state, grid, decode_order(step, present), self.mask_id))
 
     def _end(self, sample: dict[str, Any]) -> int:
-        """The position behind the last target."""
+        """The position after the last target."""
         ended = sample["response_ids"][sample["length"] - 1] in self.stop_ids
         return len(sample["prompt_ids"]) + sample["length"] - (ended and not self.learn_end)
 
@@ -132,9 +131,9 @@ def hide(x0: Tensor, grid: Grid, hidden: Tensor, mask_id: int) -> Tensor:
 
 
 def read_causally(state: State) -> State:
-    """The clean sequence up to the last target, for a model that predicts a token from those before it.
+    """The clean sequence up to the last target, for a model that predicts a token from the tokens before it.
 
-    Its blocks are of one token, so the block-causal mask is the causal one. It needs no noisy copy: the hidden state
+    Its blocks have one token, so the block-causal mask is the causal mask. It needs no noisy copy: the hidden state
     before a target predicts it.
     """
     end = max(2, int(state.position[-1]) + 1 if len(state.position) else 0)
