@@ -1,5 +1,5 @@
 # make demo         the whole pipeline on the embedded teacher, on a CPU, in minutes; shows the result
-# make test         style and tests (ARGS='-p randomly': in random order)
+# make test         style, types and tests (ARGS='-p randomly': in random order)
 # make tables       every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
 # make test-newest  the tests with the newest released versions, in an environment of their own (.venv-newest)
 # make test-oldest  the tests with the oldest supported versions, constraints-oldest.txt (.venv-oldest)
@@ -43,6 +43,7 @@ tables: $(VENV)/ready
 test: $(VENV)/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(PY) -m pytest -n auto $(ARGS)
 
 test-newest: | .venv-newest/bin/python
@@ -58,7 +59,7 @@ lock:
 	$(MAKE) .venv-lock/bin/python
 	.venv-lock/bin/python $(PIP_INSTALL) $(ALL) $(PINS)
 	{ echo '# What make demo and make test install. Written by: make lock PINS="$(PINS)"'; \
-	  .venv-lock/bin/python -m pip freeze --exclude-editable | grep -Ev '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > constraints.txt
+	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | grep -Ev '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > constraints.txt
 	rm -rf .venv-lock
 
 test-slow: $(VENV)/ready

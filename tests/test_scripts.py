@@ -119,7 +119,7 @@ CASES += [(EVAL, "evaluation.data_type=code", "row 0: field 'test_method' is mis
 CASES += [(EVAL, "evaluation.seeds=[1,1]", "evaluation.seeds=[1, 1]: give each seed once")]
 CASES += [(EVAL, "evaluation.protocol=fast", "evaluation.protocol=fast: must be one of few_step, full_step, dynamic")]
 CASES += [(EVAL, "evaluation.eval_dataset=A,B/A", "evaluation.eval_dataset=A,B/A: give each data set once")]
-CASES += [(EVAL, "model_base=llada", "model_base=llada: ")]
+CASES += [(EVAL, "model_base=lada", "model_base=lada: ")]
 CASES += [(TRAIN, *case) for case in TRAINING]
 
 

@@ -41,6 +41,7 @@ def random_model(layers: int, width: int, vocab: int) -> SDARForCausalLM:
 
 
 def shape(layers: int, width: int, vocab: int) -> SDARConfig:
+    """The configuration of an SDAR model with heads of 64."""
     return SDARConfig(
         vocab_size=vocab,
         hidden_size=width,
@@ -123,6 +124,7 @@ class Case:
 
 
 def fused_rows(case: Case, name: str, slots: int, repeats: int, temperature: float = 0.0) -> list[dict]:
+    """A block's last tokens written by the next block's first forward, against a forward of their own."""
     rows = []
     for steps in (1, 2, 4):
         settings = DecodeSettings(denoising_steps_per_block=steps, temperature=temperature)
@@ -223,6 +225,7 @@ def gpu_rows(config: SDARConfig, max_token: int, repeats: int, device: torch.dev
 
 
 def cpu_rows(repeats: int) -> list[dict]:
+    """All rows of the CPU part."""
     rows = memory_rows()
     body = Case.random(16, 1024, 4096, prompts=1, max_token=64)
     rows += fused_rows(body, "", 1, repeats)
@@ -247,6 +250,7 @@ def cpu_rows(repeats: int) -> list[dict]:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "part", nargs="?", choices=("cpu", "gpu"), help="one part only; default both, where there is a GPU"

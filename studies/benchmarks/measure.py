@@ -24,6 +24,7 @@ def alternate(first: Callable[[], float], second: Callable[[], float], repeats: 
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
@@ -65,6 +66,7 @@ def in_fresh_process(function: Callable, *arguments) -> Any:
 
 
 def row(case: str, metric: str, value: float, baseline: float | None = None) -> dict:
+    """One measurement, with the ratio to its baseline."""
     return {
         "case": case,
         "metric": metric,

@@ -171,6 +171,7 @@ def without_answer(rows: Tensor, longest: Longest) -> Tensor:
 
 
 def pick(table: Tensor, ids: Tensor) -> Tensor:
+    """(..., vocabulary) and (...) ids -> the entries at the ids, (...)."""
     return table.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 

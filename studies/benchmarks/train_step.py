@@ -368,6 +368,7 @@ def print_gpu(folder: Path, attention: str, repeats: int) -> None:
 
 
 def print_lengths(shape: Shape) -> None:
+    """The lengths that the benchmark trains on."""
     for which, values in zip(("prompts", "answers"), zip(*lengths(shape.sequences), strict=True), strict=True):
         mean = sum(values) / len(values)
         print(f"  {which}: {len(values)} lengths, mean {mean:.0f}, longest {max(values)}: {sorted(values)}")
@@ -400,6 +401,7 @@ def measure_lengths() -> None:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one repeat of tiny models: to see that it runs")

@@ -43,6 +43,7 @@ def initial_model(folder: Path, block_size: int, seed: int) -> None:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the StoryMath_*.json files")
     parser.add_argument("--sft", action="store_true", help="also the teacher's training set (200,000 problems)")

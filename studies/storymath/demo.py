@@ -45,6 +45,7 @@ def command(*arguments: str) -> None:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=10086, help="seed of rollouts, training and decoding")
     parser.add_argument("--output", type=Path, default=Path("experiments/demo"), help="folder of everything it writes")
@@ -121,7 +122,8 @@ def evaluate_all(args, data: Path, student: Path) -> tuple[list[dict], dict[tupl
 
 def walkthrough(folders: dict[tuple[str, int], Path]) -> list[dict]:
     """One problem by the teacher at full and at one step per block and by the student at one, side by side: the first
-    that few-step decoding breaks and the student repairs."""
+    that few-step decoding breaks and the student repairs.
+    """
     from t3d.data.shards import read_shards
     from t3d.models.loading import load_tokenizer
 

@@ -23,6 +23,7 @@ Pick = Callable[[Run], Sequence[Row]]  # the rows of a run whose mean is looked 
 
 
 def read_figures(file: Path) -> dict[str, Any]:
+    """A run's figures. Raises UserError for a file that holds none."""
     try:
         return json.loads(file.read_text())
     except ValueError as error:

@@ -125,7 +125,8 @@ def _made_of(run: Run) -> str:
         for stage in ("training", "rollouts", "decoding")
         if run[stage]
     ]
-    return "; ".join([f"`{run['config']}`" if run["config"] else "the teacher as it is", *changed])
+    made_of = [f"`{run['config']}`" if run["config"] else "the teacher as it is", *changed]
+    return "; ".join([_made_of(run["after"]), f"then {made_of[0]}", *changed] if run.get("after") else made_of)
 
 
 def temperatures() -> str:
@@ -236,6 +237,7 @@ def seeds_told(runs: Runs) -> list[str]:
 
 
 def absent_told(runs: Runs, methods: Methods) -> list[str]:
+    """The paragraph that names the methods without a run, where there are any."""
     absent = [name for name in methods if name not in runs]
     return [f"Without any run: {'; '.join(absent)}."] if absent else []
 
@@ -272,6 +274,7 @@ def full_step(runs: Runs, split: str) -> str:
 
 
 def dynamic_decoding(runs: Runs) -> str:
+    """The table of accuracy and cost under dynamic decoding."""
     columns = {
         "accuracy": ("accuracy", 1),
         "tokens/step": ("measured_tokens_per_step", 2),

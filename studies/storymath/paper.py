@@ -14,9 +14,9 @@ def section(paper: Mapping[str, Any]) -> str:
     parts = [
         f"""## The paper's own figures
 
-{paper["source"]} ({paper["url"]}). The paper's authors measured these accuracies on real models and benchmarks; none is ours.
-Their models were trained at block 8 on rollouts at block 4. Figures are in per cent, printed without intervals. Later versions
-of the paper may print other figures. EDLM is in none of these tables.""",
+{paper["source"]} ({paper["url"]}). The paper's authors measured these accuracies on real models and benchmarks; none
+is ours. Their models were trained at block 8 on rollouts at block 4. Figures are in per cent, printed without
+intervals. Later versions of the paper may print other figures. EDLM is in none of these tables.""",
         "### Few-step decoding",
         *_tables(paper["few_step"], "tokens/step", "method"),
         f"As printed: the average is not the mean of its columns for {odd}." if odd else "",

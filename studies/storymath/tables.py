@@ -50,10 +50,11 @@ KEPT += ("tokens_per_forward", "mean_length")
 
 class Method(NamedTuple):
     """A row of the tables: a training configuration (None: the teacher as it is), overrides of each stage, and what it
-    is, for the page.
+    is, for the page. after: the row whose student, of the same block and seed, takes the teacher's place.
     """
 
     config: str | None = None
+    after: str | None = None
     training: tuple[str, ...] = ()
     rollouts: tuple[str, ...] = ()
     decoding: tuple[str, ...] = ()
@@ -93,10 +94,13 @@ def teacher(output: Path, block: int) -> str:
     return str(folder / "ckpt" / "optimized")
 
 
-def roll_out(source: str, split: str, limit: int, block: int, seed: int, overrides: tuple[str, ...], args) -> Path:
-    """The teacher's trajectories at full steps, checked; those for training all methods of a (block, seed) share."""
-    output = args.output
-    name = "-".join([f"block{block}-seed{seed}-n{limit}", *overrides]).replace("rollout.", "")
+def roll_out(source: str, split: str, limit: int, block: int, seed: int, method: Method, args) -> Path:
+    """The source's trajectories at full steps, checked; those for training all methods with one source and the same
+    overrides share, of a (block, seed).
+    """
+    output, overrides = args.output, method.rollouts
+    by = [plain(method.after)] if method.after else []
+    name = "-".join([f"block{block}-seed{seed}-n{limit}", *by, *overrides]).replace("rollout.", "")
     project = output / ("rollouts" if split == TRAIN else f"rollouts-{split}") / name
     trajectories = project / "trajectories.json"
     if not trajectories.exists():
@@ -154,36 +158,46 @@ def evaluation_lines(name: str, checkpoint: str, folder: Path, block: int, seed:
     return [*lines, [*common, data[SPLITS[0]], f"rollout.denoising_steps_per_block={block}", *dynamic]]
 
 
+def train(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object]]:
+    """Train a method's student, after the row that it names: the student's folder, and the budget it had."""
+    from t3d.common.options import load
+    from t3d.training.settings import TrainConfig
+
+    method, source = (METHODS | ABLATIONS)[name], teacher(args.output, block)
+    folder = model_folder(name, block, seed, args)
+    if method.after:
+        with claimed(model_folder(method.after, block, seed, args), wait=True):
+            source, _ = train(method.after, block, seed, args)
+    if name == "sft":
+        data = args.output / "data" / f"{TRAIN}.json"
+    else:
+        data = roll_out(source, TRAIN, args.rollouts, block, seed, method, args)
+    launch = ["python"]
+    if args.processes > 1:
+        launch = ["accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"]
+        launch += ["--num_processes", str(args.processes)]
+    line = train_line(name, data, source, block, seed, args, folder)
+    command(*launch, "train/self_ddo_sdar_full.py", *line)
+    run = run_folder(folder)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    budget = {
+        "learning_rate": load(TrainConfig, line).optimizer.params.learning_rate,
+        "tokens": sum(step["tokens"] for step in log),  # that training saw, clean and noisy copies
+    }
+    return str(run / "ckpt" / "optimized"), budget
+
+
 def run_one(name: str, block: int, seed: int, args) -> None:
     """Train and evaluate one method, and write its figures."""
     from t3d.common.options import load
     from t3d.evaluation.run import evaluate
     from t3d.evaluation.settings import EvalConfig
-    from t3d.training.settings import TrainConfig
 
-    output = args.output
-    checkpoint = source = teacher(output, block)
-    method = (METHODS | ABLATIONS)[name]
+    checkpoint = teacher(args.output, block)
+    budget: dict[str, float] = {}
+    if (METHODS | ABLATIONS)[name].config:
+        checkpoint, budget = train(name, block, seed, args)
     folder = model_folder(name, block, seed, args)
-    budget: dict[str, object] = {}
-    if method.config:
-        if name == "sft":
-            data = output / "data" / f"{TRAIN}.json"
-        else:
-            data = roll_out(source, TRAIN, args.rollouts, block, seed, method.rollouts, args)
-        launch = ["python"]
-        if args.processes > 1:
-            launch = ["accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"]
-            launch += ["--num_processes", str(args.processes)]
-        line = train_line(name, data, source, block, seed, args, folder)
-        command(*launch, "train/self_ddo_sdar_full.py", *line)
-        run = run_folder(folder)
-        checkpoint = str(run / "ckpt" / "optimized")
-        log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        budget = {
-            "learning_rate": load(TrainConfig, line).optimizer.params.learning_rate,
-            "tokens": sum(step["tokens"] for step in log),  # that training saw, clean and noisy copies
-        }
     rows = []
     for line in evaluation_lines(name, checkpoint, folder, block, seed, args):
         print(f"\n$ {shlex.join(['python', 'eval.py', *line])}", flush=True)
@@ -201,7 +215,13 @@ def run_one(name: str, block: int, seed: int, args) -> None:
 def made_with(name: str, args) -> dict[str, object]:
     """What a run's figures rest on and a later run must share to stand in one table with it."""
     method = (METHODS | ABLATIONS)[name]
-    given = {"config": method.config, "training": [], "rollouts": [], "decoding": list(method.decoding)}
+    given: dict[str, object] = {
+        "config": method.config,
+        "training": [],
+        "rollouts": [],
+        "decoding": list(method.decoding),
+    }
+    given["after"] = made_with(method.after, args) if method.after else None
     if method.config:
         given |= {"training": list(method.training), "rollouts": list(method.rollouts)}
         given |= {"steps": args.steps, "questions": args.rollouts}
@@ -219,7 +239,7 @@ def analyse(name: str, block: int, seed: int, args) -> None:
         print(f"{name}, block {block}, seed {seed}: no student below {folder}; run it first (without --analysis)")
         return
     source = teacher(args.output, block)
-    trajectories = roll_out(source, HELD_OUT, 500, block, seed, (), args)
+    trajectories = roll_out(source, HELD_OUT, 500, block, seed, Method(), args)
     command(
         *(
             "python",
@@ -250,12 +270,12 @@ def finished(name: str, block: int, seed: int, args) -> bool:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
-    """Whether the folder is ours for the block's time; another process that works in it keeps it."""
+def claimed(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether the folder is ours for the block's time; another process that works in it keeps it, or is waited for."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:
@@ -267,9 +287,14 @@ def run_folder(folder: Path) -> Path:
     return next(folder.glob("*/math/run/run"), folder / "none")
 
 
+def plain(name: str) -> str:
+    """A row's name as a part of file names."""
+    return name.replace(", ", "-").replace(" ", "_").replace("=", "")
+
+
 def figures_file(name: str, block: int, seed: int) -> Path:
-    plain = name.replace(", ", "-").replace(" ", "_").replace("=", "")
-    return FIGURES / f"{plain}-block{block}-seed{seed}.json"
+    """Where a run's figures are."""
+    return FIGURES / f"{plain(name)}-block{block}-seed{seed}.json"
 
 
 def model_folder(name: str, block: int, seed: int, args) -> Path:
@@ -278,12 +303,14 @@ def model_folder(name: str, block: int, seed: int, args) -> Path:
 
 
 def count(text: str) -> int:
+    """A command line's whole number, from 1 on."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 on")
     return int(text)
 
 
 def counts(text: str) -> list[int]:
+    """A command line's whole numbers, separated by commas, each once."""
     found = [count(part.strip()) for part in text.split(",")]
     if len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"{text}: give each once")
@@ -291,6 +318,7 @@ def counts(text: str) -> list[int]:
 
 
 def block_sizes(text: str) -> list[int]:
+    """A command line's block sizes."""
     found = counts(text)
     if odd := [block for block in found if block < 2 or block & (block - 1)]:
         raise argparse.ArgumentTypeError(
@@ -300,6 +328,7 @@ def block_sizes(text: str) -> list[int]:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", help=f"some of: {'; '.join(METHODS | ABLATIONS)} (separated by ;)")
     parser.add_argument("--ablations", action="store_true", help="the ablations too")

@@ -1,7 +1,7 @@
 """Block-causal attention: one predicate for training, decoding, dense masks and FlexAttention.
 
-Every token carries three labels: ``segment`` (which packed sequence it belongs to; -1 is padding), ``block`` (its block
-on the sequence's grid) and ``noisy`` (whether it belongs to the noisy copy x_t of the training layout).
+Every token carries three labels. ``segment`` is its packed sequence (-1 is padding), ``block`` its block on the
+sequence's grid. ``noisy`` is true in the noisy copy x_t of the training layout.
 Source: BD3-LM's vectorised training (arXiv 2503.09573, section 3.3 and appendix B.6), SDAR (arXiv 2510.06303).
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-FLEX_TILE = 128  # FlexAttention works on tiles of so many tokens
+FLEX_TILE = 128  # tokens in one tile of FlexAttention
 ATTENTION = ("sdpa", "eager", "flex_attention")
 ATTENTION_HELP = "attention kernel; null = sdpa"
 
@@ -27,8 +27,8 @@ class Labels(NamedTuple):
 def visible(q_segment, q_block, q_noisy, k_segment, k_block, k_noisy):
     """May the query see the key? Elementwise on anything that broadcasts.
 
-    clean -> clean of the same or an earlier block; noisy -> clean of a strictly earlier block; noisy -> noisy of the
-    same block; nothing across segments; clean never sees noisy.
+    A clean query sees clean keys of the same or an earlier block. A noisy query sees clean keys of a strictly earlier
+    block, and noisy keys of the same block. Nothing is seen across segments.
     """
     earlier = k_block < q_block
     same = k_block == q_block
@@ -61,9 +61,9 @@ def flex_mask(labels: Labels):
 
 @cache
 def _block_mask_builder(device: str):
-    """create_block_mask, on a GPU compiled, for any length: uncompiled it writes out the (length x length) mask first.
+    """create_block_mask for any length; compiled on a GPU, where the plain function first writes the whole mask.
 
-    What a mask holds is its batch's own and cannot be kept from one to the next.
+    A mask belongs to its batch; it cannot be kept for the next batch.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -71,7 +71,7 @@ def _block_mask_builder(device: str):
 
 
 def cache_mask(query_position: Tensor, key_slots: int, block_size: int) -> Tensor:
-    """Mask for queries against a key cache in which slot = absolute position; the predicate's clean -> clean case.
+    """Mask for queries on a key cache whose slot = absolute position. It is the predicate's case clean -> clean.
 
     Args:
         query_position: (rows, width) absolute positions.
@@ -89,8 +89,8 @@ def cache_mask(query_position: Tensor, key_slots: int, block_size: int) -> Tenso
 def for_implementation(mask: Tensor, implementation: str, dtype: torch.dtype):
     """A bool mask (batch, 1, queries, keys) in the form an attention implementation of transformers takes.
 
-    eager and sdpa add numbers to the scores. Given a bool, sdpa would make them at every layer and keep each for the
-    backward pass. FlexAttention would add 0 and 1, so it gets a BlockMask.
+    eager and sdpa take numbers that are added to the scores. From a bool mask sdpa would make them anew at every layer
+    and keep each for the backward pass. FlexAttention would add 0 and 1, so it gets a BlockMask.
     """
     if implementation == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask

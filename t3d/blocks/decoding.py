@@ -1,7 +1,7 @@
-"""One denoising step of a block: which token is drawn at each masked position, and which positions are unmasked.
+"""One denoising step of a block: draw a token at each masked position, and choose the positions to unmask.
 
-Pure functions of tensors. Nothing here knows of a model, a cache or a file; the engines own those.
-Which positions are unmasked is the strategy's to say (t3d.blocks.strategy).
+Pure functions of tensors. The engines own model, cache and files. The strategy chooses the positions
+(t3d.blocks.strategy).
 """
 
 import hashlib
@@ -35,9 +35,11 @@ def _mix(x: Tensor) -> Tensor:
 def uniforms(key: Tensor, position: Tensor, step: Tensor, stream: int | Tensor = 0) -> Tensor:
     """Uniform numbers in [0, 1), float32; broadcast over int64 ``key``, ``position``, ``step`` and ``stream``.
 
-    ``stream`` separates uses: 0 draws the token, 1 orders positions in the random strategy, 2 accepts drafted tokens, 3
-    draws what a position shows before it is decided, 4 chooses among candidates, 5, 6, ... draw those after the first.
-    Streams come in pairs, and a pair has 2^40 positions: no two (position, stream) meet in one number.
+    ``stream`` separates the uses of random numbers:
+    - 0 draws the token; 1 orders positions in the random strategy; 2 accepts drafted tokens;
+    - 3 draws x_T; 4 chooses among candidate fillings; 5, 6, ... draw the candidates after the first.
+
+    Streams come in pairs, and a pair has 2^40 positions, so no two (position, stream) share a number.
     """
     x = _mix(key + _GOLDEN * (2 * (position + (stream // 2 << 40)) + stream % 2 + 1))
     x = _mix(x + _GOLDEN * (step + 1))
@@ -45,7 +47,7 @@ def uniforms(key: Tensor, position: Tensor, step: Tensor, stream: int | Tensor =
 
 
 def initial_tokens(key: Tensor, position: Tensor, ratio: float, ordinary_ids: Tensor, mask_id: int) -> Tensor:
-    """x_T: what a position shows until it is decided, the mask or, with probability ``ratio``, a random ordinary token.
+    """x_T, the tokens shown before decoding: a random ordinary token with probability ``ratio``, else the mask.
 
     A pure function of the answer's stream and the position. ``key`` and ``position`` broadcast.
     """
@@ -68,15 +70,15 @@ def draw(
 
     Args:
         logits: (rows, vocab), ids that may not be drawn already at -inf.
-        u: (rows,) uniforms in [0, 1), used when the temperature is above 0; there (rows, n) draws n tokens a row.
+        u: (rows,) uniforms in [0, 1), used above temperature 0; (rows, n) uniforms draw n tokens a row.
         need_entropy: also return the entropy (nats) of the distribution the token was drawn from.
         rows_at_once: bound on the fp32 temporaries.
 
     Returns:
-        (token, confidence, entropy or None), the first two shaped like ``u``, the entropy (rows,). At temperature 0 the
-        token is the argmax and the confidence its softmax probability at temperature 1, unfiltered; above it
-        temperature, top-k, top-p and softmax are applied in this order, the token is drawn by inverse CDF in the order
-        of the ids, and the confidence is its filtered probability.
+        (token, confidence, entropy or None). Token and confidence are shaped like ``u``, the entropy is (rows,).
+        At temperature 0 the token is the argmax. Its confidence is its unfiltered softmax probability at temperature 1.
+        Above 0 temperature, top-k, top-p and softmax are applied in this order. The token is drawn by inverse CDF in
+        the order of the ids. Its confidence is its filtered probability.
     """
     return _join(
         [
@@ -87,7 +89,7 @@ def draw(
 
 
 def project(hidden: Tensor, weight: Tensor, forbidden: Tensor) -> Tensor:
-    """(rows, width) last hidden states -> (rows, vocab) fp32 logits, the ids ``forbidden`` (n,) at -inf."""
+    """(rows, width) last hidden states -> (rows, vocab) fp32 logits, with -inf at the ids ``forbidden`` (n,)."""
     return (hidden @ weight.T).float().index_fill_(-1, forbidden, -torch.inf)
 
 
@@ -102,7 +104,7 @@ def project_and_draw(
     rows_at_once: int,
     rows_drawn: int = 256,
 ) -> Draws:
-    """``draw`` from the last hidden states (rows, width), with the logits of ``rows_at_once`` rows in memory."""
+    """``draw`` from the last hidden states (rows, width). The logits of ``rows_at_once`` rows are in memory at once."""
     return _join(
         [
             draw(project(h, weight, forbidden), of_rows, settings, need_entropy=need_entropy, rows_at_once=rows_drawn)
@@ -129,17 +131,17 @@ def _draw_rows(logits: Tensor, u: Tensor, settings: DecodeSettings, need_entropy
 
 
 def distribution(logits: Tensor, settings: DecodeSettings) -> Tensor:
-    """What tokens are drawn from above temperature 0: temperature, top-k, top-p, softmax. (rows, vocab) both."""
+    """(rows, vocab) logits -> the sampling distribution above temperature 0: temperature, top-k, top-p, softmax."""
     return filter_logits(logits / settings.temperature, settings.top_k, settings.top_p).softmax(-1)
 
 
 def inverse_cdf(probability: Tensor, u: Tensor, width: int = 512) -> Tensor:
     """The ids (rows,) at which the running sums of (rows, vocab) probabilities pass the uniforms (rows,).
 
-    In two levels, first among parts of ``width`` ids, then inside one: a running sum over 152k ids takes longer than
-    all else that sampling does. An id without probability is never returned. On a GPU that takes a check: the running
-    sum of a parallel scan can step up by rounding where nothing is added (pytorch issue 21780). Such a draw takes the
-    most likely part, and the most likely id in it.
+    The search has two levels: first the parts of ``width`` ids, then the ids of one part. One running sum over 152k ids
+    would take longer than the rest of sampling. An id of probability 0 is never returned. On a GPU this needs a check:
+    rounding in a parallel scan can raise a running sum at an id of probability 0 (pytorch issue 21780). Such a draw
+    takes the most likely part, and the most likely id in it.
     """
     vocab = probability.shape[-1]
     whole = vocab // width * width
@@ -152,7 +154,7 @@ def inverse_cdf(probability: Tensor, u: Tensor, width: int = 512) -> Tensor:
 
 
 def _pass(mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the running sum of (rows, n) masses passes the target (rows, 1), and what of the target is left there."""
+    """The index where the running sum of (rows, n) masses passes the target (rows, 1), and the target's rest there."""
     running = mass.cumsum(-1)
     target = torch.minimum(target, running[:, -1:] * (1 - 2**-23))  # below the total, so that the sum passes it
     place = torch.searchsorted(running, target, right=True).clamp_(max=mass.shape[-1] - 1)
@@ -167,8 +169,8 @@ def _entropy(probability: Tensor) -> Tensor:
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Set logits outside top-k, then outside the nucleus of top-p, to -inf. logits: (rows, vocab).
 
-    Only the largest candidates are sorted: a full sort of a 152k vocabulary costs more than the model. It is exact, as
-    the candidates are widened until they hold the nucleus.
+    Only the largest candidates are sorted: a full sort of a 152k vocabulary costs more than the model. The result is
+    exact, because the number of candidates grows until they hold the nucleus.
     """
     vocab = logits.shape[-1]
     if 0 < top_k < vocab:
@@ -200,7 +202,7 @@ def _nucleus(sorted_logits: Tensor, probability: Tensor, top_p: float) -> Tensor
 
 
 def share(stage: Tensor, settings: DecodeSettings) -> Tensor:
-    """Tokens that the steps ``stage`` = 0, 1, ... of a block unmask, shaped like it; the first take the remainder."""
+    """Number of tokens that step ``stage`` = 0, 1, ... of a block unmasks. The first steps take the remainder."""
     base, extra = divmod(settings.block_size, settings.denoising_steps_per_block)
     return base + (stage < extra).long()
 
@@ -240,8 +242,8 @@ def choose(
         stage: (rows,), steps done in the block.
 
     Returns:
-        (rows, block) bool, a subset of ``masked``. The last of max(steps, positions) steps unmasks all that is left, so
-        every block ends, whatever the strategy.
+        (rows, block) bool, a subset of ``masked``. The last of max(steps, positions) steps unmasks all masks that are
+        left, so every block ends under every strategy.
     """
     order = uniforms(key.unsqueeze(-1), position, step.unsqueeze(-1), stream=1)
     view = StepView(masked, confidence, entropy, order, stage, share(stage, settings))

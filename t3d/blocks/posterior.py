@@ -1,7 +1,7 @@
-"""The reverse step of masked diffusion: what is left masked at time s of a sequence seen at time t > s.
+"""The reverse step of masked diffusion: from a sequence at time t to the sequence at an earlier time s.
 
-The forward process masks each token on its own. At time t a token is still itself with probability alpha_t, which falls
-from alpha_0 = 1 to alpha_1 = 0. Given z_t and the clean x, an earlier z_s has at each position the law
+The forward process masks each token independently. At time t a token is unmasked with probability alpha_t, which falls
+from alpha_0 = 1 to alpha_1 = 0. Given z_t and the clean x, an earlier z_s has at each position the distribution
 
     q(z_s | z_t, x) = Cat(z_s; z_t)                                                       z_t is not the mask m,
     q(z_s | z_t, x) = Cat(z_s; [(1 - alpha_s) m + (alpha_s - alpha_t) x] / (1 - alpha_t))   z_t is the mask m.
@@ -21,7 +21,7 @@ def alpha(t: Tensor, schedule: str) -> Tensor:
 
 
 def reveal_probability(s: Tensor, t: Tensor, schedule: str) -> Tensor:
-    """(alpha_s - alpha_t) / (1 - alpha_t): the chance of a masked token of time ``t`` > 0 to be revealed at ``s`` < t.
+    """(alpha_s - alpha_t) / (1 - alpha_t): the probability that a token masked at ``t`` > 0 is revealed at ``s`` < t.
 
     Exactly 1 at s = 0. ``s`` and ``t`` broadcast.
     """
@@ -33,7 +33,7 @@ def posterior(z_t: Tensor, x: Tensor, s: Tensor, t: Tensor, schedule: str, mask_
     """q(z_s | z_t, x) at every position: (..., vocab) probabilities.
 
     Args:
-        z_t: (...) ids. x: (..., vocab), one-hot, or a model's distribution in its place, with 0 at ``mask_id``.
+        z_t: (...) ids. x: (..., vocab), one-hot or a model's distribution, with 0 at ``mask_id``.
         s, t: (...) times, 0 <= s < t <= 1.
     """
     reveal = reveal_probability(s, t, schedule).unsqueeze(-1)

@@ -16,10 +16,10 @@ def _setting(default: Any, help: str, **limits: Any) -> Any:
 
 @dataclass
 class DecodeSettings:
-    """How an answer is decoded; the same record serves rollouts and evaluation.
+    """How an answer is decoded, in rollouts and in evaluation.
 
-    A block of ``block_size`` positions is denoised in ``denoising_steps_per_block`` steps, or in as many as the
-    strategy asks for.
+    A block of ``block_size`` positions is denoised in ``denoising_steps_per_block`` steps. Some strategies decide the
+    number of steps themselves.
     """
 
     block_size: int = _setting(4, "positions of one block", ge=1)
@@ -30,10 +30,10 @@ class DecodeSettings:
         "low_confidence_static", "which positions a step unmasks", choices=names(), own=True
     )
     dynamic_threshold: float = _setting(0.9, "low_confidence_dynamic: unmask all above it", ge=0, le=1)
-    eb_threshold: float = _setting(0.1, "entropy_bounded: bound on a step's summed entropy (nats)", ge=0)
+    eb_threshold: float = _setting(0.1, "entropy_bounded: largest sum of entropies in a step (nats)", ge=0)
     eb_bound: str = _setting(
         "sum",
-        "entropy_bounded: the bound is on the sum (SDAR), or on the sum less its largest term (EB-Sampler)",
+        "entropy_bounded: bound the sum (SDAR), or the sum without its largest term (EB-Sampler)",
         choices=("sum", "sum_less_largest"),
     )
     ancestral_schedule: str = _setting(
@@ -42,28 +42,28 @@ class DecodeSettings:
     temperature: float = _setting(0.1, "0 = greedy", ge=0)
     top_k: int = _setting(0, "keep the k most likely tokens; 0 = all", ge=0)
     top_p: float = _setting(1.0, "keep the smallest set of tokens with this mass; 1 = all", gt=0, le=1)
-    max_token: int = _setting(2000, "an answer's longest length in tokens", ge=1)
+    max_token: int = _setting(2000, "most tokens of an answer", ge=1)
     random_init_ratio: float = _setting(
         0.0,
-        "chance of a position to show a random token in place of the mask until it is decided (for ReDi)",
+        "share of positions that show a random token instead of the mask until they are decided (for ReDi)",
         ge=0,
         le=1,
     )
     self_verify: bool = _setting(
         False,
-        "check each drafted block with the same weights at block size 1, a forward per check, and decode anew what "
-        "follows the first token that fails",
+        "check each drafted block with the same weights at block size 1, one forward per check; decode again the "
+        "tokens after the first one that fails",
     )
     energy_candidates: int = _setting(
         1,
-        "EDLM: in each step draw so many fillings of the block, score each by a forward at block size 1 and choose one "
-        "by its energy; 1 = off",
+        "EDLM: number of fillings that each step draws; a forward at block size 1 scores each, and its energy decides "
+        "the choice; 1 = off",
         ge=1,
     )
 
 
 def conflict(settings: DecodeSettings) -> tuple[str, str] | None:
-    """The name of a setting that others rule out, and the remedy; None if all go together."""
+    """The name of a setting that conflicts with another, and the remedy; None without a conflict."""
     try:
         strategy = strategy_named(settings.remasking_strategy)
     except ValueError as error:
@@ -72,15 +72,15 @@ def conflict(settings: DecodeSettings) -> tuple[str, str] | None:
     if steps > block and not strategy.may_choose_none:
         return "denoising_steps_per_block", f"more steps than the block has positions; at most block_size={block}"
     if settings.self_verify and single:
-        return "self_verify", "a block of one token is its own verification; take block_size 2 or more, or leave it off"
+        return "self_verify", "a block of one token needs no check; set block_size to 2 or more, or turn this off"
     if settings.energy_candidates > 1:
         if single:
             return (
                 "energy_candidates",
-                "a block of one token has no energy; take block_size 2 or more, or leave it at 1",
+                "a block of one token has no energy; set block_size to 2 or more, or leave this at 1",
             )
         if settings.temperature == 0:
-            return "energy_candidates", "at temperature 0 all candidates are alike; raise it, or leave this at 1"
+            return "energy_candidates", "at temperature 0 all candidates are equal; raise it, or leave this at 1"
         if settings.self_verify:
-            return "energy_candidates", "not together with self_verify; leave this at 1, or that off"
+            return "energy_candidates", "does not work with self_verify; leave this at 1, or turn self_verify off"
     return None

@@ -7,12 +7,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class SpecialIds:
-    """The token ids with a role of their own.
+    """The token ids with a special role.
 
     Attributes:
-        mask_id: "not yet decoded". pad_id: what fills up behind the end. stop_ids: what ends an answer.
-        forbidden_ids: ids that no decoder may draw: the mask, and those of the model beyond the tokenizer.
-        ordinary_ids: (ordinary,) int64, what random noise is drawn from: ids of the tokenizer that are not special.
+        mask_id: stands for "not yet decoded".
+        pad_id: fills positions after the end.
+        stop_ids: end an answer.
+        forbidden_ids: ids that no decoder may draw: the mask, and the model's ids beyond the tokenizer.
+        ordinary_ids: (ordinary,) int64, the tokenizer's ids that are not special. Random noise is drawn from them.
     """
 
     mask_id: int

@@ -1,7 +1,7 @@
-"""What an unmasking strategy is. Every strategy is one object in one file of ``t3d/blocks/strategies``.
+"""The base of unmasking strategies. Every strategy is one object in one file of ``t3d/blocks/strategies``.
 
-A strategy of your own is a class like those: ``rollout.remasking_strategy=my_module:MyStrategy``, with ``my_module.py``
-in the working folder or installed. Engines, ``generate``, the chat and the names of results all ask the object.
+Your own strategy is a class like them: ``rollout.remasking_strategy=my_module:MyStrategy``, with ``my_module.py`` in
+the working folder or installed. Engines, ``generate``, the chat and the names of results all ask the object.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ PACKAGE = "t3d.blocks.strategies"
 class StepView(NamedTuple):
     """One denoising step of some blocks, before positions are chosen.
 
-    masked: (rows, block) bool, the positions still masked. confidence, entropy: (rows, block), of the drawn tokens and
-    of the distributions (nats) they were drawn from, meaningless where not masked; entropy is None unless the strategy
-    needs it. order: (rows, block) uniforms in [0, 1), new ones in every step. stage: (rows,) steps done in the block.
-    share: (rows,) positions that an even split of the block over its steps gives this step.
+    Attributes:
+        masked: (rows, block) bool, the positions still masked.
+        confidence: (rows, block), of the drawn tokens; meaningless at unmasked positions.
+        entropy: (rows, block) nats, of the distributions of the draws; None unless the strategy needs it.
+        order: (rows, block) uniforms in [0, 1), new ones in every step.
+        stage: (rows,) steps done in the block.
+        share: (rows,) positions that an even split of the block over its steps gives this step.
     """
 
     masked: Tensor
@@ -41,7 +44,7 @@ class Strategy:
     """The base of all strategies.
 
     Attributes:
-        fixed_steps: a whole block takes ``denoising_steps_per_block`` steps, whatever was drawn.
+        fixed_steps: a whole block always takes ``denoising_steps_per_block`` steps.
         needs_entropy: ``choose`` reads the entropies.
         may_choose_none: a step may unmask nothing; then a block may have more steps than positions.
         threshold: the field of DecodeSettings that names of results carry; None = none.
@@ -55,7 +58,7 @@ class Strategy:
     label = ""
 
     def choose(self, view: StepView, settings: DecodeSettings) -> Tensor:
-        """(rows, block) bool, the positions to unmask. Those that are not masked do not count."""
+        """(rows, block) bool, the positions to unmask. Unmasked positions in it are ignored."""
         raise NotImplementedError
 
 
@@ -75,7 +78,7 @@ def names() -> tuple[str, ...]:
 
 @cache
 def strategy_named(name: str) -> Strategy:
-    """The strategy of ``remasking_strategy=name``. Raises ValueError (the remedy as its text) where there is none."""
+    """The strategy of ``remasking_strategy=name``. Raises ValueError, with the remedy as its text, if there is none."""
     found = plugins.load(name, PACKAGE)
     strategy = found() if isinstance(found, type) else found
     if not callable(getattr(strategy, "choose", None)):

@@ -1,4 +1,4 @@
-"""The command `t3d`: one sub-command per stage. A stage is imported only when it is chosen, so that help is quick."""
+"""The command `t3d`: one sub-command per stage. A stage is imported only when it is chosen, so that help is fast."""
 
 import difflib
 import sys
@@ -11,20 +11,21 @@ from t3d.common.errors import UserError, run_main
 # name -> one line of help, module:function. The function takes the arguments after the name.
 COMMANDS = {
     "download": ("Bring a question set to data/.", "t3d.tasks.download:main"),
+    "convert": ("Make a block-diffusion model of an autoregressive one.", "t3d.models.convert:main"),
     "rollout": ("Stage 1: record how a model decodes a question set.", "t3d.rollout.__main__:main"),
     "prepare": ("Stage 2: check the rollouts and write the training file.", "t3d.rollout.prepare:main"),
     "train": ("Stage 3: train a student on the trajectories.", "t3d.training.__main__:main"),
     "eval": ("Stage 4: score a checkpoint on question sets.", "t3d.evaluation.__main__:main"),
     "report": ("Show results as tables, CSV or a page with plots; compare two.", "t3d.evaluation.report:main"),
     "analyse": ("Measure how dependent the tokens of one step are.", "t3d.evaluation.analysis:main"),
-    "grade": ("Grade answers that exist already.", "t3d.evaluation.grade:main"),
+    "grade": ("Grade answers from a file.", "t3d.evaluation.grade:main"),
     "chat": ("Ask a model questions and watch it unmask its answers.", "t3d.cli.chat:main"),
 }
 LAUNCH, LAUNCHED = "--launch", ("rollout", "train", "eval")  # the commands that several processes can share
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the sub-command that ``argv`` (None: the process's own arguments) names, and end with its exit code."""
+    """Run the sub-command of ``argv`` and end with its exit code. None = the process's own arguments."""
     run_main(lambda: dispatch(sys.argv[1:] if argv is None else argv))
 
 

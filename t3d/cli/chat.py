@@ -4,8 +4,8 @@
     t3d chat --model TEACHER --student STUDENT     both answer, the student in fewer steps
     echo "..." | t3d chat --model DIR              questions from a pipe, one a line
 
-With --data-type text it is a conversation: earlier turns stay in the prompt. Else every question stands for itself.
-/1, /2, ... asks a sample question, /new begins a new conversation, Ctrl-C stops an answer, /quit or Ctrl-D ends.
+With --data-type text earlier turns stay in the prompt; otherwise every question stands alone. /1, /2, ... asks a sample
+question, /new begins a new conversation, Ctrl-C stops an answer, /quit or Ctrl-D ends the chat.
 """
 
 import argparse
@@ -49,9 +49,9 @@ STORIES = (  # in the words of the embedded models
 
 @dataclass
 class Speaker:
-    """A model with its tokenizer and the settings it answers with.
+    """A model with its tokenizer and its decode settings.
 
-    positions: that the model has, prompt included. mask_id, stop_ids: as in t3d.models.loading.SpecialIds.
+    positions: the model's number of positions, for prompt and answer. mask_id, stop_ids: as in SpecialIds.
     """
 
     name: str
@@ -73,21 +73,21 @@ class Speaker:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def settings_for(self, prompt_ids: list[int]) -> DecodeSettings:
-        """The settings, with no longer an answer than the model has positions for; UserError if there are none."""
+        """The settings, with the answer's length limited to the free positions; UserError if there are none."""
         room = self.positions // self.settings.block_size * self.settings.block_size - len(prompt_ids)
         if room < 1:
             raise UserError(
-                f"the question has {len(prompt_ids)} tokens, the model {self.positions} positions; shorten it"
+                f"the question has {len(prompt_ids)} tokens, the model {self.positions} positions; shorten the question"
             )
         return replace(self.settings, max_token=min(self.settings.max_token, room))
 
 
 def load_speaker(name: str, source: str, steps: int | None, args: argparse.Namespace) -> Speaker:
-    """Load a model and let it decode a little, so that its first answer's time is not that of starting up.
+    """Load a model and decode a few tokens, so that the time of the first answer does not include the start-up.
 
     Args:
-        name: of its option on the command line, too.
-        steps: a block; None = all.
+        name: "teacher" or "student"; also the name of its option on the command line.
+        steps: denoising steps per block; None = all.
 
     Raises:
         UserError: no such model, or settings that it cannot decode with.
@@ -109,7 +109,7 @@ def load_speaker(name: str, source: str, steps: int | None, args: argparse.Names
     )
     if args.threshold is not None:
         if (threshold := strategy_named(checked(settings).remasking_strategy).threshold) is None:
-            raise fault("--threshold", args.threshold, f"{args.strategy} has none; leave it out")
+            raise fault("--threshold", args.threshold, f"{args.strategy} has no threshold; leave it out")
         settings = replace(settings, **{threshold: args.threshold})
     checked(settings)
     ids = decoder.ids
@@ -122,9 +122,9 @@ def load_speaker(name: str, source: str, steps: int | None, args: argparse.Names
 
 @dataclass
 class Watch:
-    """The observer of one answer: draws every step, and knows how much of the time went into that.
+    """The observer of one answer: it draws every step, and measures the time that drawing takes.
 
-    It draws on the terminal's second screen, so that a resize meanwhile leaves nothing behind on the first.
+    It draws on the terminal's second screen, so that a resize leaves no traces on the first.
     """
 
     speaker: Speaker
@@ -135,7 +135,7 @@ class Watch:
     delay: float = 0.0
     seconds: float = field(default=0.0, init=False)
     settled: str = field(default="", init=False)  # the text of all complete blocks
-    begin: int = field(default=0, init=False)  # of the current block in the response
+    begin: int = field(default=0, init=False)  # start of the current block in the response
 
     def __enter__(self) -> "Watch":
         self.live = Live(console=self.console, screen=True, auto_refresh=False, redirect_stdout=False)
@@ -153,7 +153,7 @@ class Watch:
         end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
         pending = self._block(ids[:end], set(step.unmasked))
         if step.block_complete and end == len(ids) < self.max_token:
-            pending.append(MASK * self.speaker.settings.block_size, MASKED)  # the block that comes next
+            pending.append(MASK * self.speaker.settings.block_size, MASKED)  # the next block
         self._draw(pending)
         if step.block_complete:
             # A character may begin in this block's last token and end in the next block.
@@ -166,7 +166,7 @@ class Watch:
         self.live.update(Tail(Text(f"> {self.question}\n\n{printable(self.settled)}") + pending), refresh=True)
 
     def _block(self, ids: list[int], fresh: set[int]) -> Text:
-        """The current block: neighbouring tokens of one style are decoded together, a mask is one sign."""
+        """The current block. Neighbouring tokens of one style are decoded together; a mask is one sign."""
         runs: list[tuple[str, list[int]]] = []
         for i in range(self.begin, len(ids)):
             style = MASKED if ids[i] == self.speaker.mask_id else FRESH if i in fresh else PLAIN
@@ -179,7 +179,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Tail:
-    """The last rows of a text, as many as the screen has."""
+    """The last rows of a text that fit the screen."""
 
     text: Text
 
@@ -188,7 +188,7 @@ class Tail:
 
 
 def printable(text: str) -> str:
-    """Control characters that a model may write are not passed on to the terminal."""
+    """The text without control characters, which a model may write and a terminal would obey."""
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 
@@ -205,7 +205,7 @@ class Turns:
     earlier: list[dict[str, str]] = field(default_factory=list)
 
     def prompt(self, question: str, data_type: str) -> list[int]:
-        """The prompt's ids; the oldest turns go where they leave no room for an answer."""
+        """The prompt's ids. If there is no room for an answer, the oldest turns are dropped."""
         task = find_task(data_type, "--data-type")
         row = task.row(question)
         while True:
@@ -224,13 +224,13 @@ def ask(question: str, turns: Turns, console: Console, *, data_type: str, delay:
 
     Raises:
         UserError: a question that the model cannot take.
-        KeyboardInterrupt: the person has stopped the answer; what there was of it has been shown.
+        KeyboardInterrupt: the person has stopped the answer; the text so far has been shown.
     """
     speaker = turns.speaker
     try:
         question.encode()
     except UnicodeEncodeError:  # bytes of another encoding arrive as lone surrogates
-        raise UserError("the question is not text in UTF-8; write it in that") from None
+        raise UserError("the question is not UTF-8 text; write it in UTF-8") from None
     ids = turns.prompt(question, data_type)
     if unknown := ids.count(speaker.tokenizer.unk_token_id):
         console.out(f"(the model does not know {unknown} word{'s' if unknown > 1 else ''} of the question)")
@@ -255,13 +255,13 @@ def ask(question: str, turns: Turns, console: Console, *, data_type: str, delay:
 
 
 def draws(console: Console) -> bool:
-    """Whether answers are drawn step by step: on a terminal that takes colours."""
+    """Whether answers are drawn step by step: only on a terminal with colours."""
     return console.is_terminal and not console.is_dumb_terminal and not console.no_color
 
 
 def figures(answer: Trajectory, seconds: float) -> str:
-    """One line on what an answer took."""
-    cut = ", cut at its longest length" if answer.finish_reason == "length" else ""
+    """An answer's length, steps, forwards and time in one line."""
+    cut = ", cut at the length limit" if answer.finish_reason == "length" else ""
     return (
         f"{answer.length} tokens, {answer.steps} denoising steps, {answer.forwards} forwards, {seconds:.2f} s: "
         f"{answer.length / answer.steps:.2f} tokens/step, {answer.length / seconds:.0f} tokens/s{cut}"
@@ -269,7 +269,7 @@ def figures(answer: Trajectory, seconds: float) -> str:
 
 
 def comparison(teacher: Trajectory, teacher_seconds: float, student: Trajectory, student_seconds: float) -> str:
-    """One line: the student beside the teacher, in tokens per step and per second, and in boxed answers if any."""
+    """One line that compares student and teacher: tokens per step and per second, and boxed answers if any."""
     per_step = (student.length / student.steps) / (teacher.length / teacher.steps)
     per_second = (student.length / student_seconds) / (teacher.length / teacher_seconds)
     line = f"student: {per_step:.1f}x the teacher's tokens/step, {per_second:.1f}x its tokens/s"
@@ -280,35 +280,38 @@ def comparison(teacher: Trajectory, teacher_seconds: float, student: Trajectory,
 
 
 def samples(speaker: Speaker, data_type: str) -> list[str]:
-    """Questions of the model's own domain: those whose words its tokenizer knows."""
+    """Sample questions whose words the model's tokenizer knows."""
     unknown = speaker.tokenizer.unk_token_id
     every = (*EXAMPLES[data_type], *STORIES)
     return [q for q in every if unknown is None or unknown not in speaker.tokenizer(q)["input_ids"]][:3]
 
 
+def lines(source: TextIO, console: Console) -> Iterator[str]:
+    """The lines of the input, asked for at a terminal."""
+    if not source.isatty():
+        yield from iter(source.readline, "")
+        return
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("\n> ")
+    console.out()
+
+
 def questions(source: TextIO, console: Console, examples: Sequence[str]) -> Iterator[str]:
-    """Questions until /quit or the end of input, and /new. Those from a pipe are shown as if they had been typed."""
+    """Questions until /quit or the end of input, and /new. Questions from a pipe are shown as if they were typed."""
     typed, numbered = source.isatty(), {f"/{i}": question for i, question in enumerate(examples, 1)}
     if typed:
-        console.out("Ask a question; Ctrl-C stops an answer, /quit or Ctrl-D ends. Or try:")
+        console.out("Ask a question. Ctrl-C stops an answer, /quit or Ctrl-D ends the chat. Sample questions:")
         for number, question in numbered.items():
             console.out(f"  {number}  {question}")
-    while True:
-        if typed:
-            try:
-                line = input("\n> ")
-            except EOFError:
-                return console.out()
-        elif not (line := source.readline()):
-            return
-        line = line.strip()
+    for line in map(str.strip, lines(source, console)):
         if line == "/quit":
             return
         if line and (not typed or line in numbered):
             line = numbered.get(line, line)
             console.out(f"\n> {line}")
         if line.startswith("/") and line != "/new":
-            console.out(f"{line}: no such command; /new begins anew, /quit or Ctrl-D ends")
+            console.out(f"{line}: no such command; /new begins a new conversation, /quit or Ctrl-D ends the chat")
         elif line:
             yield line
 
@@ -338,6 +341,7 @@ def chat(speakers: Sequence[Speaker], args: argparse.Namespace, source: TextIO, 
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's arguments."""
     parser = argparse.ArgumentParser(
         prog="t3d chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -349,22 +353,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="model: a folder or a hub id; with --student the teacher",
     )
     add("--student", metavar="DIR", help="a second model that answers the same questions in --steps steps")
-    add("--steps", type=int, metavar="N", help="denoising steps a block; default all, for a student 1")
+    add("--steps", type=int, metavar="N", help="denoising steps per block; default all, for a student 1")
     add("--block-size", type=int, metavar="N", help="positions of a block; default the model's own")
     strategy = DecodeSettings.remasking_strategy
-    add("--strategy", default=strategy, metavar="NAME", help=f"of choosing positions: {', '.join(names())}")
-    add("--threshold", type=float, metavar="P", help="of the strategy, where it has one")
+    add("--strategy", default=strategy, metavar="NAME", help=f"how positions are chosen: {', '.join(names())}")
+    add("--threshold", type=float, metavar="P", help="the strategy's threshold, if it has one")
     add("--temperature", type=float, default=0.0, metavar="T", help="0 (default) = greedy")
     add("--top-k", type=int, default=0, metavar="K", help="draw among the K most likely tokens; default 0 = all")
-    add(
-        "--top-p", type=float, default=1.0, metavar="P", help="draw among the likeliest with this mass; default 1 = all"
-    )
-    add("--self-verify", action="store_true", help="let the model check its blocks one token at a time as it goes")
-    add("--max-token", type=int, default=2000, metavar="N", help="an answer's longest length; default 2000")
+    add("--top-p", type=float, default=1.0, metavar="P", help="draw among the likeliest of this mass; default 1 = all")
+    add("--self-verify", action="store_true", help="let the model check each block one token at a time")
+    add("--max-token", type=int, default=2000, metavar="N", help="most tokens of an answer; default 2000")
     add("--data-type", default="math", choices=tuple(TASKS), help="wording around a question; text = none")
     add("--turns", type=int, metavar="N", help="earlier turns that stay in the prompt; default 0, with text 8")
-    add("--seed", type=int, default=0, metavar="N", help="of the random numbers above temperature 0")
-    add("--demo-delay", type=float, default=0.0, metavar="SECONDS", help="pause after every step drawn")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the random numbers above temperature 0")
+    add("--demo-delay", type=float, default=0.0, metavar="SECONDS", help="pause after every drawn step")
     args = parser.parse_args(argv)
     if not 0 <= args.demo_delay <= 60:
         parser.error(f"--demo-delay {args.demo_delay}: give seconds from 0 to 60")
@@ -374,11 +376,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The command `t3d chat`."""
     args = parse(argv)
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # what a terminal's encoding lacks is shown as "?"
+        sys.stdout.reconfigure(errors="replace")  # characters that the terminal's encoding lacks become "?"
     if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a question that is no text ends that question only
+        sys.stdin.reconfigure(errors="surrogateescape")  # a bad question does not end the chat
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     with contextlib.suppress(KeyboardInterrupt):
         from transformers.utils import logging
@@ -398,7 +401,7 @@ def main(argv: list[str] | None = None) -> None:
                 import readline  # noqa: F401 - gives input() line editing and history
         chat(speakers, args, sys.stdin, console)
         return
-    print()  # behind the ^C
+    print()  # a new line after the ^C
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`t3d train --launch FILE ...`: a command in the processes of an accelerate configuration.
 
-As `accelerate launch --config_file FILE -m t3d train ...`, with two differences: configurations that ship are found by
-their names, and a process that fails has said why, so that the launcher adds nothing and ends with that process's code.
+It works as `accelerate launch --config_file FILE -m t3d train ...`, with two differences. Shipped configurations are
+found by their names. If a process fails, only that process prints its error, and the launcher ends with its exit code.
 """
 
 import logging
@@ -27,7 +27,7 @@ def launch(file: str, command: str, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # On Ctrl-C the processes stop in good order, and this one waits for them.
+    # On Ctrl-C the processes save their state and stop, and this process waits for them.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         launch_command(

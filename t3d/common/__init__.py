@@ -1,0 +1,1 @@
+"""Errors, files, places on disk, the configuration engine."""

@@ -1,4 +1,4 @@
-"""Mistakes a user can put right, and how a script reports them."""
+"""Mistakes that a user can correct, and how a script reports them."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ class UserError(ValueError):
     """A mistake in a command, a configuration or a data file. The message is one line: field, value, remedy.
 
     Attributes:
-        key: the setting or field at fault, as the user writes it; None where no single one is.
+        key: the setting or field at fault, as the user writes it; None if there is no single one.
     """
 
     def __init__(self, message: str, key: str | None = None):
@@ -25,7 +25,7 @@ class UserError(ValueError):
 
 
 class Interrupted(Exception):
-    """A run that stopped in good order because it was told to, by ``signal``; it can be resumed."""
+    """A run that saved its state and stopped because of ``signal``. It can be resumed."""
 
     def __init__(self, signal: int, line: str):
         super().__init__(line)
@@ -37,10 +37,10 @@ NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENA
 
 
 def disk_fault(error: OSError) -> UserError | None:
-    """The error as one of the user's, where the disk is full or a place is closed; None for any other."""
+    """A UserError if the disk is full or the place is not writable; None for any other error."""
     place = error.filename or "the disk"
     if error.errno in NO_ROOM:
-        remedy = "what was written stays usable; make room, and start the same command again"
+        remedy = "files written so far stay usable; make room, and start the same command again"
     elif error.errno in NOT_WRITABLE:
         remedy = "choose another place, or change its permissions"
     else:
@@ -50,7 +50,7 @@ def disk_fault(error: OSError) -> UserError | None:
 
 @contextmanager
 def disk_faults_as_user_errors(path: str | os.PathLike | None = None) -> Iterator[None]:
-    """Turn the errors of a full disk or a closed place into UserErrors that name the file, ``path`` where unknown."""
+    """Turn errors of a full disk or an unwritable place into UserErrors. They name the file, or ``path`` if unknown."""
     try:
         yield
     except OSError as error:
@@ -60,16 +60,19 @@ def disk_faults_as_user_errors(path: str | os.PathLike | None = None) -> Iterato
         raise
 
 
-WAIT = 5.0  # seconds in which a launcher ends the other processes, once one has failed
+WAIT = 5.0  # seconds; a launcher needs less to end the other processes after one has failed
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's ``main`` and leave the process with its exit code (None counts as 0).
 
-    A ``UserError`` becomes one line on stderr and code 2, and so does a full disk or a place that cannot be written;
-    Ctrl-C one line and code 130; a run that a signal has stopped in good order one line and 128 + the signal's number,
-    as shells have it. Everything else is a fault of the program and keeps its traceback. Of the processes of a launch
-    the main one says the line; another says it only where the main process has not made the same mistake.
+    Each of these gives one line on stderr and an exit code:
+    - a ``UserError``, a full disk, a place that cannot be written: 2;
+    - Ctrl-C: 130;
+    - a run that a signal stopped and that saved its state: 128 + the signal's number, as in shells.
+
+    Any other exception is a fault of the program and keeps its traceback. In a launch of several processes the main
+    process prints the line. Another process prints its own line only if the main process did not fail with it.
     """
     try:
         with disk_faults_as_user_errors():
@@ -88,7 +91,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         if is_main_process():
             print("interrupted", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader has had enough, as in `t3d train --help | head`
+    except BrokenPipeError:  # the reader has closed the pipe, as in `t3d train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     sys.exit(code)

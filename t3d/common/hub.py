@@ -1,4 +1,4 @@
-"""Whether the model hub can be reached: asked once, before the hub's client would try for minutes."""
+"""Whether the model hub can be reached. One quick test replaces the minutes that the hub's client would try."""
 
 import socket
 from functools import cache
@@ -9,9 +9,9 @@ TIMEOUT = 5.0  # seconds
 
 
 def unreachable() -> str | None:
-    """Why no connection to the hub (or to the proxy before it) can be opened; None where one can.
+    """The reason why no connection to the hub (or to its proxy) can be opened; None if one can.
 
-    One attempt of at most ``TIMEOUT`` seconds. A hub that answers, and then with an error, is reachable: that may pass.
+    One attempt of at most ``TIMEOUT`` seconds. A hub that answers with an error is reachable: the error may pass.
     """
     from huggingface_hub import constants
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[str]]:
-    """A text file that appears under its name only when it is complete. UserError where the disk does not take it."""
+    """A text file that appears under its name only when it is complete. UserError if the disk refuses it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_faults_as_user_errors(path):
@@ -42,7 +42,7 @@ def write_json_array(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_json_array(path: str | Path, chunk: int = 1 << 20) -> Iterator[dict[str, Any]]:
-    """Stream the objects of a JSON list of any size and layout. `UserError` where the file is something else."""
+    """Stream the objects of a JSON list of any size and layout. `UserError` if the file is no such list."""
     path, decoder, count = Path(path), json.JSONDecoder(), 0
     if not path.is_file():
         raise UserError(f"{path} does not exist")
@@ -71,14 +71,12 @@ def read_json_array(path: str | Path, chunk: int = 1 << 20) -> Iterator[dict[str
 
 
 def check_characters(where: str, value: Any) -> None:
-    """`UserError`, "<where>: ...", where a value read from JSON holds half of a surrogate pair, which no text can hold:
-    tokenizers and files refuse it.
-    """
+    """`UserError`, "<where>: ...", if a value holds half of a surrogate pair. Tokenizers and files refuse it."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise UserError(f"{where}: {half!a} is half of a character; mend or remove the row") from None
+        raise UserError(f"{where}: {half!a} is half of a character; correct or remove the row") from None
 
 
 def _text(file: IO[str], size: int) -> str:

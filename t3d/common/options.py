@@ -1,15 +1,14 @@
-"""Configuration machinery: dataclasses are the schema, hold the defaults, the help and the limits; OmegaConf merges.
+"""The configuration engine. Dataclasses are the schema, with defaults, help and limits; OmegaConf merges the values.
 
     config = load(TrainConfig, sys.argv[1:], default="configs/ddo_sdar_full_self.yaml")
 
-Order, the later one wins: defaults <- preset <- YAML file (``config=FILE``) <- command line (``a.b=c``). A file with
-``base: OTHER`` builds on another one and wins over it. Whatever is wrong with them is a one-line ``UserError`` before
-any model loads. A schema may have five things of its own:
-- ``PRESETS``: key of the preset's name -> name -> values of the keys beside it;
+Later values win: defaults <- preset <- YAML file (``config=FILE``) <- command line (``a.b=c``). A file with
+``base: OTHER`` builds on another file and wins over it. Every mistake is a one-line ``UserError`` before any model
+loads. A schema may have:
+- ``PRESETS``: key of the preset's name -> name -> values of other keys of the section;
 - ``USUAL``: the keys that ``--help`` explains;
-- ``check()``, for how values go together;
-- ``composed(given)``, a class method: the schema to use for the values given (dotted key -> value), which may have more
-  keys;
+- ``check()``: checks that values go together;
+- ``composed(given)``, a class method: the schema for the given values (dotted key -> value); it may have more keys;
 - ``RELEASED``: key -> ``Released``, for keys of the paper's release that change nothing here.
 """
 
@@ -49,10 +48,10 @@ def option(
     several: bool = False,
     own: bool = False,
 ) -> Any:
-    """A dataclass field with its help and its limits; for a list the limits hold for every item.
+    """A dataclass field with its help and its limits. The limits of a list hold for every item.
 
-    ``several`` marks a text that may name several things: a list given for it is joined by commas. ``own`` marks a
-    choice that may also be ``module:Object``, an object of the user's; the reader of the key loads it.
+    ``several`` marks a text that may be given as a list; the items are joined by commas. ``own`` marks a choice that
+    may also be the user's ``module:Object``. The reader of the key loads it.
     """
     limits = {"choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt}
     limits |= {"several": several or None, "own": own or None}
@@ -67,7 +66,7 @@ class Released:
     """A key of the release that changes nothing here. It is no key of the schema, so ``--help`` only names it.
 
     Attributes:
-        values: accepted, because they ask for nothing else than what happens anyway.
+        values: accepted values; they ask for the behaviour that this package has anyway.
         remedy: the error's text for any other value.
         accepts: (value, configuration) -> whether that value is accepted as well.
     """
@@ -84,7 +83,7 @@ def load(schema: type[Config], argv: Sequence[str] | None = None, default: str |
         schema: a dataclass of dataclasses, such as TrainConfig.
         argv: ``config=FILE`` and dotted overrides ``a.b=c``; None = the process's own. ``--help`` and
             ``--help-all`` print and exit 0.
-        default: the YAML file to read where ``config=`` is not given; None = only the dataclasses' defaults.
+        default: the YAML file to read without ``config=``; None = only the dataclasses' defaults.
 
     Raises:
         UserError: unknown key, wrong type, impossible value, missing or malformed file, malformed override.
@@ -129,7 +128,7 @@ def load(schema: type[Config], argv: Sequence[str] | None = None, default: str |
 
 
 def validate(config: Any) -> None:
-    """Check every value's limits and how the values go together. Raises UserError at the first that does not hold."""
+    """Check the limits of every value, and that the values go together. Raises UserError at the first mistake."""
     for key, item in _items(config).items():
         for value in item.value if isinstance(item.value, list) else [item.value]:
             if value is not None and (remedy := _violation(value, item.limits)):
@@ -152,7 +151,7 @@ def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def save(config: Any, path: str | Path) -> None:
-    """Write the resolved configuration as YAML; ``config=<path>`` gives the same one back. All of it or nothing."""
+    """Write the resolved configuration as YAML, atomically; ``config=<path>`` reads it back."""
     with atomic_write(path) as file:
         OmegaConf.save(OmegaConf.create(to_dict(config)), file)
 
@@ -161,16 +160,16 @@ def help_text(schema: type, default: str | None = None, everything: bool = True)
     """Usage, then the keys by section, the usual ones (``schema.USUAL``) first, each with default, type, limits, help.
 
     Args:
-        everything: False = of the other keys only the names, where the schema has usual ones.
+        everything: False = if the schema has usual keys, list only the names of the others.
     """
     lines = [
         f"usage: {_program()} [config=FILE] [section.key=value ...]",
         "",
         inspect.cleandoc(schema.__doc__ or ""),
         "",
-        f"config=FILE: YAML file, from here or one that ships with T3D; default {default or 'none'}",
-        "In a file, `base: FILE` names another one to build on.",
-        "Values: null, true, numbers, text, [lists], ${other.key}. Later ones win:",
+        f"config=FILE: a YAML file of yours or one that ships with T3D; default {default or 'none'}",
+        "In a file, `base: FILE` names another file to build on.",
+        "Values: null, true, numbers, text, [lists], ${other.key}. Later values win:",
         "defaults <- preset (training only) <- FILE <- command line.",
     ]
     items = _items(schema())
@@ -243,7 +242,7 @@ def _items(config: Any, prefix: str = "") -> dict[str, _Item]:
 
 
 def _layers(argv: Sequence[str], default: str | None, known: dict[str, _Item]) -> list[tuple[dict[Any, Any], str]]:
-    """Values that are given, the later ones win, each with where it stands: those of the YAML files, the overrides."""
+    """The given values of the YAML files and the overrides, each with its place; later values win."""
     file, overrides = _split(argv)
     file = file or default
     layers = _yaml_layers(file) if file else []
@@ -251,7 +250,7 @@ def _layers(argv: Sequence[str], default: str | None, known: dict[str, _Item]) -
 
 
 def _composed(schema: type[Config], argv: Sequence[str], default: str | None) -> type[Config]:
-    """The schema for the values given: its own ``composed``, where it has one."""
+    """The schema for the given values: the result of its own ``composed`` if it has that method."""
     composed = getattr(schema, "composed", None)
     if composed is None:
         return schema
@@ -261,7 +260,7 @@ def _composed(schema: type[Config], argv: Sequence[str], default: str | None) ->
 
 
 def _check_released(key: str, value: Any, released: Released, config: Any) -> None:
-    """``value`` may be ${another.key}. Raises UserError where the key asks for something that does not happen."""
+    """``value`` may be ${another.key}. Raises UserError if the key asks for a behaviour that this package lacks."""
     if isinstance(value, str) and value.startswith("${"):
         other = _items(config).get(value[2:-1])
         value = other.value if other else value
@@ -275,7 +274,7 @@ LOCAL_RANK = re.compile(r"--local[_-]rank(=.*)?")
 def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
     """The tokens of a command line -> (the config file or None, the overrides as written).
 
-    Some launchers add ``--local_rank=N`` or ``--local_rank N``; the environment says the same.
+    Some launchers add ``--local_rank=N`` or ``--local_rank N``, which the environment holds too.
     """
     file, overrides = None, []
     tokens = iter(argv)
@@ -299,9 +298,9 @@ def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
 
 
 def _value(key: str, text: str, item: "_Item | None") -> Any:
-    """A value of the command line: as written where its key takes text, else parsed as YAML.
+    """A value of the command line: as written if its key takes text, else parsed as YAML.
 
-    Where a key takes text, quotes, a list and null keep their meaning.
+    For a key that takes text, quotes, a list and null keep their meaning.
     """
     if item and _plain(item.hint) is str and text[:1] not in ("", "'", '"', "[") and text.lower() not in ("null", "~"):
         return text
@@ -312,7 +311,7 @@ def _value(key: str, text: str, item: "_Item | None") -> Any:
 
 
 def _yaml_layers(file: str, above: tuple[str, ...] = ()) -> list[tuple[dict[Any, Any], str]]:
-    """The values of a YAML file, those of the file it builds on (``base``) before them, each with where it stands."""
+    """The values of a YAML file, each with its place. The values of its ``base`` file come first."""
     if file in above:
         raise UserError(f"config={above[0]}: base: {file} leads back to itself; leave it out")
     values = _read_yaml(file)
@@ -364,9 +363,9 @@ def _unknown(key: str, known: dict[str, _Item]) -> str:
 
 
 def _accept(key: str, value: Any, item: _Item) -> Any:
-    """The value to hand to OmegaConf, which takes some that are mistakes: `???`, nested lists, true and false as text.
+    """The value for OmegaConf, checked: OmegaConf accepts mistakes such as `???`, nested lists, true and false as text.
 
-    YAML reads a bare `no` as false; where "no" is a choice, that is what was meant.
+    YAML reads a bare `no` as false. If "no" is a choice, the user meant "no".
     """
     if value is False and "no" in item.limits.get("choices", ()):
         return "no"
@@ -389,7 +388,7 @@ def fault(key: str, value: Any, remedy: str) -> UserError:
 
 
 def _violation(value: Any, limits: Any) -> str | None:
-    """Why a value is not allowed and what is, or None."""
+    """The limits that a value violates, as an error text; None if the value is allowed."""
     choices = limits.get("choices")
     if choices is not None and value not in choices and not (limits.get("own") and ":" in str(value)):
         close = difflib.get_close_matches(str(value), choices, n=1)

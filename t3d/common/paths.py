@@ -1,4 +1,4 @@
-"""Where things live: relative paths belong to the workspace, and the shipped configurations are found from anywhere."""
+"""Places on disk: relative paths belong to the workspace; the shipped configurations are found from every folder."""
 
 import os
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 from t3d.common.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ROOT = PACKAGE.parent  # of a checkout; of an installed package site-packages
+ROOT = PACKAGE.parent  # the root of a checkout; site-packages for an installed package
 DATA_ENDS = (".json", ".jsonl", ".parquet")
 
 
 def workspace() -> Path:
-    """The folder that relative paths belong to: from inside the checkout its root, from elsewhere the current folder.
+    """The folder that relative paths belong to: the checkout's root inside a checkout, else the current folder.
 
-    So a command does the same from the checkout's root and from `sample/`, and nothing else is written into it.
+    So a command does the same in the checkout's root and in `sample/`.
     """
     here = Path.cwd()
     return ROOT if here.is_relative_to(ROOT) else here
@@ -27,8 +27,8 @@ def shipped() -> Path:
 def resolve(path: str | Path) -> Path:
     """The absolute path of an input file or folder.
 
-    An absolute path stays. A relative one is looked up from the current folder, from the workspace and, for a
-    configuration, among those that ship; a path that is nowhere belongs to the workspace.
+    A relative path is looked up in the current folder, then in the workspace, then among the shipped configurations.
+    A path that is found nowhere belongs to the workspace.
     """
     path = Path(path).expanduser()
     homes = [Path.cwd(), workspace(), *([shipped()] if path.suffix == ".yaml" else [])]
@@ -42,7 +42,7 @@ def output(path: str | Path) -> Path:
 
 
 def data_file(name: str | Path) -> Path:
-    """A data set's name -> <workspace>/data/<name>.json. A name with a slash or a data file's end is a path already."""
+    """A data set's name -> <workspace>/data/<name>.json. A name with a slash or a data file's extension is a path."""
     name = os.fspath(name)
     if "/" in name or os.sep in name or name.endswith(DATA_ENDS):
         return resolve(name)
@@ -61,7 +61,7 @@ def model_name(path_or_hub_id: str | Path) -> str:
 
 
 def model_source(path_or_hub_id: str, key: str = "model") -> str:
-    """What ``from_pretrained`` is given: the absolute folder where one exists, else the hub id as it is.
+    """The source for ``from_pretrained``: the absolute folder if it exists, else the hub id.
 
     Raises:
         UserError: neither a folder nor a possible hub id ("owner/name"); ``key`` names the setting at fault.
@@ -70,7 +70,7 @@ def model_source(path_or_hub_id: str, key: str = "model") -> str:
     if folder.is_dir():
         return str(folder)
     owner, slash, name = path_or_hub_id.partition("/")
-    # "models/x" looks like a hub id, but where ./models exists a missing folder is meant.
+    # "models/x" looks like a hub id. If ./models exists, the user means a folder, and it is missing.
     if not (slash and owner and name) or "/" in name or owner in (".", "..", "~") or resolve(owner).is_dir():
         raise UserError(
             f"{key}={path_or_hub_id}: no such folder; give a model folder or a hub id such as owner/name", key
@@ -81,7 +81,7 @@ def model_source(path_or_hub_id: str, key: str = "model") -> str:
 def rollout_stem(
     project: str | Path, model: str | Path, dataset: str | Path, num_node: int = 1, node_index: int = 0
 ) -> Path:
-    """Where one rollout writes, without extension: the folder of its shards, and ``json_file(stem)`` its one JSON.
+    """A rollout's path without extension. The shards lie in this folder; ``json_file(stem)`` is its JSON file.
 
     <workspace>/<project>/temp_data/outputs-eval-<model>-<dataset>, or outputs-<node>-eval-... with several nodes.
     """
@@ -91,7 +91,7 @@ def rollout_stem(
 
 
 def json_file(stem: Path) -> Path:
-    """``stem`` + ".json". Not ``with_suffix``, which would cut "SDAR-1.7B-Chat-..." at its dot."""
+    """``stem`` + ".json". ``with_suffix`` would cut "SDAR-1.7B-Chat-..." at its dot."""
     return stem.parent / f"{stem.name}.json"
 
 
@@ -103,7 +103,7 @@ def run_root(output_root: str | Path, model: str | Path, data_type: str, project
 def setup_cache() -> Path:
     """Put the caches of compiled kernels below T3D_CACHE_ROOT (default ~/.cache/t3d); return that folder.
 
-    Variables that are already set are kept. Scripts call this before anything compiles; importing does not.
+    Variables that are set already are kept. Scripts call this before anything compiles.
     """
     root = Path(os.environ.get("T3D_CACHE_ROOT") or "~/.cache/t3d").expanduser().absolute()
     for variable, name in (

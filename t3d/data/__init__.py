@@ -1,1 +1,1 @@
-"""What goes in and out: questions and prompts, a rollout's record, and its ways to and from the disk."""
+"""Data: rows and prompts, the record of a rollout, and the files that hold it."""

@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class DropReport:
-    """What a loaded training set keeps and what it left out; said in one line when a set is loaded."""
+    """Counts of kept and left-out sequences of a training set; loading prints them in one line."""
 
     kept: int = 0
     long_prompts: int = 0  # left out: the prompt is over max_prompt_len
     cut_answers: int = 0  # kept, cut to max_gen_length
-    no_room: int = 0  # left out: nothing is left after the cut
+    no_room: int = 0  # left out: no whole block is left after the cut
     no_answer: int = 0  # left out: the answer is empty
     mismatched: int = 0  # left out: text without ids that does not fit its step map
     repeated: int = 0  # left out: the id was there before
@@ -45,10 +45,10 @@ class DropReport:
 
     def line(self) -> str:
         parts = (
-            (self.long_prompts, "left out for a long prompt"),
+            (self.long_prompts, "left out because the prompt is too long"),
             (self.cut_answers, "cut to the maximum length"),
             (self.no_room, "left out because no block fits"),
-            (self.no_answer, "left out for an empty answer"),
+            (self.no_answer, "left out because the answer is empty"),
             (self.mismatched, "left out because text and step map differ"),
             (self.repeated, "repeated ids left out"),
             (self.torn, "torn last lines ignored"),
@@ -88,14 +88,14 @@ def load_trajectories(
     the response; empty where it was all masks).
 
     Prompts over `max_prompt_len` tokens are left out. Responses over `max_gen_length` keep the whole blocks that fit
-    (`blocks_within`), and `length` at most that. `limit` keeps the first so many sequences. The columns are built in a
-    stream, once per file and arguments, where `datasets` caches.
+    (`blocks_within`); `length` is then at most that. `limit` keeps the first `limit` sequences. The columns are built
+    in a stream, once per file and arguments, in the cache of `datasets`.
 
     Args:
-        tokenizer: the student's. The trajectories must be its ids; published text without ids is tokenised by it.
-        prompt_ids: a question's ids that replace the rollout's prompt in the columns (the release trains without the
-            instruction that the rollout had). The blocks to keep are still the rollout's.
-        model: a path or hub id; trajectories of a model with another name are refused. None = every model's are taken.
+        tokenizer: the student's. The trajectories must have its ids; it tokenises published text without ids.
+        prompt_ids: question -> ids that replace the rollout's prompt in the columns. (The release trains without the
+            rollout's instruction.) The blocks to keep are still the rollout's.
+        model: a path or hub id; trajectories of a model with another name are refused. None = every model is accepted.
 
     Returns:
         The data set and its counts, with the rollouts' `block_size`.
@@ -139,9 +139,9 @@ def _check_record(record: Trajectory, path: Path, mask_id: int, report: DropRepo
 
 
 def _check_origin(record: Trajectory, path: Path, tokenizer: Any, model: str | None) -> None:
-    """Raises UserError where a record is another model's, or its ids are another tokenizer's.
+    """Raises UserError if a record comes from another model or another tokenizer.
 
-    The ids are this tokenizer's where it turns them back into the record's text or question.
+    The ids come from this tokenizer if it turns them back into the record's text or question.
     """
     fits = max([*record.prompt_ids, *record.response_ids]) < len(tokenizer)
     if fits and record.model:
@@ -157,7 +157,7 @@ def _check_origin(record: Trajectory, path: Path, tokenizer: Any, model: str | N
         key = "dataset.allow_other_model"
         raise UserError(
             f"{key}=false: {path} holds trajectories of {record.model}, and the model to train is {model}; roll out "
-            f"with it, or set {key}=true to learn from another model",
+            f"with {model}, or set {key}=true to learn from another model",
             key,
         )
 
@@ -165,7 +165,7 @@ def _check_origin(record: Trajectory, path: Path, tokenizer: Any, model: str | N
 def _trajectory_row(
     record: Trajectory, prompt: list[int], max_prompt_len: int, max_gen_length: int, report: DropReport
 ) -> dict[str, Any] | None:
-    """A record's columns, counted; None where it is left out."""
+    """A record's columns, counted; None if it is left out."""
     response = len(record.response_ids)
     keep = blocks_within(len(record.prompt_ids), response, record.block_size, max_gen_length)
     if len(prompt) > max_prompt_len:
@@ -187,9 +187,9 @@ def _trajectory_row(
 
 
 def blocks_within(prompt_len: int, response_len: int, block_size: int, max_gen_length: int) -> int:
-    """How many response tokens to keep: all, or the whole blocks with at most `max_gen_length` response tokens.
+    """The number of response tokens to keep: all, or the whole blocks with at most `max_gen_length` of them.
 
-    Blocks are those of prompt + response.
+    The blocks lie on the grid of prompt + response.
     """
     if response_len <= max_gen_length:
         return response_len
@@ -213,13 +213,13 @@ def load_examples(
 ) -> "tuple[Dataset, DropReport]":
     """Question-answer rows (see `read_rows`) for SFT as memory-mapped columns: id, prompt_ids, response_ids, length.
 
-    A list of answers gives one example each. Empty answers and prompts over `max_prompt_len` are left out. Responses
-    over `max_gen_length` are cut at a block's end, so that no padding follows the cut as if the answer had ended there,
-    and left out where no block fits. `length` is the number of response ids, which have no padding.
+    Each answer of a list gives one example. Empty answers and prompts over `max_prompt_len` are left out. Responses
+    over `max_gen_length` are cut at a block's end. Padding after the cut would look like the answer's end, so there is
+    none. If no block fits, the example is left out. `length` is the number of response ids, without padding.
 
     Args:
-        prompt_ids: a row's ids; the row has its question under "question" too.
-        answer_ids: an answer's ids with the end of the turn.
+        prompt_ids: row -> ids; the row has its question under "question" too.
+        answer_ids: answer -> ids, with the end of the turn.
         question_key, answer_key: the columns; dots lead into nested ones: `conversations.0.value`.
 
     Raises:
@@ -267,7 +267,7 @@ def _question_and_answers(row: dict[str, Any], question_key: str, answer_key: st
 def _response(
     prompt: list[int], whole: list[int], block_size: int, max_prompt_len: int, max_gen_length: int, report: DropReport
 ) -> list[int] | None:
-    """An answer's ids, cut where it is too long, counted; None where the example is left out."""
+    """An answer's ids, cut if it is too long, and counted; None if the example is left out."""
     if not whole:
         report.no_answer += 1
         return None
@@ -284,9 +284,9 @@ def _response(
 
 
 def hub_rows(source: str) -> Path:
-    """A set of the hub, "owner/name" or "owner/name:split" (train where none is given), as a local parquet file.
+    """A set of the hub, "owner/name" or "owner/name:split" (default train), as a local parquet file.
 
-    Brought once. `UserError`: no such set or split, or the hub cannot be reached.
+    It is fetched once. `UserError`: no such set or split, or the hub cannot be reached.
     """
     import datasets
 
@@ -309,7 +309,7 @@ def hub_rows(source: str) -> Path:
     return path
 
 
-CACHE_VERSION = 4  # to be raised when the meaning of the columns changes
+CACHE_VERSION = 4  # raise it when the meaning of the columns changes
 
 
 def _build(
@@ -318,13 +318,13 @@ def _build(
     generate: Callable[[DropReport], Iterator[dict[str, Any]]],
     arguments: Sequence[Any],
 ) -> "tuple[Dataset, DropReport]":
-    """The rows of `generate` as a data set on disk, made once per (file, arguments), and the counts that go with it."""
+    """The rows of `generate` as a data set on disk with its counts, made once per (file, arguments)."""
     import datasets
 
     key = repr((CACHE_VERSION, columns, _file_fingerprint(path), arguments))
     key = hashlib.sha256(key.encode()).hexdigest()[:32]
     cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / "t3d"
-    counts = cache_dir / f"{key}.json"  # beside the columns, so that a cached set says its counts too
+    counts = cache_dir / f"{key}.json"  # next to the columns, so that a cached set has its counts too
 
     def generate_and_count() -> Iterator[dict[str, Any]]:
         report = DropReport(source=path.name)
@@ -338,7 +338,7 @@ def _build(
     text, number = datasets.Value("string"), datasets.Value("int32")
     kinds = {"id": text, "length": number}
     try:
-        # `datasets` locks while it builds: the processes of a launch build once and share the file.
+        # `datasets` holds a lock while it builds. So the processes of a launch build once and share the file.
         dataset = datasets.Dataset.from_generator(
             generate_and_count,
             features=datasets.Features({name: kinds.get(name, datasets.List(number)) for name in columns}),

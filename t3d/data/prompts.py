@@ -1,7 +1,7 @@
-"""The one place that renders prompts: rollouts, training and evaluation see the same ids.
+"""The one place that renders prompts, so that rollouts, training and evaluation see the same ids.
 
-A prompt is a user's turn (worded by its task, `t3d.tasks`) in the tokenizer's chat template, followed by the opening of
-the assistant's turn.
+A prompt is a user's turn in the tokenizer's chat template, and the opening of the assistant's turn. The task words the
+user's turn (`t3d.tasks`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 def render(turn: str, tokenizer: Any, opening: str = "", earlier: Sequence[dict[str, str]] = ()) -> list[int]:
     """The prompt's ids for a user's turn, up to and including the opening of the assistant's turn.
 
-    `opening`, such as a code problem's first lines or "<think>", follows the chat template's own opening, line break
-    included; the release leaves that line break out. The text is tokenised as a whole, so tokens may span the seam
-    between template and opening as they would in the model's own writing. A special token's name in the turn, such as
-    "<|im_end|>", is text: only the template writes special tokens.
+    `opening`, such as a code problem's first lines or "<think>", follows the chat template's own opening and its line
+    break. (The release leaves out that line break.) The text is tokenised as a whole. So a token may span template and
+    opening, as in the model's own text. A special token's name in the turn, such as "<|im_end|>", is text: only the
+    template writes special tokens.
 
     `earlier`: the turns of a conversation before this one, {"role": "user" or "assistant", "content": ...}.
 
-    Raises UserError where the tokenizer has no chat template, or cannot take a special token's name as text.
+    Raises UserError if the tokenizer has no chat template, or cannot take a special token's name as text.
     """
     turns = [*earlier, {"role": "user", "content": turn}]
     text = _apply_template(tokenizer, turns, add_generation_prompt=True) + opening
@@ -38,9 +38,9 @@ def render(turn: str, tokenizer: Any, opening: str = "", earlier: Sequence[dict[
 
 
 def _encode_pieces(text: str, turns: list[dict[str, str]], marks: list[tuple[int, int]], tokenizer: Any) -> list[int]:
-    """The ids of a prompt in which the special tokens at `marks` are control outside the last turn, and text inside.
+    """The ids of a prompt. The special tokens at `marks` are control tokens outside the last turn, and text inside it.
 
-    A tokenizer splits a text at its special tokens first, so the pieces between two of them can be encoded one by one.
+    A tokenizer first splits a text at its special tokens. So the pieces between them can be encoded one by one.
     """
     question = "A question without special tokens"
     framed = [*turns[:-1], {"role": "user", "content": question}]
@@ -72,7 +72,7 @@ def _special_ids(tokenizer: Any) -> set[int]:
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """Finds the names of special tokens in a text, of two that begin alike the longer."""
+    """A pattern that finds the names of special tokens in a text. Of two names that begin alike it finds the longer."""
     names = sorted(map(re.escape, tokenizer.convert_ids_to_tokens(sorted(_special_ids(tokenizer)))), key=len)
     return re.compile("|".join(reversed(names)) or "(?!)")
 
@@ -80,30 +80,31 @@ def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
 def answer_ids(text: str, tokenizer: Any) -> list[int]:
     """The ids of an assistant's answer and of the token that ends its turn.
 
-    The chat template is not applied to the answer itself: templates of thinking models rewrite past assistant turns,
-    for instance by putting an empty <think></think> in front.
+    The chat template is not applied to the answer, because templates of thinking models rewrite past assistant turns.
+    Some put an empty <think></think> in front.
     """
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], end_of_turn_id(tokenizer)]
 
 
 def end_of_turn_id(tokenizer: Any) -> int:
-    """The id that closes an assistant's turn: what the chat template writes after it, else the tokenizer's eos.
+    """The id that closes an assistant's turn: the chat template's special token after it, else the tokenizer's eos.
 
     The two differ in some models: SDAR closes turns with <|im_end|>, while its eos token is <|endoftext|>.
     """
     if (end := _template_end(tokenizer)) is not None:
         return end
     if tokenizer.eos_token_id is None:
-        raise UserError("tokenizer: neither its chat template nor an eos token says what ends a turn; set eos_token")
+        raise UserError("tokenizer: neither its chat template nor an eos token ends a turn; set eos_token")
     return tokenizer.eos_token_id
 
 
 def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """The ids that end an answer: the token that the chat template writes behind an assistant's turn, and the eos ids
-    of generation_config.json, or without that file of config.json or the tokenizer. Raises UserError if none.
+    """The ids that end an answer: the chat template's token after an assistant's turn, and the eos ids.
+
+    The eos ids come from generation_config.json, else from config.json or the tokenizer. Raises UserError if none.
     """
     stops = getattr(generation_config, "eos_token_id", None)
-    stated = stops is not None and not generation_config._from_model_config  # without the file it has config.json's
+    stated = stops is not None and not generation_config._from_model_config  # without the file: config.json's ids
     if stops is None:
         stops = tokenizer.eos_token_id
     if stops is None or stops == []:
@@ -123,7 +124,7 @@ def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
 
 
 def _template_end(tokenizer: Any) -> int | None:
-    """The special token that the chat template writes behind an assistant's turn; None without one."""
+    """The special token that the chat template writes after an assistant's turn; None without one."""
     answer = "An answer to look behind"
     turns = [{"role": "user", "content": "A question"}, {"role": "assistant", "content": answer}]
     _, found, behind = _apply_template(tokenizer, turns, add_generation_prompt=False).rpartition(answer)

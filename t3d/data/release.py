@@ -1,7 +1,4 @@
-"""The published release's JSON: rollouts read and written in its layout, and stage 2.
-
-Stage 2 turns rollouts into a training file.
-"""
+"""Reads and writes rollouts in the published release's JSON layout. Stage 2 turns them into a training file."""
 
 import logging
 from collections import Counter
@@ -36,18 +33,25 @@ def write_release_json(
     prompt_text: Callable[[list[int]], str] | None = None,
     step_map: bool = True,
 ) -> int:
-    """Write trajectories in the layout of the published release, with our own lists beside so that nothing is lost.
+    """Write trajectories in the layout of the published release. Lists of our own keep the rest, so nothing is lost.
 
-    One row per problem, ordered by (data set, row, sample): the data set row's own fields, `prompt` (by `prompt_text`,
-    which turns the prompt's ids into text), `full_output[]`, `step_map[][]`, `extracted_output[]` (by `extract(text,
-    row)`) and `response_length[]`. As in the release, `full_output` and `step_map` stop where the answer ends
-    (`length`, its stop id included); our text has no special tokens, so a reader without our ids finds the step map
-    one longer. The steps to the end of the last block are in `unmask_step[][]`, beside `response_ids[][]`.
+    There is one row per problem, ordered by (data set, row, sample). It has the fields of the data set's row and:
+    - `prompt`: the text of the prompt's ids, by `prompt_text`;
+    - `full_output[]`, `step_map[][]`: to the answer's end (`length`, its stop id included), as in the release. Our text
+      has no special tokens, so a reader without our ids finds the step map one longer;
+    - `extracted_output[]`, by `extract(text, row)`; `response_length[]`;
+    - `response_ids[][]`, `unmask_step[][]`: ids and steps to the end of the last block.
 
-    `trajectories` is a shard folder (streamed, any size) or an iterable (sorted in memory). `rows` is the data set;
-    without it the rows hold question and answer only; without `step_map` the unmasking history is left out. Written
-    to a temporary file and renamed. Returns the number of rows; `UserError` where a trajectory's question is not its
-    row's.
+    Args:
+        trajectories: a shard folder (streamed, any size) or an iterable (sorted in memory).
+        rows: the data set; without it the rows hold only question and answer.
+        step_map: False leaves out the unmasking history.
+
+    Returns:
+        The number of rows. The file appears when it is complete.
+
+    Raises:
+        UserError: a trajectory's question is not its row's.
     """
     return write_json_array(path, release_rows(trajectories, rows, extract, prompt_text, step_map))
 
@@ -67,10 +71,7 @@ def release_rows(
     for (_, index), group in groupby(trajectories, key=lambda t: split_id(t.id)[:2]):
         samples = list(group)
         first = samples[0]
-        for other in samples:
-            for key in (*OUR_PER_ROW, "question"):
-                if getattr(other, key) != getattr(first, key) and _shared(other, key) != _shared(first, key):
-                    raise UserError(f"trajectories {first.id} and {other.id} of one problem differ in {key}")
+        _refuse_different(samples)
         if rows is None:
             row: dict[str, Any] = {"question": first.question, "ground_truth_answer": first.ground_truth}
         elif index < len(rows) and rows[index].get("question") == first.question:
@@ -93,9 +94,18 @@ def release_rows(
         yield row
 
 
+def _refuse_different(samples: Sequence[Trajectory]) -> None:
+    """Samples of a problem share one row, and so the facts that it names once."""
+    first = samples[0]
+    for other in samples:
+        for key in (*OUR_PER_ROW, "question"):
+            if getattr(other, key) != getattr(first, key) and _shared(other, key) != _shared(first, key):
+                raise UserError(f"trajectories {first.id} and {other.id} of one problem differ in {key}")
+
+
 def _shared(trajectory: Trajectory, key: str) -> Any:
-    """What samples of a problem must agree on: a model's name, however its path was typed; settings that an older
-    record does not know at their defaults.
+    """A value that all samples of a problem share. A model counts by its name, not its path. A setting that an older
+    record lacks counts with its default.
     """
     value = getattr(trajectory, key)
     if key == "model":
@@ -118,14 +128,14 @@ def read_release_json(
 ) -> Iterator[Trajectory]:
     """Stream all trajectories of a file in the release's layout, before or after data/rename_key.py.
 
-    Rows with our ids give the records back exactly. Rows without ids are tokenised, see `_Tokenised`. A text that does
-    not fit its step map is dropped, counted in `report` and named in one warning at the end.
+    Rows with our ids give the exact records. Rows without ids are tokenised, see `_Tokenised`. A text that does not fit
+    its step map is dropped and counted in `report`; one warning at the end names the first.
 
     Args:
-        encode: turns text into ids. It adds no special tokens and knows those in the text.
-        stop_ids: first the end of a turn.
+        encode: text -> ids. It adds no special tokens and recognises special tokens in the text.
+        stop_ids: the end of a turn comes first.
         fill_id: fills a cut last block; None = the stop id.
-        mask_id: may not occur.
+        mask_id: must not occur in the ids.
 
     Raises:
         UserError: a broken file, an invalid record of ours, or text without ids when there is no `encode`.
@@ -171,14 +181,14 @@ def _check_text_row(row: dict[str, Any], where: str) -> tuple[list[str], list[An
 class _Tokenised:
     """Trajectories from a published file's text, which has no token ids.
 
-    A response and its row's `prompt` are tokenised, and there must be as many tokens as steps. Where no text of the
-    file holds a stop id, the texts have lost their special tokens. One more step than tokens is then the end, and the
-    first of `stop_ids` is appended. In any other file tokenising the text again has shortened it, and the steps have
-    shifted. The steps must grow over the rollout's blocks of RELEASE_BLOCK.
+    A response and its row's `prompt` are tokenised. The number of tokens must equal the number of steps. If no text of
+    the file holds a stop id, the texts have lost their special tokens. Then one more step than tokens is the end, and
+    the first of `stop_ids` is appended. In any other file a missing token means a shorter tokenisation with shifted
+    steps, and the response is dropped. The steps must grow over the rollout's blocks of RELEASE_BLOCK.
 
-    The release cuts the last block at the stop id. Its lost tail is filled with `fill_id` at the block's last step, so
-    that it is masked in every training state of the block; an answer that ended by length loses its unfinished last
-    block instead. Steps are renumbered without gaps, since some unmasked only lost tokens.
+    The release cuts the last block at the stop id. `fill_id` fills the lost tail at the block's last step, so that
+    every training state of the block masks it. An answer that ended by length loses its unfinished last block instead.
+    Steps are renumbered without gaps, because some steps unmasked only lost tokens.
     """
 
     path: Path
@@ -214,7 +224,7 @@ class _Tokenised:
             )
 
     def fit(self, prompt: list[int], text: str, steps: Any) -> dict[str, Any] | str:
-        """The fields of a response, or why its text and steps do not fit together."""
+        """The fields of a response, or the reason why its text and steps do not fit together."""
         tokens = list(self.encode(text))
         if self.mask_id is not None and self.mask_id in (*prompt, *tokens):
             return f"mask id {self.mask_id} in the text"
@@ -258,7 +268,7 @@ def _own_trajectory(row: dict[str, Any], sample: int) -> Trajectory:
 def _fit(
     prompt: list[int], tokens: list[int], steps: Any, block_size: int, stop_ids: list[int], fill_id: int | None
 ) -> dict[str, Any] | str:
-    """The fields of a trajectory from tokenised text and its step map, or why they do not fit together."""
+    """The fields of a trajectory from tokenised text and its step map, or the reason why these do not fit together."""
     if not _usable(steps):
         return "no usable step map"
     if len(steps) != len(tokens):
@@ -330,8 +340,8 @@ def prepare_training_file(
 ) -> Preprocessed:
     """Stage 2: rollouts (release-layout files or shard folders) to one training file with `full_output` as `answer`.
 
-    Every response is validated; an invalid one leaves all lists of its row. `rows` is the data set, for shard folders.
-    Streams, and writes to a temporary file that is renamed. `UserError` when a source is no rollout file or nothing is
+    Every response is validated; an invalid response is removed from all lists of its row. `rows` is the data set, for
+    shard folders. The file appears when it is complete. `UserError` if a source is no rollout file or no response is
     left.
     """
     result = Preprocessed()

@@ -10,7 +10,7 @@ from t3d.common.jsonfiles import read_json_array
 
 
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Stream a file's rows; a byte-order mark is passed over.
+    """Stream a file's rows. A byte-order mark is skipped.
 
     Raises:
         UserError: no such file, or a row that cannot be read; the message names the file and the line or row.
@@ -50,7 +50,7 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def column(row: dict[str, Any], key: str) -> Any:
-    """The value under a key, or along dots into nested objects and lists ("conversations.0.value"); None where none."""
+    """The value under a key, or None. Dots lead into nested objects and lists ("conversations.0.value")."""
     if key in row:
         return row[key]
     value: Any = row

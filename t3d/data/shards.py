@@ -1,4 +1,4 @@
-"""Trajectories as JSONL shards: appended as they finish, one file a process, keyed by id.
+"""Trajectories as JSONL shards, one file per process, keyed by id. Each trajectory is appended when it is finished.
 
 A killed run leaves at most a torn last line, which readers ignore and the next writer cuts off.
 """
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ReadReport:
-    """What reading left out, and why."""
+    """Counts of the records that reading left out, by reason."""
 
     torn: int = 0  # unfinished last lines of shards (a killed writer)
     repeated: int = 0  # ids seen before
@@ -46,10 +46,10 @@ class ReadReport:
 
 
 class ShardWriter:
-    """Appends records to `<folder>/shard-<rank>.jsonl`, one whole line each; what was written survives a kill.
+    """Appends records to `<folder>/shard-<rank>.jsonl`, one whole line each. Written records survive a kill.
 
-    Opening truncates the torn last line that a killed writer of the same rank left. Every `sync_every` records (0: only
-    on closing) are forced to the device, which matters when the machine stops, not when the process does.
+    Opening truncates the torn last line of a killed writer of the same rank. Records are forced to the device every
+    `sync_every` records (0: only on closing). That protects against a stop of the machine; the process may stop freely.
     """
 
     def __init__(self, folder: str | Path, rank: int, sync_every: int = 0):
@@ -92,15 +92,16 @@ class ShardWriter:
 
 
 def shard_files(folder: str | Path) -> list[Path]:
+    """The shards of a folder, in the order of their names."""
     return sorted(Path(folder).glob("shard-*.jsonl"))
 
 
 def read_shards(source: str | Path, report: ReadReport | None = None, ordered: bool = False) -> Iterator[Trajectory]:
     """Stream the trajectories of a shard folder (or of one .jsonl file), shards by name and lines as written.
 
-    A torn last line of a shard is ignored and an id seen before is dropped; both are counted in `report` and said in
-    one warning at the end. `ordered` sorts by (data set, row, sample), holding only ids and file offsets in memory. A
-    bad line elsewhere is a `UserError` naming file and line.
+    A torn last line of a shard is ignored, and a repeated id is dropped. `report` counts both, and one warning at the
+    end names the counts. `ordered` sorts by (data set, row, sample), with only ids and file offsets in memory. Any
+    other bad line is a `UserError` that names file and line.
     """
     source, report = Path(source), report if report is not None else ReadReport()
     if ordered:
@@ -146,7 +147,7 @@ def _read_ordered(source: Path, report: ReadReport) -> Iterator[Trajectory]:
 def _lines(source: Path, report: ReadReport) -> Iterator[tuple[Path, int, int, bytes]]:
     """(file, line number from 1, byte offset, line) of every intact line."""
     for path in shard_files(source) if source.is_dir() else [source] if source.exists() else []:
-        size = path.stat().st_size  # another process may still be appending: what comes later is not looked at
+        size = path.stat().st_size  # another process may still append; later lines are not read
         end, offset = _intact_bytes(path), 0
         report.torn += end < size
         with open(path, "rb") as file:
@@ -158,7 +159,7 @@ def _lines(source: Path, report: ReadReport) -> Iterator[tuple[Path, int, int, b
 
 
 def _intact_bytes(path: Path) -> int:
-    """How much of a shard counts: all but a last line that has no end or is no JSON."""
+    """The bytes of a shard without a last line that has no end or is no JSON."""
     with open(path, "rb") as file:
         end = _line_end_before(file, file.seek(0, os.SEEK_END))
         start = _line_end_before(file, end - 1)
@@ -202,13 +203,13 @@ def _parse_line(path: Path, number: int, line: bytes) -> Trajectory:
 
 
 def claim_folder(folder: str | Path, settings: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-    """Bind a shard folder to the settings that fill it, so that a later run cannot mix in others.
+    """Bind a shard folder to the settings of its run, so that a later run cannot mix in other settings.
 
-    The first call writes `<folder>/settings.json`; a later call with other settings is a `UserError` naming the keys
-    that differ. A key of `defaults` that the folder does not have, as it is older than the key, has that value.
+    The first call writes `<folder>/settings.json`. A later call with other settings is a `UserError` that names the
+    differing keys. If the folder is older than a key of `defaults`, the default is its value.
     """
     path = Path(folder) / "settings.json"
-    settings = json.loads(json.dumps(settings))  # as it will be read back: tuples are lists, keys are strings
+    settings = json.loads(json.dumps(settings))  # as read from the file: tuples are lists, keys are strings
     if not path.exists():
         with atomic_write(path) as file:
             json.dump(settings, file, indent=2, ensure_ascii=False)

@@ -20,8 +20,9 @@ FINISH_REASONS = ("stop", "length")
 class Trajectory:
     """One finished rollout. Token ids are the truth, `text` is for people.
 
-    Block b covers the positions [b * block_size, (b + 1) * block_size) of prompt + response, so the first response
-    tokens share the block in which the prompt ends. Building a record checks everything but the mask id (`ValueError`).
+    Block b covers the positions [b * block_size, (b + 1) * block_size) of prompt + response. So the first response
+    tokens share the block in which the prompt ends. Building a record checks all fields, but not for the mask id
+    (`ValueError`).
     """
 
     id: str  # "<dataset>/<row>/<sample>"
@@ -31,9 +32,9 @@ class Trajectory:
     length: int  # where the answer ends, first stop id included
     block_size: int
     finish_reason: str  # "stop" | "length"
-    initial_ids: list[int] = field(default_factory=list)  # x_T of the response, where it was not all masks
+    initial_ids: list[int] = field(default_factory=list)  # x_T of the response; empty if it was all masks
     target_ids: list[int] = field(default_factory=list)  # another model's completion of each block of the response
-    target_step: list[int] = field(default_factory=list)  # and when it unmasked them
+    target_step: list[int] = field(default_factory=list)  # the steps at which that model unmasked them
     steps: int = 0  # denoising forwards; 0 = take max(unmask_step)
     forwards: int = 0  # all forwards, prefill and cache writes included
     seconds: float = 0.0
@@ -49,12 +50,15 @@ class Trajectory:
         self.validate()
 
     def validate(self, mask_id: int | None = None) -> "Trajectory":
-        """Check the record, with `mask_id` also that no mask is left. Returns it; `ValueError` names the record."""
+        """Check the record; with `mask_id`, also that no mask is left. Returns it. `ValueError` names the record."""
         if problem := self._problem(mask_id):
             raise ValueError(f"trajectory {self.id}: {problem}")
         return self
 
     def _problem(self, mask_id: int | None) -> str | None:
+        return self._length_problem() or self._step_problem() or self._mask_problem(mask_id)
+
+    def _length_problem(self) -> str | None:
         size, response, step = self.block_size, self.response_ids, self.unmask_step
         if size < 1:
             return f"block_size {size} is not positive"
@@ -73,6 +77,10 @@ class Trajectory:
             return f"length {self.length} is not in 1..{len(response)}"
         if self.finish_reason not in FINISH_REASONS:
             return f"finish_reason {self.finish_reason!r} is not one of {', '.join(FINISH_REASONS)}"
+        return None
+
+    def _step_problem(self) -> str | None:
+        size, step = self.block_size, self.unmask_step
         if min(step) < 1:
             return f"unmask step {min(step)} is below 1"
         if self.steps != max(step):
@@ -83,12 +91,12 @@ class Trajectory:
             return f"target step {min(self.target_step)} is below 1"
         if self.target_step and not grows_over_blocks(self.target_step, len(self.prompt_ids), size):
             return "the target steps do not grow from block to block"
-        if mask_id is not None and mask_id in self.prompt_ids:
-            return f"mask id {mask_id} in the prompt"
-        if mask_id is not None and mask_id in response:
-            return f"mask id {mask_id} in the response"
-        if mask_id is not None and mask_id in self.target_ids:
-            return f"mask id {mask_id} in the targets"
+        return None
+
+    def _mask_problem(self, mask_id: int | None) -> str | None:
+        for part, ids in (("prompt", self.prompt_ids), ("response", self.response_ids), ("targets", self.target_ids)):
+            if mask_id is not None and mask_id in ids:
+                return f"mask id {mask_id} in the {part}"
         return None
 
     @classmethod

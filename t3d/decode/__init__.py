@@ -1,0 +1,1 @@
+"""The decoder: cache, forwards, continuous batching, verification."""

@@ -78,6 +78,8 @@ def refuse_conflict(settings: DecodeSettings, prefix: str = "") -> None:
         raise fault(prefix + name, getattr(settings, name), remedy)
 
 
+SERVED_BY_SGLANG = ("sdar", "sdar_moe", "llada2_moe")  # model types of block-diffusion models in SGLang 0.5.23
+
 # Decode settings that SGLang does not support, each with its remedy. They must be at their defaults.
 NOT_WITH_SGLANG = {
     "self_verify": "not with rollout.engine=sglang; leave it off",

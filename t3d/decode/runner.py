@@ -46,9 +46,10 @@ class Lanes:
     def empty(cls, lanes: int, capacity: int, mask_id: int, before: Tensor) -> "Lanes":
         device = before.device
         grid = torch.full((lanes, capacity), mask_id, device=device)
-        count = [torch.zeros(lanes, dtype=torch.long, device=device) for _ in range(7)]
-        flag = [torch.zeros(lanes, dtype=torch.bool, device=device) for _ in range(2)]
-        return cls(grid, torch.zeros_like(grid), before, *count, *flag)
+        counts = ("prompt", "limit", "start", "stage", "steps", "forwards", "key")
+        fields = {name: torch.zeros(lanes, dtype=torch.long, device=device) for name in counts}
+        fields |= {name: torch.zeros(lanes, dtype=torch.bool, device=device) for name in ("active", "commit")}
+        return cls(ids=grid, unmask_step=torch.zeros_like(grid), before=before, **fields)
 
     def keep(self, lanes: Tensor) -> None:
         for name, value in vars(self).items():

@@ -8,7 +8,7 @@ from t3d.evaluation.settings import EvalConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Evaluate as ``argv`` (None: the process's own arguments) says."""
+    """Evaluate. ``argv``: None = the process's own arguments."""
     config = load(EvalConfig, argv, default="configs/eval.yaml")
     from t3d.common.paths import setup_cache
     from t3d.evaluation.run import evaluate

@@ -2,7 +2,7 @@
 
     t3d analyse teacher=... trajectories=...
 
-At states of trajectories, for a teacher and (``student=``) for what was distilled from it:
+The analysis measures at states of trajectories, for a teacher and (``student=``) for its student:
 
     correlation     E_{x_S ~ p}[ log p(x_S | x_t) - sum_{i in S} log p(x_i | x_t) ],   S unmasked together in one step
     pair            TC(x_0 | x_t) + TC(x_t | x_T)
@@ -11,23 +11,23 @@ At states of trajectories, for a teacher and (``student=``) for what was distill
     entropy         mean_{i in M} H(p(. | x_t))
 
 p(x_S | x_t) is the model's own one-by-one decoding of S in the trajectory's order, prod_k p(x_k | x_<k, x_t). The
-correlation is what a step loses by drawing S at once from the product of marginals: 0 where they are independent. With
-the chain rule it is sum_k E_{x_<k}[ KL(p(x_k | x_<k, x_t) || p(x_k | x_t)) ]; x_<k is sampled and the KL is exact, so
-every draw is at least 0 and the first token costs nothing. Where p(x_i | x_t) are the marginals of p(x_S | x_t) it is
-the conditional total correlation TC of ReDi (arXiv 2507.15897); a network need not be so consistent, and then it is
-larger by the KL between the two, which the step loses too.
+correlation is the loss of a step that draws S at once from the product of marginals. It is 0 if the tokens are
+independent. By the chain rule it is sum_k E_{x_<k}[ KL(p(x_k | x_<k, x_t) || p(x_k | x_t)) ]. The x_<k are sampled,
+and the KL is exact, so every draw is at least 0, and the first token costs nothing. If p(x_i | x_t) are the marginals
+of p(x_S | x_t), the correlation is the conditional total correlation TC of ReDi (arXiv 2507.15897). A network need not
+be consistent in this way. Then the correlation is larger by the KL between the two, which the step loses too.
 
-The pair is the loss of decoding in two steps, from x_T (all of the block masked) to x_t and from there to x_0: the
-correlation of the masked tokens at x_t, and that of the shown ones at x_T. T3D (arXiv 2602.12262) states that
-trajectory distillation lowers it (Theorem 4.5).
+The pair is the loss of decoding in two steps: from x_T (the whole block masked) to x_t, and from x_t to x_0. It is the
+correlation of the masked tokens at x_t plus the correlation of the shown tokens at x_T. T3D (arXiv 2602.12262) states
+that trajectory distillation lowers it (Theorem 4.5).
 
-The risk is the quantity of the paper's Proposition 4.3, which trajectory distillation minimises on the states of the
-teacher's decoding: the cross-entropy of the student's product under p_phi, less the entropy of p_phi. p_phi is the
-teacher's one-by-one decoding at temperature 1. So a student that matches all of the teacher's marginals has the
-teacher's own correlation as its risk, and no product has less.
+The risk is the quantity of the paper's Proposition 4.3. Trajectory distillation minimises it on the states of the
+teacher's decoding. It is the cross-entropy of the student's product under p_phi, minus the entropy of p_phi, where
+p_phi is the teacher's one-by-one decoding at temperature 1. A student that matches all of the teacher's marginals has
+the teacher's own correlation as its risk, and no product has less.
 
-The estimators and the averages taken here are ours: states after every r of a block's tokens, a mean over blocks, then
-over sequences; correlation, pair and risk are sums over a block's tokens. All in nats, at temperature 1.
+The estimators and the averages are ours: states after every r of a block's tokens, a mean over blocks, then over
+sequences. Correlation, pair and risk are sums over a block's tokens. All figures are in nats, at temperature 1.
 """
 
 import json
@@ -66,13 +66,13 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 def step_correlation(predict: Predict, ids: Tensor, place: Tensor, u: Tensor, marginal: Tensor | None = None) -> Tensor:
-    """One draw of what a step loses by unmasking ``place`` at once: KL of the product of marginals from the chain.
+    """One draw of the loss of a step that unmasks ``place`` at once: KL of the product of marginals from the chain.
 
     Args:
         ids: the state x_t, masks at ``place``.
-        place: (blocks, n) where the step's tokens lie in the flattened ids, in the order of the chain.
+        place: (blocks, n) indices of the step's tokens in the flattened ids, in the order of the chain.
         u: (blocks, n) uniforms.
-        marginal: (blocks, n, vocab) log-probabilities of another model's product; None = those of ``predict``.
+        marginal: (blocks, n, vocab) log-probabilities of another model's product; None = ``predict``'s own.
 
     Returns:
         (blocks,) nats, at least 0 up to rounding; the mean over draws is the correlation.
@@ -88,12 +88,12 @@ def step_correlation(predict: Predict, ids: Tensor, place: Tensor, u: Tensor, ma
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) over the last dimension, of log-probabilities."""
+    """KL(p || q) over the last dimension; p and q are log-probabilities."""
     return (p.exp() * torch.where(p == -torch.inf, 0.0, p - q)).sum(-1)
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Over the last dimension, of log-probabilities."""
+    """Entropy over the last dimension; p is log-probabilities."""
     return torch.special.entr(p.exp()).sum(-1)
 
 
@@ -104,9 +104,9 @@ def entropy(p: Tensor) -> Tensor:
 class Blocks(NamedTuple):
     """The whole blocks of some answers in the training layout, all masked.
 
-    ids: (rows, length), every answer's noisy copy masked. place, x0: (blocks, B) where a block's tokens lie in the
-    flattened ids, and what they are, in decode order. sequence: (blocks,) whose they are, by ``names``. batch: the
-    layout.
+    ids: (rows, length), every answer's noisy copy masked. place: (blocks, B) indices of a block's tokens in the
+    flattened ids, in decode order. x0: (blocks, B) these tokens. sequence: (blocks,) index of their answer in
+    ``names``. batch: the layout.
     """
 
     ids: Tensor
@@ -117,7 +117,7 @@ class Blocks(NamedTuple):
     batch: Batch
 
     def uniforms(self, n: int, seed: int, visible: int) -> Tensor:
-        """(blocks, n) for one draw of a step's tokens; an answer's are a function of (seed, visible, its id)."""
+        """(blocks, n) for one draw of a step's tokens; a function of (seed, visible, the answer's id)."""
         count = self.sequence.bincount(minlength=len(self.names)).tolist()
         draws = zip(self.names, count, strict=True)
         parts = [torch.rand(k, n, generator=generator_for(seed, visible, name)) for name, k in draws]
@@ -138,7 +138,7 @@ def whole_blocks(
     device: str | torch.device = "cpu",
     shift: bool = False,
 ) -> Blocks:
-    """Blocks that the prompt does not reach into and that end before the answer does; ``shift``: see ``collate``."""
+    """The blocks that hold no prompt token and end within the answer. ``shift``: see ``collate``."""
     noise = TrajectoryNoise(
         block_size, mask_id, torch.zeros(1, dtype=torch.long), mask_ratios=(1.0,), random_ratio=0.0, post_num=0
     )
@@ -156,7 +156,7 @@ def whole_blocks(
 
 
 def predictor(model, batch: Batch, forbidden: Tensor) -> Predict:
-    """The model's log-probabilities in a batch's layout, in fp32, without the ids that cannot be drawn."""
+    """The model's log-probabilities in a batch's layout, in fp32, without the forbidden ids."""
     source = torch.arange(batch.input_ids.numel(), device=batch.place.device)
     source[batch.place] = batch.loss_index
 
@@ -185,11 +185,11 @@ def measure(
     seed: int,
     teacher=None,
 ) -> dict[str, Any]:
-    """The quantities by how many of a block's tokens are visible, each a mean over sequences with its error (None of a
-    single sequence).
+    """The quantities for each number of visible tokens of a block: means over sequences with their errors. A single
+    sequence has the error None.
 
     Args:
-        teacher: the risk's; None = the model itself.
+        teacher: the teacher of the risk; None = the model itself.
 
     Returns:
         ``steps``: a row per (tokens_per_step, visible) with ``correlation``; ``per_block``: a row per tokens_per_step,
@@ -258,7 +258,7 @@ def _at_states(group: Blocks, predict: Predict, phi: Predict, draws: int, seed: 
 def _of_steps(
     group: Blocks, predict: Predict, tokens_per_step: list[int], draws: int, seed: int
 ) -> Iterator[tuple[tuple, Tensor]]:
-    """Name and (blocks,) values of the correlation of every step, and of a block's steps together."""
+    """Name and (blocks,) values of the correlation of every step, and of all steps of a block together."""
     for n in tokens_per_step:
         steps = []
         for visible in range(0, group.place.shape[1], n):
@@ -318,7 +318,7 @@ def analyse(config: AnalysisConfig) -> Path:
 def measure_checkpoint(
     config: AnalysisConfig, key: str, checkpoint: str, trajectories: str, teacher: str | None = None
 ) -> dict[str, Any]:
-    """``measure`` on a model folder; ``teacher``: the risk's, None = the model itself."""
+    """``measure`` on a model folder. ``teacher``: the teacher of the risk; None = the model itself."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def loaded(source: str, key: str):
@@ -340,7 +340,7 @@ def measure_checkpoint(
     assert block_size is not None  # every trajectory has one
     if block_size != model.config.block_size:
         log.warning(
-            "%s=%s decodes blocks of %d, and is measured on the trajectories' blocks of %d",
+            "%s=%s decodes blocks of %d; it is measured on the trajectories' blocks of %d",
             key,
             checkpoint,
             model.config.block_size,
@@ -348,7 +348,7 @@ def measure_checkpoint(
         )
     if too_many := [n for n in config.tokens_per_step if n > block_size]:
         raise UserError(
-            f"tokens_per_step={too_many[0]}: the trajectories have blocks of {block_size}; take at most that"
+            f"tokens_per_step={too_many[0]}: the trajectories have blocks of {block_size}; give at most that"
         )
     groups = (
         whole_blocks([samples[i] for i in range(start, min(start + config.batch_size, len(samples)))], *layout)
@@ -379,7 +379,7 @@ def plot(results: dict[str, Any], output: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Analyse as ``argv`` (None: the process's own arguments) says."""
+    """Analyse. ``argv``: None = the process's own arguments."""
     analyse(load(AnalysisConfig, argv))
 
 

@@ -1,10 +1,10 @@
-"""Grade answers that exist already.
+"""Grade answers from a file.
 
     t3d grade --data_type math|code|option --problems P.json --answers A.jsonl --out O.jsonl
 
-Answers are lines {"index": i, "text": "..."}: i counts the problems from 0, several lines may answer one problem.
-Results are lines {"index", "correct", "verdict", "seconds"} in the same order. Needs neither a model nor torch. Exit
-code 0: every answer has a verdict; 1: some have none, for want of a sandbox; 2: something to put right in the input.
+Answers are lines {"index": i, "text": "..."}: i counts the problems from 0, and several lines may answer one problem.
+Results are lines {"index", "correct", "verdict", "seconds"} in the same order. It needs neither a model nor torch. Exit
+code 0: every answer has a verdict. 1: some have none, because there is no sandbox. 2: the input has a mistake.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from t3d.tasks.problems import load_problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Grade as ``argv`` (None: the process's own arguments) says; returns the exit code."""
+    """Grade answers; returns the exit code. ``argv``: None = the process's own arguments."""
     arguments = _parse(argv)
     task = find_task(arguments.data_type, "--data_type")
     how = Grading(
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_answers(path: Path, problems: int) -> list[tuple[int, str]]:
-    """(index, text) of every line. Raises UserError with the number of the line and its field at fault."""
+    """(index, text) of every line. Raises UserError, with the number of the line and the field at fault."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -78,7 +78,7 @@ def read_answers(path: Path, problems: int) -> list[tuple[int, str]]:
 
 
 def check_writable(path: Path) -> None:
-    """Before the work, not after it."""
+    """Raises UserError if a file cannot be written, before the work begins."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -107,17 +107,17 @@ def summary(answers: list[tuple[int, str]], verdicts: list[Verdict]) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="t3d grade", description="Grade answers that exist already.")
+    parser = argparse.ArgumentParser(prog="t3d grade", description="Grade answers from a file.")
     parser.add_argument("--data_type", "--data-type", required=True, help=HELP)
     parser.add_argument("--problems", required=True, help="data set: a file of rows, or a name in data/")
     parser.add_argument("--answers", required=True, type=Path, help='lines {"index": i, "text": "..."}')
     parser.add_argument("--out", required=True, type=Path, help='lines {"index", "correct", "verdict", "seconds"}')
-    parser.add_argument("--workers", type=_positive(int), help="answers graded side by side (one per core)")
+    parser.add_argument("--workers", type=_positive(int), help="answers graded side by side (default: one per core)")
     parser.add_argument(
         "--time-limit", type=_positive(float), help="CPU seconds for an answer (math: 10; code: the row's)"
     )
     parser.add_argument(
-        "--allow-unsandboxed", action="store_true", help="run programs even where files and network are open to them"
+        "--allow-unsandboxed", action="store_true", help="run programs although files and network are open to them"
     )
     parser.add_argument(
         "--extraction", choices=code.EXTRACTIONS, help="code: the rule that chooses the answer's program"

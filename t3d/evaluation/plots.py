@@ -1,4 +1,4 @@
-"""The report's charts: matplotlib draws them, as SVG to stand inside a page and take its font and text colour."""
+"""The report's charts. matplotlib draws them as SVG for a page, which gives them its font and text colour."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 Chart = tuple[str, str]  # title, SVG
 
-# Middle tones, which stand out on white and on black alike.
+# Middle tones, visible on white and on black.
 METHOD_COLOURS = {"original": "#dd6b0d", "t3d": "#2b85ef"}
 OTHER_COLOURS = ("#9b6bea", "#2a9a4b", "#d3509b", "#9c8416", "#12a5b5", "#cc3d3d", "#8f5e3b", "#7d8792")
 METHOD_NAMES = {"original": "Original", "t3d": "T3D"}
 _DASHES = ("-", "--", ":", "-.")
-_INK = "#010203"  # stands for the page's text colour
+_INK = "#010203"  # a placeholder for the page's text colour
 STYLE: dict[Any, Any] = {  # matplotlib's own type lists every key
     "font.size": 12,
-    "font.sans-serif": ["DejaVu Sans"],  # measures the text; the page's own font then writes it
+    "font.sans-serif": ["DejaVu Sans"],  # used to measure the text; the page then shows it in its own font
     "text.parse_math": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -47,17 +47,18 @@ _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color", "xtic
 
 
 def method_name(method: str) -> str:
+    """A method as tables and plots write it."""
     return METHOD_NAMES.get(method, method)
 
 
 def method_colours(rows: Sequence[Row]) -> dict[str, str]:
-    """Fixed for the two methods that every report has, by order of appearance for others."""
+    """Method -> colour. Two methods have fixed colours; the others get theirs by order of appearance."""
     others = [method for method in dict.fromkeys(row["method"] for row in rows) if method not in METHOD_COLOURS]
     return METHOD_COLOURS | dict(zip(others, cycle(OTHER_COLOURS), strict=False))
 
 
 def step_colour(rank: int, block_size: int) -> tuple[str, str]:
-    """(background, text) of a token unmasked in step `rank` (from 1) of its block: the earlier, the darker."""
+    """(background, text) of a token unmasked in step `rank` (from 1) of its block. An earlier step is darker."""
     from matplotlib import colormaps, colors
 
     rgb = colormaps["viridis"]((rank - 1) / max(block_size - 1, 1))[:3]
@@ -67,7 +68,7 @@ def step_colour(rank: int, block_size: int) -> tuple[str, str]:
 def accuracy_charts(rows: Sequence[Row]) -> list[Chart]:
     """One chart per data set and block size: accuracy against tokens per step, one line per method and strategy.
 
-    Bars are the rows' intervals; for a mean over seeds, which has none, one standard error.
+    Bars are the rows' intervals. A mean over seeds has no interval; its bar is one standard error.
     """
     panels: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
@@ -83,14 +84,14 @@ def _draw_accuracy(ax: Axes, rows: Sequence[Row], colours: Mapping[str, str]) ->
     for i, (method, strategy) in enumerate(lines):
         points = [row for row in rows if (row["method"], row["strategy"]) == (method, strategy)]
         colour = colours[method]
-        # Lines stand slightly apart, so that intervals at the same speed do not cover each other.
+        # Lines are shifted slightly, so that intervals at the same speed do not cover each other.
         x = [row["tokens_per_step"] * 1.04 ** (i - (len(lines) - 1) / 2) for row in points]
         y, low, high = 100 * np.array([_with_ends(row) for row in points]).T
         name = method_name(method) + ("" if one_strategy else f", {strategy_label(strategy)}")
         line, mark = ("-", "o") if one_strategy or "static" in strategy else ("--", "D")
         bars = (y - low, high - y)
         ax.errorbar(x, y, bars, color=colour, label=name, ls=line, marker=mark, capsize=4, elinewidth=1.5)
-        if len(lines) == 2:  # numbers stay readable with two lines only, those of the first below, of the second above
+        if len(lines) == 2:  # numbers are readable only with two lines: the first's below, the second's above
             place: dict[str, Any] = {"xytext": (0, 4 if i else -4), "va": "bottom" if i else "top", "ha": "center"}
             for at, value, end in zip(x, y, high if i else low, strict=True):
                 ax.annotate(f"{value:.0f}", (at, end), textcoords="offset points", color=colour, weight="bold", **place)
@@ -106,7 +107,7 @@ def _draw_accuracy(ax: Axes, rows: Sequence[Row], colours: Mapping[str, str]) ->
 
 def parallelism_charts(curves: Sequence[Sequence[Row]]) -> list[Chart]:
     """One chart per data set: accuracy against tokens per forward, one line per curve (t3d.evaluation.results.curves),
-    named with its AUP. A method's colour is its own; its block sizes and strategies have dashes of their own.
+    named with its AUP. Colours show methods; dashes show block sizes and strategies.
     """
     colours = method_colours([curve[0] for curve in curves])
     panels: dict[str, list[Sequence[Row]]] = {}
@@ -136,13 +137,13 @@ def _draw_parallelism(ax: Axes, curves: Sequence[Sequence[Row]], colours: Mappin
 
 
 def _with_ends(row: Row) -> tuple[float, float, float]:
-    """Accuracy and where its bar begins and ends."""
+    """Accuracy, and the ends of its bar."""
     mean, error = row["accuracy"], row.get("accuracy_sem") or 0.0
     return mean, row.get("ci_low", mean - error), row.get("ci_high", mean + error)
 
 
 def training_charts(name: str, records: Sequence[Row]) -> list[Chart]:
-    """Loss and its terms, reward margin and DDO accuracy over optimizer steps; no chart of what was never logged."""
+    """Charts of the loss and its terms, reward margin and DDO accuracy over steps. Unrecorded metrics are left out."""
     terms = {"loss": "total", "ddo_real": "DDO, real", "ddo_fake": "DDO, fake", "path": "path"}
     panels = [
         ("loss and its terms", terms, (0, None)),
@@ -185,7 +186,7 @@ def _chart(title: str, draw: Callable[[Axes], None]) -> Chart:
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # One page holds many charts: every id becomes the chart's own.
+    # One page holds many charts, so every id is made unique.
     own = "c" + hashlib.sha1((title + svg).encode()).hexdigest()[:8]
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}-", svg)
     return title, svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
@@ -204,7 +205,7 @@ def loss_plot(*axes: Axes, models: Mapping[str, Mapping], styles: Mapping[str, d
             if not rows:
                 continue
             at, value, error = ([row[key] for row in rows] for key in (x, y, f"{y}_error"))
-            bars = None if None in error else error  # a single answer has none
+            bars = None if None in error else error  # a single answer has no error
             ax.errorbar(at, value, bars, label=name, capsize=2.5, elinewidth=1.2, ms=5, **styles[name])
             ax.set_xticks(at)
         ax.set(xlabel=x_label, ylabel=y_label)

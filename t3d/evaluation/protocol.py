@@ -22,12 +22,13 @@ THRESHOLD = 0.9  # of dynamic decoding
 def settings(
     rollout: RolloutConfig, protocol: str, blocks: Sequence[int], thresholds: Sequence[float] = ()
 ) -> list[RolloutConfig]:
-    """The decode settings of ``few_step``, ``full_step``, ``dynamic``, ``paper`` (these three, in that order), or of
-    ``sweep``.
+    """The decode settings of a protocol.
 
-    few_step: static, every block at 2 and at 4 tokens per step. full_step: static, every block at 1 token per step.
-    dynamic: the smallest block, as many steps as positions, all tokens above the threshold. sweep: every block so, at
-    each of the thresholds.
+    - ``few_step``: static, every block at 2 and at 4 tokens per step.
+    - ``full_step``: static, every block at 1 token per step.
+    - ``dynamic``: the smallest block, as many steps as positions, all tokens above the threshold.
+    - ``paper``: the three above, in this order.
+    - ``sweep``: dynamic for every block, at each of the thresholds.
     """
 
     def at(block: int, steps: int, strategy: str = STATIC, **more) -> RolloutConfig:
@@ -52,9 +53,9 @@ def settings(
 
 
 def paper_tables(rows: Sequence[Row]) -> list[Table]:
-    """The three tables from whatever rows there are; a table without rows is left out.
+    """The three tables of the given rows; a table without rows is left out.
 
-    rows: results as evaluation writes them, several seeds and methods together. Averages over data sets are made here.
+    rows: results as evaluation writes them, of all seeds and methods. This function averages over data sets.
     """
     rows = fullest(rows)
     static = [row for row in rows if row["strategy"].partition("+energy")[0] == STATIC]
@@ -75,8 +76,8 @@ def paper_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def aup_tables(rows: Sequence[Row]) -> list[Table]:
-    """AUP (t3d.evaluation.statistics.aup) of every method's sweep of a threshold: one line per method, block size and
-    strategy, one column per data set, and their mean. No table where nothing was swept.
+    """AUP (t3d.evaluation.statistics.aup) of every method's sweep of a threshold. There is one line per method, block
+    size and strategy, one column per data set, and their mean. Without a sweep there is no table.
     """
     areas: dict[tuple[int, str, str], dict[str, float]] = {}
     for row, *_ in curves(rows):
@@ -95,14 +96,14 @@ def aup_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def _accuracy_table(title: str, rows: Sequence[Row]) -> Table:
-    """One line per block size, tokens per step and method; one column per data set, the average and its gain over the
-    original at the same setting, in per cent of the original's as in the paper.
+    """One line per block size, tokens per step and method. The columns are the data sets, the average, and its gain
+    over the original at the same setting. The gain is in per cent of the original's average, as in the paper.
     """
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     shown = [*datasets, AVERAGE] if len(datasets) > 1 else datasets
     lines: dict[tuple, dict[str, Row]] = {}
     for row in over_seeds([*rows, *average(rows)]):
-        rest = (row.get("temperature"), json.dumps(row.get("decode"), sort_keys=True))  # lines of their own
+        rest = (row.get("temperature"), json.dumps(row.get("decode"), sort_keys=True))  # each has its own lines
         lines.setdefault((row["block_size"], row["tokens_per_step"], rest, row["method"]), {})[row["dataset"]] = row
     cells = []
     for (block, tokens, rest, method), found in sorted(
@@ -121,8 +122,9 @@ def _accuracy_table(title: str, rows: Sequence[Row]) -> Table:
 
 
 def _speed_table(title: str, rows: Sequence[Row]) -> Table:
-    """One line per data set and method. Latency is the paper's, average length / tokens per second: in its 20 rows of
-    Table 3 tokens/s x latency is the length. The time of one answer among all those in flight stands beside it.
+    """One line per data set and method. Latency is defined as in the paper: average length / tokens per second. (In all
+    20 rows of its Table 3 tokens/s x latency is the length.) Another column has the time of one answer among all
+    answers in flight.
     """
 
     def texts(row: Row) -> list[str]:

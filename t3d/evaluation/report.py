@@ -1,4 +1,4 @@
-"""What came out, for people: a table on the terminal, Markdown, and one HTML file that needs nothing else."""
+"""Results for people: a table on the terminal, Markdown, and one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
+    """The table of results as Markdown."""
     return result_table(rows).markdown()
 
 
@@ -84,15 +85,13 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def split_blocks(n: int, block_size: int, offset: int) -> list[range]:
-    """The response positions of each block on the absolute grid, where the prompt already fills `offset` of the
-    first.
-    """
+    """The response positions of each block on the absolute grid. The prompt fills `offset` positions of the first."""
     starts = [0, *range(block_size - offset, n, block_size)]
     return [range(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True) if a < b]
 
 
 def walk(entry: Row) -> Iterator[list[dict[str, Any]]]:
-    """The tokens of each block of an answer: text, step in the answer, rank of that step in the block, and a hint."""
+    """The tokens of each block of an answer: text, step in the answer, rank of the step in the block, and a hint."""
     steps = entry["unmask_step"]
     assert len(steps) == len(entry["tokens"]), "a walkthrough needs one unmask step per token"
     for number, block in enumerate(split_blocks(len(steps), entry["block_size"], entry["offset"]), start=1):
@@ -109,7 +108,7 @@ def walk(entry: Row) -> Iterator[list[dict[str, Any]]]:
 
 
 def _visible(token: str) -> str:
-    """Blanks that are the whole token, and line ends, get a sign of their own."""
+    """The token with visible signs for line ends, and for blanks if it has nothing else."""
     token = token.replace("\n", "↵").replace("\t", "⇥")
     return token if token.strip() else "␣" * len(token) or "∅"
 
@@ -118,7 +117,7 @@ def _visible(token: str) -> str:
 
 
 def _lead(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The effect on each data set: the original and T3D at the most tokens per step that both were run at."""
+    """The effect on each data set: the original and T3D at their highest common number of tokens per step."""
     settings: dict[tuple, dict[str, Row]] = {}
     for row in rows:
         setting = (row["dataset"], row["block_size"], row["strategy"], round(row["tokens_per_step"], 1))
@@ -146,10 +145,15 @@ def write_report(
 ) -> Path:
     """Write one self-contained HTML file; returns its path.
 
-    results: rows of results.json. training_logs: by name of the run ("" for the only one), a training log's JSONL file
-    or its records. walkthrough: answers to look at, entries on one question side by side, each {title, question,
-    ground_truth, prompt, tokens, unmask_step, block_size, offset (prompt length mod block size), correct, steps,
-    forwards}. tables: more tables, shown above that of all results. Parts without input are left out.
+    Parts without input are left out.
+
+    Args:
+        results: rows of results.json.
+        training_logs: name of the run ("" for the only one) -> a training log's JSONL file or its records.
+        walkthrough: answers to show; entries of one question stand side by side. Each has title, question,
+            ground_truth, prompt, tokens, unmask_step, block_size, offset (prompt length mod block size), correct,
+            steps, forwards.
+        tables: more tables, shown above the table of all results.
     """
     measured = [row for row in results if row["dataset"] != AVERAGE]
     size = max((entry["block_size"] for entry in walkthrough), default=1)
@@ -181,7 +185,7 @@ def _by_question(entries: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a training log, one JSON object per line. A last line cut off by a killed run is left out."""
+    """The records of a training log, one JSON object per line. A torn last line is left out."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
 
@@ -190,7 +194,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def collect(folders: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of all folders, each with `run`, its folder, where that is needed to tell them apart."""
+    """The rows of all folders. Rows that would look equal get `run`, their folder."""
     return tell_apart(pool_nodes({"run": folder, **row} for folder in folders for row in read_results(folder)))
 
 
@@ -202,10 +206,10 @@ def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
 
 
 def comparison(first: str, second: str) -> str:
-    """`compare` in words."""
+    """The result of `compare` as text."""
     found = compare(first, second)
     low, high = 100 * found["ci_low"], 100 * found["ci_high"]
-    left_out = f" ({found['left_out']} that only one has are left out)" if found["left_out"] else ""
+    left_out = f" ({found['left_out']} questions of only one run are left out)" if found["left_out"] else ""
     lines = [
         f"A: {first}",
         f"B: {second}",
@@ -220,23 +224,23 @@ def comparison(first: str, second: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Report as ``argv`` (None: the process's own arguments) says."""
+    """Write a report. ``argv``: None = the process's own arguments."""
     parser = argparse.ArgumentParser(
         prog="t3d report",
-        description="All results below the given folders (or in the given files) as one table: Markdown on standard "
-        "output. Runs that differ in the seed only become their mean, with its standard error.",
+        description="Show all results below the given folders (or in the given files) as one table: Markdown on "
+        "standard output. Runs that differ only in the seed are averaged, with the standard error.",
     )
     parser.add_argument("folders", nargs="*", metavar="DIR", help="a folder with results, or a results file")
     parser.add_argument("--csv", metavar="FILE", help="write the table's rows, with all their numbers")
     parser.add_argument("--html", metavar="FILE", help="write a page with plots")
     parser.add_argument(
-        "--paper", action="store_true", help="also the tables of the paper: few-step, full-step, dynamic"
+        "--paper", action="store_true", help="add the tables of the paper: few-step, full-step, dynamic"
     )
     parser.add_argument(
         "--compare",
         nargs=2,
         metavar=("A", "B"),
-        help="paired comparison of two results files (or their folders) on the questions that both answered",
+        help="compare two results files (or their folders) on the questions that both answered",
     )
     args = parser.parse_args(argv)
     if not args.folders and not args.compare:

@@ -19,18 +19,18 @@ from t3d.common.errors import UserError
 from t3d.evaluation.statistics import aup, difference_interval, mcnemar_exact, mean_and_sem, wilson_interval
 
 Row = Mapping[str, Any]
-AVERAGE = "average"  # the name that averages over data sets carry in place of a data set's
+AVERAGE = "average"  # the data set's name in averages over data sets
 _OF_A_SETTING = ("run", "method", "dataset", "datasets", "n", "block_size", "strategy", "temperature", "decode")
 
 
 def fixed_steps(strategy: str) -> bool:
-    """Whether block size / steps says the tokens per step. An energy changes what is drawn, not how much."""
+    """Whether tokens per step = block size / steps. An energy changes the drawn tokens and not their number."""
     name = strategy.partition("+energy")[0]
     return name in names() and strategy_named(name).fixed_steps
 
 
 def strategy_label(strategy: str) -> str:
-    """The strategy of a row as tables show it."""
+    """A row's strategy in the form for tables."""
     name, plus, rest = strategy.partition("+")
     return ((name in names() and strategy_named(name).label) or name) + plus + rest
 
@@ -45,22 +45,22 @@ def result_files(folder: Path) -> list[Path]:
 
 
 def _holds_results(path: Path) -> bool:
-    """By the file's beginning: rollouts lie below the same folders and may be large."""
+    """Whether a file holds results, judged by its beginning: rollouts lie in the same folders and may be large."""
     with open(path, encoding="utf-8", errors="replace") as file:
         head = file.read(4096)
     return head.lstrip().startswith("[") and '"method"' in head and '"accuracy"' in head
 
 
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
-    """`find_results`, and a UserError where there are none."""
+    """`find_results`. Raises UserError if there are none."""
     if not (rows := find_results(folder)):
         raise UserError(f"{folder}: no results here or below; run eval.py first")
     return rows
 
 
 def find_results(folder: str | Path) -> list[dict[str, Any]]:
-    """All rows below a folder, or of one file. A run may stand in several files, its own and that of a whole set:
-    the newest counts. Averages over data sets are left out: they can be made again.
+    """All rows below a folder, or of one file, without averages over data sets. A row may be in its own file and in the
+    file of its whole command; the newest counts.
     """
     folder, rows = Path(folder), {}
     for path in result_files(folder) if folder.exists() else []:
@@ -69,7 +69,7 @@ def find_results(folder: str | Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise UserError(f"{path}: not readable as JSON ({error}); evaluate again") from error
         if not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
-            raise UserError(f"{path}: no list of rows; give a results file of eval.py, or a folder with some")
+            raise UserError(f"{path}: no list of rows; give a results file of eval.py, or a folder with results")
         for index, row in enumerate(map(_with_todays_settings, found)):
             missing = {"method", "dataset", "block_size", "tokens_per_step", "strategy", "accuracy"} - row.keys()
             if missing:
@@ -80,7 +80,7 @@ def find_results(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _with_todays_settings(row: Row) -> dict[str, Any]:
-    """Decode settings that were not known when the row was written had their defaults."""
+    """The row, with the defaults of decode settings that did not exist when it was written."""
     from t3d.blocks.settings import DecodeSettings
 
     known = isinstance(row.get("decode"), Mapping)
@@ -88,14 +88,14 @@ def _with_todays_settings(row: Row) -> dict[str, Any]:
 
 
 def _identity(row: Row, *without: str) -> str:
-    """All that tells rows apart, as text. `tokens_per_step` does only where it is set, not measured."""
+    """The fields that identify a row, as text. `tokens_per_step` is one of them only if it is set, not measured."""
     speed = "tokens_per_step" if fixed_steps(row["strategy"]) else "denoising_steps_per_block"
     keys = ("model", "seed", "node", *_OF_A_SETTING, speed)
     return json.dumps([row.get(key) for key in keys if key not in without], sort_keys=True)
 
 
 def _groups(rows: Iterable[Row], *without: str) -> list[list[Row]]:
-    """Rows that differ in the keys `without` only stand together."""
+    """Groups of rows that differ only in the keys `without`."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(_identity(row, *without), []).append(row)
@@ -108,8 +108,8 @@ def _groups(rows: Iterable[Row], *without: str) -> list[list[Row]]:
 def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """One row per setting: the mean over its seeds, with `accuracy_sem`, the standard error of the mean accuracy.
 
-    A row without other seeds stays as it is, with its interval. Means have no interval over questions: `ci_low` and
-    `ci_high` are gone. Rows that share a seed are no seeds of one run (see `tell_apart`) and stay as they are.
+    A row without other seeds keeps its interval. Means have no interval over questions, so `ci_low` and `ci_high` are
+    removed. Rows that share a seed are different runs (see `tell_apart`) and stay unchanged.
     """
     merged: list[dict[str, Any]] = []
     for group in _groups(rows, "model", "seed", "node"):
@@ -126,8 +126,8 @@ def _seeds_differ(group: Sequence[Row]) -> bool:
 
 
 def tell_apart(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows fit for averaging over seeds. Two rows of one setting with one seed are runs of their own: the rows then
-    keep `run`, the folder that they are from, if that tells them apart; else their method carries the model's name.
+    """Rows ready for averaging over seeds. Two rows with the same setting and seed are different runs. If their folders
+    (`run`) differ, the rows keep `run`; otherwise the model's name is added to their method.
     """
 
     def alike(rows: Sequence[Row]) -> list[list[Row]]:
@@ -146,7 +146,7 @@ def tell_apart(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _names(models: Collection[str]) -> dict[str, str]:
-    """The last part of each model's path; of paths that end alike the parts that differ, such as a student's run."""
+    """The last part of each model's path. If paths end alike, the parts that differ, such as a student's run."""
     names = {model: Path(model).name for model in models}
     parts = [Path(model).parts for model in models]
     if len(set(names.values())) < len(names) and len(set(map(len, parts))) == 1:
@@ -156,14 +156,14 @@ def _names(models: Collection[str]) -> dict[str, str]:
 
 
 def fullest(rows: Iterable[Row]) -> list[Row]:
-    """Of rows that differ in their number of questions only, the one with most: a trial run stands beside the real."""
+    """Of rows that differ only in their number of questions, the one with most: the others are trial runs."""
     return [max(group, key=lambda row: row.get("n", 0)) for group in _groups(rows, "n")]
 
 
 def average(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The unweighted mean over data sets, per method, setting and seed that has several (of each set the `fullest`).
+    """The unweighted mean over data sets, for each method, setting and seed with several (of each set the `fullest`).
 
-    Its 95 % interval takes the data sets as independent and their half-widths as 1.96 standard errors.
+    Its 95 % interval treats the data sets as independent, and their half-widths as 1.96 standard errors.
     """
     averages = []
     for group in _groups(fullest(rows), "dataset", "n"):
@@ -178,7 +178,7 @@ def average(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def pool_nodes(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Rows in which the parts that several machines evaluated (`node`, "index/machines") have become one."""
+    """Rows in which the parts of several machines (`node`, "index/machines") are merged into one."""
     rows = list(rows)
     parts = fullest(row for row in rows if "node" in row)
     return [dict(row) for row in rows if "node" not in row] + [_pooled(g) for g in _groups(parts, "node", "n", "run")]
@@ -203,7 +203,7 @@ def _pooled(parts: Sequence[Row]) -> dict[str, Any]:
         row["tokens_per_step"] = row["measured_tokens_per_step"]
     rates = [part["tokens_per_second"] for part in parts]
     row["tokens_per_second"] = math.fsum(rates) if all(rates) else None
-    if row["questions"] == n:  # several answers per question would need the records for their interval
+    if row["questions"] == n:  # for several answers per question the interval would need the records
         row["ci_low"], row["ci_high"] = wilson_interval(round(row["accuracy"] * n), n)
     return row
 
@@ -212,8 +212,9 @@ THRESHOLDS = {"low_confidence_dynamic": "dynamic_threshold", "entropy_bounded": 
 
 
 def curves(rows: Iterable[Row]) -> list[list[dict[str, Any]]]:
-    """Rows that differ in the threshold of their strategy only, means over seeds, by tokens per forward; each with
-    `aup`, the curve's. Single points are no curve. Accuracies weigh by the best of the data set here.
+    """Curves of rows that differ only in the threshold, as means over seeds, in order of tokens per forward.
+
+    Each row has `aup`, the curve's. A single point is no curve. `best` of `aup` is the data set's best accuracy here.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for row in over_seeds(rows):
@@ -233,8 +234,10 @@ def curves(rows: Iterable[Row]) -> list[list[dict[str, Any]]]:
 
 
 def for_people(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows that a table shows: means over seeds, then the averages; data set by data set, block by block, the
-    slower settings first, the original before other methods. Rows of a threshold's curve carry its `aup`.
+    """The rows of a table: means over seeds, then the averages over data sets.
+
+    They are ordered by data set and block. Slower settings come first, and the original before other methods. Rows of
+    a threshold's curve carry its `aup`.
     """
     areas = {_identity(row): row["aup"] for curve in curves(rows) for row in curve}
     shown = over_seeds([*rows, *average(rows)])
@@ -249,12 +252,12 @@ def for_people(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def method_order(method: str) -> tuple[bool, str]:
-    """The original stands first, the others by name."""
+    """A sort key: the original comes first, the others by name."""
     return method != "original", method
 
 
 def _mean(group: Sequence[Row]) -> dict[str, Any]:
-    """Numbers averaged, equal values kept, all else left out. Seeds and intervals are no quantities to average."""
+    """The mean of rows: numbers are averaged, equal values kept, and all others, seeds and intervals left out."""
     mean = {}
     for key in group[0].keys() - {"ci_low", "ci_high"}:
         values: list[Any] = [row.get(key) for row in group]
@@ -272,14 +275,14 @@ def _mean(group: Sequence[Row]) -> dict[str, Any]:
 
 
 def read_records(path: str | Path) -> pd.DataFrame:
-    """From records.jsonl of a results file or of its folder, by the question's id: `question`, `share` of its answers
-    that are right, and the number of `samples`.
+    """The records.jsonl of a results file or of its folder, by the question's id: `question`, the `share` of right
+    answers, and the number of `samples`.
     """
     path = Path(path)
     path = path.with_name(path.name.removesuffix(".json")) if path.suffix == ".json" and path.is_file() else path
     file = path if path.suffix == ".jsonl" else path / "records.jsonl"
     if not file.is_file():
-        raise UserError(f"{file}: no such file; give a results file of eval.py, or the folder beside it")
+        raise UserError(f"{file}: no such file; give a results file of eval.py, or its folder")
     lines = filter(None, file.read_text(encoding="utf-8").split("\n"))  # splitlines() would cut texts at U+2028
     records = pd.DataFrame(map(json.loads, lines), columns=["id", "question", "correct"])
     by_question = records.groupby([id.rpartition("/")[0] for id in records["id"]], sort=False)
@@ -287,11 +290,13 @@ def read_records(path: str | Path) -> pd.DataFrame:
 
 
 def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
-    """How two sets of answers differ on the questions that both have; `first` and `second` as `read_records` takes.
+    """Compares two sets of answers on their common questions. `first` and `second` are inputs of `read_records`.
 
-    n: common questions; left_out: those that only one has. first, second: accuracy on the common ones; difference:
-    second - first, with its 95 % interval over questions (`difference_interval`). With one answer per question also
-    first_only and second_only, the questions that one alone gets right, and p, McNemar's exact two-sided p-value.
+    Returns:
+        n: number of common questions. left_out: questions in only one set. first, second: accuracy on the common
+        questions. difference: second - first, with its 95 % interval over questions (`difference_interval`). With one
+        answer per question also first_only and second_only, the questions that only one gets right, and p, McNemar's
+        exact two-sided p-value.
     """
     one, other = read_records(first), read_records(second)
     both = one.merge(other, left_index=True, right_index=True, suffixes=("_1", "_2"))

@@ -26,12 +26,12 @@ from t3d.tasks.problems import data_type_of, load_problems
 
 
 def evaluate(config: EvalConfig) -> Path:
-    """Evaluate every unit that the configuration asks for, with one model load; what is decoded already is kept.
+    """Evaluate every unit of the configuration, with one model load. Answers that exist already are kept.
 
-    A unit has ``<results>.json`` with one row and, in the folder of the same name, its trajectories and records.jsonl,
-    one line per answer. Several units also get a file with all rows and the averages over data sets, and beside it an
-    HTML page and the configuration (a unit's own is in its folder). Prints the table, with a protocol the paper's
-    tables too. Returns the path of the results file.
+    A unit writes ``<results>.json`` with one row. The folder of the same name holds its trajectories, its configuration
+    and records.jsonl, one line per answer. Several units also write a file with all rows and the averages over data
+    sets, an HTML page and the configuration. Prints the table, and with a protocol the paper's tables. Returns the path
+    of the results file.
     """
     units = units_of(config)
     for unit in units:
@@ -56,12 +56,12 @@ def evaluate(config: EvalConfig) -> Path:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is to be evaluated
+# The units of an evaluation
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One data set, one decode setting, one seed: the configuration narrowed to them, and where the row goes."""
+    """One data set, one decode setting, one seed: the configuration narrowed to them, and the row's file."""
 
     config: EvalConfig
     job: Job
@@ -84,7 +84,7 @@ class Unit:
 
 
 def units_of(config: EvalConfig) -> list[Unit]:
-    """One unit per decode setting, data set and seed. Raises UserError where a data set is not sound."""
+    """One unit per decode setting, data set and seed. Raises UserError for a bad data set."""
     data, rollout = config.evaluation, config.rollout
     names = dataset_names(data.eval_dataset)
     kinds = {name: data_type_of(name, data.data_type) for name in names}
@@ -98,9 +98,9 @@ def units_of(config: EvalConfig) -> list[Unit]:
     for variant, name, seed in product(variants, names, seeds):
         here = replace(data, eval_dataset=name, data_type=kinds[name], protocol=None, seeds=None)
         narrowed = replace(config, rollout=replace(variant, seed=seed), evaluation=here)
-        narrowed.check()  # a protocol has settings of its own
+        narrowed.check()  # a protocol sets its own values
         output = results_file(narrowed)
-        if several and data.output:  # the file of that name is for all of them
+        if several and data.output:  # the file of that name is for all units
             unnamed = replace(narrowed, evaluation=replace(here, output=None))
             output = output.with_name(output.name.removesuffix(".json")) / results_file(unnamed).name
         folder = output.with_name(output.name.removesuffix(".json"))
@@ -112,7 +112,7 @@ def units_of(config: EvalConfig) -> list[Unit]:
 
 def dataset_names(given: str) -> list[str]:
     """The data sets of ``evaluation.eval_dataset``: names or paths, with commas between them."""
-    if paths.data_file(given).is_file():  # a path may have a comma of its own
+    if paths.data_file(given).is_file():  # a path may contain a comma
         return [given]
     names = [name.strip() for name in given.split(",") if name.strip()]
     stems = [paths.data_name(name) for name in names]
@@ -122,27 +122,29 @@ def dataset_names(given: str) -> list[str]:
 
 
 def results_file(config: EvalConfig) -> Path:
-    """Named after all that tells one unit's results apart; ``evaluation.output`` overrides."""
+    """The unit's file, named after all settings that identify its results; ``evaluation.output`` overrides it."""
     data, rollout = config.evaluation, config.rollout
     if data.output:
         output = paths.output(data.output)
-        stem = output.name.removesuffix(".json")  # a name may have dots of its own
+        stem = output.name.removesuffix(".json")  # a name may contain dots
         return output.with_name(f"{stem}{node_suffix(config)}.json")
     threshold = strategy_named(rollout.remasking_strategy).threshold
     at = getattr(rollout, threshold) if threshold else ""
     model, dataset = model_label(data.checkpoint_path), paths.data_name(data.eval_dataset)
     return results_folder(config) / (
-        f"{method(data)}-{model}-{dataset}-{strategy(rollout)}{at}"
+        f"{method(config)}-{model}-{dataset}-{strategy(rollout)}{at}"
         f"-b{rollout.block_size}-s{rollout.denoising_steps_per_block}-t{rollout.temperature}-seed{rollout.seed}"
         f"{node_suffix(config)}.json"
     )
 
 
 def results_folder(config: EvalConfig) -> Path:
+    """The folder of a project's results."""
     return paths.output(config.experiment.project) / "results"
 
 
 def node_suffix(config: EvalConfig) -> str:
+    """A machine's part of a file name; "" where one machine has all."""
     return f"-node{config.evaluation.node_index}" if config.evaluation.num_node > 1 else ""
 
 
@@ -155,13 +157,13 @@ def score(unit: Unit) -> dict:
     config, folder = unit.config, unit.job.folder
     samples = range(config.rollout.num_response_per_task)
     wanted = {f"{problem.id}/{k}": problem for problem in unit.job.problems for k in samples}
-    # the folder may hold more: an earlier run may have asked for it
+    # the folder may hold more answers, of an earlier run
     answers = [answer for answer in read_shards(folder, ordered=True) if answer.id in wanted]
     for answer in answers:
         if answer.question != wanted[answer.id].question:
             name = config.evaluation.eval_dataset
             raise UserError(f"{folder}: {answer.id} answers another question than {name} has; delete the folder")
-        answer.ground_truth = wanted[answer.id].ground_truth  # an answer key may have been mended since
+        answer.ground_truth = wanted[answer.id].ground_truth  # an answer key may have been corrected since
     if len(answers) < len(wanted):
         raise UserError(f"{folder}: {len(wanted) - len(answers)} of {len(wanted)} answers are missing; start it again")
     rows = [wanted[answer.id].raw for answer in answers]
@@ -173,7 +175,7 @@ def score(unit: Unit) -> dict:
 
 
 def write_records(path: Path, answers: list[Trajectory], verdicts: list[Verdict]) -> None:
-    """One JSON line per answer: what was asked, said, extracted and judged, and what it cost."""
+    """One JSON line per answer: question, text, extracted answer, verdict and cost."""
     keys = ("id", "question", "ground_truth", "text", "length", "steps", "forwards", "seconds", "finish_reason")
     with atomic_write(path) as file:
         for answer, verdict in zip(answers, verdicts, strict=True):
@@ -186,9 +188,9 @@ def write_records(path: Path, answers: list[Trajectory], verdicts: list[Verdict]
 
 
 def publish(config: EvalConfig, rows: list[dict]) -> Path:
-    """Write and print what the units of one command came to; returns the file with their rows.
+    """Write and print the results of one command's units; returns the file with their rows.
 
-    With a protocol, other methods' results of the same settings in the same folder stand beside them.
+    With a protocol the tables also show other methods' results of the same settings in the same folder.
     """
     data = config.evaluation
     output = results_file(config) if data.output else results_folder(config) / f"{summary_name(config)}.json"
@@ -219,19 +221,17 @@ def publish(config: EvalConfig, rows: list[dict]) -> Path:
 
 
 def summary_name(config: EvalConfig) -> str:
-    """As `results_file`, for all units of one command."""
+    """The name of the file for all units of one command; see `results_file`."""
     data, rollout = config.evaluation, config.rollout
     setting = data.protocol or f"{strategy(rollout)}-b{rollout.block_size}-s{rollout.denoising_steps_per_block}"
     datasets = "+".join(paths.data_name(name) for name in dataset_names(data.eval_dataset))
     seeds = "+".join(map(str, data.seeds or [rollout.seed]))
     model = model_label(data.checkpoint_path)
-    return f"{method(data)}-{model}-{datasets}-{setting}-t{rollout.temperature}-seed{seeds}{node_suffix(config)}"
+    return f"{method(config)}-{model}-{datasets}-{setting}-t{rollout.temperature}-seed{seeds}{node_suffix(config)}"
 
 
 def beside_others(rows: list[dict], folder: Path) -> list[dict]:
-    """The rows, and those of other methods and models in `folder` on the same questions with the same settings and
-    seeds.
-    """
+    """The rows, and the rows of other methods and models in `folder` with the same questions, settings and seeds."""
     keys, own = ("dataset", "n", "seed", "node", "decode"), (rows[0]["method"], rows[0]["model"])
     wanted = [{key: row.get(key) for key in keys} for row in rows]
     others = [

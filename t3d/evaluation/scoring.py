@@ -1,4 +1,4 @@
-"""One row of results: what the answers to a data set under one decode setting came to."""
+"""One row of results: the scores of the answers to a data set under one decode setting."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from statistics import median
 from t3d.blocks.strategy import strategy_named
 from t3d.common import paths
 from t3d.data.trajectory import Trajectory
-from t3d.evaluation.settings import EvalConfig, EvalEvaluation
+from t3d.evaluation.settings import EvalConfig
 from t3d.evaluation.statistics import pass_at_k, share_interval, wilson_interval
 from t3d.grading import Verdict
 from t3d.models.loading import provenance
@@ -15,18 +15,24 @@ from t3d.rollout.settings import RolloutConfig
 
 
 def strategy(rollout: RolloutConfig) -> str:
-    """What tells the ways of decoding apart in tables, charts and file names."""
+    """The name of a way of decoding in tables, charts and file names."""
     energy = f"+energy{rollout.energy_candidates}" if rollout.energy_candidates > 1 else ""
     return rollout.remasking_strategy.replace(":", ".") + ("+verify" if rollout.self_verify else "") + energy
 
 
-def method(data: EvalEvaluation) -> str:
-    """The label of a checkpoint's results."""
-    return data.method or provenance(data.checkpoint_path).get("objective", "original")
+def method(config: EvalConfig) -> str:
+    """The label of a checkpoint's results: as given, else the objective of the training that made it.
+
+    A converted model with a logit shift is the autoregressive model itself at block size 1.
+    """
+    made_by = provenance(config.evaluation.checkpoint_path)
+    if made_by.get("objective") == "converted" and made_by.get("logit_shift") and config.rollout.block_size == 1:
+        made_by["objective"] = "autoregressive"
+    return config.evaluation.method or made_by.get("objective", "original")
 
 
 def model_label(checkpoint: str) -> str:
-    """A model's name in file names; students of one project, who share a folder's name, have their run's before it."""
+    """A model's name in file names. Students of one project share a folder's name, so their run's name comes first."""
     made_by, name = provenance(checkpoint), paths.model_name(checkpoint)
     return "-".join([made_by["project"], made_by["run"], name]) if {"project", "run"} <= made_by.keys() else name
 
@@ -40,16 +46,16 @@ def summarise(
 ) -> dict:
     """One row of results.
 
-    ``accuracy`` is the share of right answers, over ``n`` answers to ``questions`` questions; a task that grades
-    nothing has none. Its 95 % interval is Wilson's for one answer per question. Several answers to one question are not
-    independent: the interval is then the bootstrap's over questions, and ``pass_at_k`` has the chance that one of k
-    answers is right, for k = 1, 2, 4, ...
+    ``accuracy`` is the share of right answers, over ``n`` answers to ``questions`` questions. A task that grades
+    nothing has no accuracy. With one answer per question its 95 % interval is Wilson's. Several answers to one question
+    are not independent. Then the interval is the bootstrap's over questions. ``pass_at_k`` has the probability that one
+    of k answers is right, for k = 1, 2, 4, ...
 
-    ``tokens_per_step`` is the setting, block size / steps, where the strategy fixes it, and the measured mean
-    elsewhere; ``measured_tokens_per_step`` counts tokens to the answer's end over denoising steps,
-    ``tokens_per_forward`` over all forwards, prefill and commits included. With self-verification a step that left no
-    token in the answer is not counted, its forward is. ``latency_mean`` and ``latency_median`` are seconds of one
-    answer among all those in flight.
+    ``tokens_per_step`` is block size / steps if the strategy fixes it, else the measured mean.
+    ``measured_tokens_per_step`` is tokens to the answer's end / denoising steps. ``tokens_per_forward`` divides by all
+    forwards, prefill and commits included. With self-verification a step that left no token in the answer does not
+    count, but its forward does. ``latency_mean`` and ``latency_median`` are seconds of one answer among all answers in
+    flight.
     """
     rollout, count = config.rollout, len(answers)
     tokens, steps, forwards = (sum(getattr(a, name) for a in answers) for name in ("length", "steps", "forwards"))
@@ -57,7 +63,7 @@ def summarise(
     latency = [answer.seconds for answer in answers]
     data = config.evaluation
     row = {
-        "method": method(data),
+        "method": method(config),
         "model": data.checkpoint_path,
         "dataset": paths.data_name(data.eval_dataset),
         "block_size": rollout.block_size,
@@ -86,7 +92,7 @@ def summarise(
 
 
 def accuracy(answers: Sequence[Trajectory], verdicts: Sequence[Verdict], samples: int) -> dict:
-    """The accuracy of `samples` answers per question, its interval and pass@k; {} where nothing grades the answers."""
+    """The accuracy of `samples` answers per question, its interval and pass@k; {} if nothing grades the answers."""
     if any(verdict.correct is None for verdict in verdicts):
         return {}
     right: dict[str, list[bool]] = {}
@@ -108,7 +114,7 @@ def _question(answer: Trajectory) -> str:
 def pass_at_ks(right: Sequence[Sequence[bool]], samples: int) -> list[dict]:
     """pass@k for k = 1, 2, 4, ... and `samples`, each with its 95 % interval over questions.
 
-    right: per question, which of its `samples` answers are right.
+    right: per question, whether each of its `samples` answers is right.
     """
     ks = [2**i for i in range(samples.bit_length())]
     rows = []
@@ -120,7 +126,7 @@ def pass_at_ks(right: Sequence[Sequence[bool]], samples: int) -> list[dict]:
 
 
 def costs(row: dict) -> str:
-    """What the table leaves out, in one line."""
+    """The figures that the table leaves out, in one line."""
     rate = row["tokens_per_second"]
     return ", ".join(
         [
@@ -137,6 +143,7 @@ def costs(row: dict) -> str:
 
 
 def counts(tally: dict[str, int]) -> str:
+    """Names and counts for people: "stop 3, length 1"."""
     return ", ".join(f"{name} {count}" for name, count in tally.items())
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from t3d.common.options import Released, fault, option
+from t3d.common.options import fault, option
 from t3d.grading import code
 from t3d.rollout.settings import RolloutConfig, SampleConfig, SampleEvaluation, SampleExperiment
 from t3d.tasks import HELP
@@ -13,31 +13,32 @@ PROTOCOLS = ("few_step", "full_step", "dynamic", "paper", "sweep")
 
 @dataclass
 class EvalEvaluation(SampleEvaluation):
+    """The section ``evaluation`` of stage 4."""
+
     eval_dataset: str = option(
         "MATH500",
-        "data/<name>.json, or the path of a file; several as A,B or [A, B], with one model load",
+        "data/<name>.json, or the path of a file; several as A,B or [A, B]; the model is loaded once",
         several=True,
     )
     data_type: str = option("math", f"{HELP}; auto = the kind that recognises a data set's first row")
     extraction: str = option(
         code.EXTRACTIONS[0],
-        "code: which block of an answer is its program; last = the release's rule",
+        "code: the rule that chooses the block with the program; last = the release's rule",
         choices=code.EXTRACTIONS,
     )
     method: str | None = option(
         None,
-        "the result's label; null = the objective of the training that made the checkpoint (its t3d.json), original "
-        "where none did",
+        "the result's label; null = the objective that trained the checkpoint (its t3d.json), or original without one",
     )
     output: str | None = option(None, "results file (JSON); null = <project>/results/<method>-<model>-....json")
     seeds: list[int] | None = option(
-        None, "evaluate with each of these in place of rollout.seed; null = that one alone", ge=0, le=2**32 - 1
+        None, "evaluate with each of these instead of rollout.seed; null = only rollout.seed", ge=0, le=2**32 - 1
     )
     protocol: str | None = option(
         None,
-        "the paper's settings in place of rollout's block_size, denoising_steps_per_block, remasking_strategy and "
-        "dynamic_threshold. few_step: 2 and 4 tokens per step; full_step: 1; dynamic: threshold 0.9; paper: all three; "
-        "sweep: dynamic at each of thresholds, for AUP",
+        "replaces block_size, denoising_steps_per_block, remasking_strategy and dynamic_threshold of rollout. "
+        "few_step: 2 and 4 tokens per step; full_step: 1; dynamic: threshold 0.9; paper: all three; sweep: dynamic at "
+        "each of evaluation.thresholds, for AUP",
         choices=PROTOCOLS,
     )
     protocol_blocks: list[int] = option([4, 8], "block sizes of the protocol; dynamic takes the smallest", ge=1)
@@ -46,11 +47,13 @@ class EvalEvaluation(SampleEvaluation):
 
 @dataclass
 class EvalExecute:
+    """The section ``execute``: grading."""
+
     num_chunk: int = option(64, "answers graded side by side, at most one per core", ge=1)
     time_limit: float | None = option(
         None, "CPU seconds to grade one answer; null = 10 for math, the row's test_time_limit for code", gt=0
     )
-    allow_unsandboxed: bool = option(False, "run code answers though network and files cannot be shut off here")
+    allow_unsandboxed: bool = option(False, "run programs on a machine that cannot block network and files")
 
 
 @dataclass
@@ -62,8 +65,6 @@ class EvalConfig(SampleConfig):
         *("evaluation.method", "evaluation.protocol", "evaluation.protocol_blocks", "evaluation.seeds"),
         "execute.allow_unsandboxed",
     )
-
-    RELEASED: ClassVar = SampleConfig.RELEASED | {"model_base": Released(("sdar",), "SDAR is the only model family")}
 
     experiment: SampleExperiment = field(default_factory=lambda: SampleExperiment(project="eval"))
     rollout: RolloutConfig = field(
@@ -94,10 +95,10 @@ class AnalysisConfig:
     """How dependent the tokens of one decoding step are, in a teacher and in its student."""
 
     teacher: str = option("JetLM/SDAR-4B-Chat", "a folder or a hub id")
-    student: str | None = option(None, "what was distilled from it; null = the teacher alone")
+    student: str | None = option(None, "a model distilled from the teacher; null = measure only the teacher")
     trajectories: str = option("SDAR-4B-Chat-MATH_train_renamed", "the states: data/<name>.json, a JSON file or shards")
     student_trajectories: str | None = option(
-        None, "the student's own; null = the teacher's, so that both are asked about the same states"
+        None, "the student's own; null = the teacher's, so that both are measured at the same states"
     )
     tokens_per_step: list[int] = option([2, 4], "tokens that a step unmasks, in decode order", ge=1)
     draws: int = option(4, "draws of a step's tokens per state", ge=1)
@@ -106,7 +107,7 @@ class AnalysisConfig:
     batch_size: int = option(4, "trajectories in a forward", ge=1)
     seed: int = option(10086, "random seed of the draws", ge=0, le=2**32 - 1)
     dtype: str = option("auto", "weights; auto = as stored", choices=("auto", "float32", "bfloat16", "float16"))
-    output: str = option("experiments/analysis.json", "results; the plot goes beside it, as .svg")
+    output: str = option("experiments/analysis.json", "results; the plot has the same name with .svg")
 
     def check(self) -> None:
         if not self.tokens_per_step:

@@ -1,4 +1,4 @@
-"""Small, honest statistics for results."""
+"""Statistics of results: intervals, means, tests."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from t3d.common.errors import UserError
 def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval for a share of successes (Wilson 1927, JASA 22); the default z gives 95 %.
 
-    Unlike the textbook interval it stays inside [0, 1] and keeps a width at 0 and at n successes. Without trials
-    nothing is known: (0, 1).
+    Unlike the textbook interval it stays inside [0, 1] and keeps a width at 0 and at n successes. Without trials it is
+    (0, 1).
     """
     if n < 0 or not 0 <= successes <= n:
         raise UserError(f"wilson_interval: {successes} successes of {n} is impossible; give 0 <= successes <= n")
@@ -23,7 +23,7 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
     scale = 1 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # At the ends the interval touches 0 or 1 exactly; rounding must not say otherwise.
+    # With no success or only successes, one end is exactly 0 or 1. Rounding must not change it.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == n else centre + half
     return low, high
@@ -42,17 +42,19 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float | None]:
-    """Mean of paired differences and the half-width of its 95 % interval by Student's t (1908); of one pair None.
+    """Mean of paired differences and the half-width of its 95 % interval by Student's t (1908); None for one pair.
 
-    Beyond ten pairs the quantile of ten is kept: a little wide.
+    For more than ten pairs the quantile of ten is used, so the interval is a little wide.
     """
     mean, error = mean_and_sem(differences)
     return mean, None if error is None else _T[min(len(differences) - 1, len(_T)) - 1] * error
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """The chance that at least one of `k` answers is right, estimated without bias from `n` answers, `correct` of them
-    right: 1 - C(n - correct, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
+    """The probability that at least one of `k` answers is right: 1 - C(n - correct, k) / C(n, k).
+
+    It is an unbiased estimate from `n` answers, of which `correct` are right (Chen et al. 2021, arXiv 2107.03374,
+    equation 1).
     """
     if not (0 <= correct <= n and 1 <= k <= n):
         raise UserError(f"pass_at_k: {correct} of {n} right, k={k} is impossible; give 0 <= right <= n, 1 <= k <= n")
@@ -62,8 +64,8 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of the mean over questions, by drawing questions with replacement (Efron 1979).
 
-    `values` holds one number per question: answers to one question are not independent, questions are. The draws
-    depend on `seed` alone. Only distinct values matter, so a resample is one multinomial draw over them.
+    `values` holds one number per question: questions are independent, answers to one question are not. The draws depend
+    only on `seed`. Only distinct values matter, so a resample is one multinomial draw over them.
     """
     import numpy as np
 
@@ -76,8 +78,9 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: i
 
 
 def share_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a mean of shares in [0, 1], one per question: the bootstrap's, or Wilson's where every question
-    has 0 or every one has 1, about which resampling would claim certainty.
+    """95 % interval of a mean of shares in [0, 1], one share per question, by the bootstrap.
+
+    If all questions have 0 or all have 1, resampling would claim certainty. Then the interval is Wilson's.
     """
     if all(value == values[0] for value in values) and values[0] in (0, 1):
         return wilson_interval(round(sum(values)), len(values))
@@ -85,9 +88,10 @@ def share_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def difference_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a mean of paired differences in [-1, 1], one per question: the bootstrap's. Where all questions
-    have the same difference, about which resampling would claim certainty, at most the share h of questions is
-    otherwise, h being Wilson's bound for none of n, and they may have any difference from -1 to 1.
+    """95 % interval of a mean of paired differences in [-1, 1], one difference per question, by the bootstrap.
+
+    If all questions have the same difference, resampling would claim certainty. Then a share h of the questions may
+    have any difference from -1 to 1. h is Wilson's upper bound for 0 successes of n.
     """
     if any(value != values[0] for value in values):
         return bootstrap_interval(values)
@@ -114,8 +118,10 @@ def aup(points: Iterable[tuple[float, float]], best: float, alpha: float = 3.0, 
 
 
 def mcnemar_exact(first_only: int, second_only: int) -> float:
-    """Two-sided exact p-value of McNemar's test (1947): of the questions that exactly one of two models gets right, is
-    the split compatible with a fair coin? Without such questions 1.
+    """Two-sided exact p-value of McNemar's test (1947).
+
+    It tests whether the questions that only one of two models answers correctly split like tosses of a fair coin.
+    Without such questions it is 1.
     """
     n, least = first_only + second_only, min(first_only, second_only)
     tail = sum(math.comb(n, i) for i in range(least + 1))

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Table:
-    """title; columns: their heads; cells: one list of texts per line; text: the columns that are no numbers."""
+    """title; columns: their heads; cells: one list of texts per line; text: the columns without numbers."""
 
     title: str
     columns: Sequence[str]
@@ -17,7 +17,7 @@ class Table:
     text: Collection[str] = ()
 
     def without_empty(self, *columns: str) -> Table:
-        """The table without those of the named columns in which no line has anything."""
+        """The table without the named columns that are empty in every line."""
         keep = [i for i, name in enumerate(self.columns) if name not in columns or any(line[i] for line in self.cells)]
         cells = [[line[i] for i in keep] for line in self.cells]
         return Table(self.title, [self.columns[i] for i in keep], cells, self.text)
@@ -38,6 +38,6 @@ class Table:
 
 
 def percent(row: Mapping[str, Any]) -> str:
-    """A row's accuracy in per cent, with the standard error where it is a mean over seeds."""
+    """A row's accuracy in per cent, with the standard error if it is a mean over seeds."""
     error = f" ± {100 * row['accuracy_sem']:.1f}" if row.get("accuracy_sem") is not None else ""
     return f"{100 * row['accuracy']:.1f}{error}"

@@ -5,9 +5,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Verdict:
-    """correct: None where nothing was graded; extracted: the answer, or program, found in the text (None without one);
-    reason: a name from the REASONS of the module that graded; grading_seconds: wall time spent on this answer, queueing
-    not included.
+    """The grading of one answer.
+
+    Attributes:
+        correct: None if nothing was graded.
+        extracted: the answer, or program, found in the text; None without one.
+        reason: a name from the REASONS of the module that graded.
+        grading_seconds: wall time spent on this answer, without queueing.
     """
 
     correct: bool | None

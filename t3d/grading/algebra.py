@@ -1,7 +1,7 @@
 r"""Equality of mathematical answers by computer algebra. It may take for ever: `workers` runs it under a limit.
 
-Structures (lists, tuples, intervals, matrices) are compared part by part, single values as numbers: exactly where both
-are exact, else to a relative 1e-6. math-verify decides the rest, such as equations and inequalities.
+Structures (lists, tuples, intervals, matrices) are compared part by part. Single values are compared as numbers:
+exactly if both are exact, else to a relative 1e-6. math-verify decides the rest, such as equations and inequalities.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from t3d.grading.forms import decide, structure
 from t3d.grading.marks import DOLLAR, TEXT, clean, key, split
 from t3d.grading.numbers import parse_number, units_conflict
 
-_DIGITS = 1000  # that two exact values must share to count as one, where their difference cannot be simplified to 0
-_ROUNDED = 10**6  # a rounded value may be off by one part of so many
+_DIGITS = 1000  # equal digits that make two exact values equal, if their difference cannot be simplified to 0
+_ROUNDED = 10**6  # a rounded value may be off by one part in a million
 _LATEX = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 _SYMBOL = re.compile(r"\s*(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\s*\([^()]*\))?|\\text\s*\{[^{}]*\})\s*")
 _INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:[lg]eq?|[lg]eqslant|[lg]t|neq?)(?![a-zA-Z])")
 _SETS = ("union", "()", "(]", "[)", "[]")  # kinds of structures that may be sets of real numbers
-_POINTS = 6  # where two expressions must agree: three positive, three negative
+_POINTS = 6  # points at which two expressions must agree: three positive, three negative
 
 
 def equal(answer: str, truth: str) -> bool:
@@ -53,7 +53,7 @@ def equal(answer: str, truth: str) -> bool:
 
 
 def _structures_equal(kind: str, parts: Sequence[str], true_kind: str, true_parts: Sequence[str]) -> bool | None:
-    """None where only math-verify can tell: sets put together from other intervals."""
+    """None if only math-verify can decide: sets composed of different intervals."""
     if "union" in (kind, true_kind) and kind in _SETS and true_kind in _SETS:
         same = kind == true_kind and len(parts) == len(true_parts) and _same_parts(parts, true_parts)
         return same or None
@@ -72,7 +72,7 @@ def _are_words(parts: Sequence[str]) -> bool:
 
 
 def _same_parts(parts: Sequence[str], true_parts: Sequence[str]) -> bool:
-    """The same parts in any order, each as often."""
+    """Whether both have the same parts, each equally often, in any order."""
     left = sorted(true_parts, key=key)
     for part in sorted(parts, key=key):
         match = next((other for other in left if equal(part, other)), None)
@@ -127,7 +127,7 @@ def _expressions_equal(answer: str, truth: str) -> bool:
 
 @lru_cache(maxsize=1 << 13)
 def expression(answer: str) -> sympy.Basic | sympy.MatrixBase | None:
-    """An answer without its units as an object of sympy; None where the parser does not understand it."""
+    """An answer without its units as an object of sympy; None if the parser fails."""
     text = without_units(clean(answer)).replace("%", r"\%")
     try:
         parsed = latex2sympy(
@@ -145,7 +145,7 @@ def expression(answer: str) -> sympy.Basic | sympy.MatrixBase | None:
 
 
 def without_units(text: str) -> str:
-    """A cleaned answer without currency signs and units; degrees stay where a trigonometric function takes them."""
+    """A cleaned answer without currency signs and units. Degrees stay as arguments of trigonometric functions."""
     text = re.sub(r"(?:\s*\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?)+$", "", text).replace(DOLLAR, "") or text
     text = re.sub(r"(?<=[\d}]) (?:[a-z]{3,} ?)+$", "", text)
     text = re.sub(r"(?<![.\d])(\d{1,3}(?:,\d{3})+)(?=[}])", lambda number: number[1].replace(",", ""), text)
@@ -159,15 +159,15 @@ def _is_value(parsed: object) -> bool:
 
 
 def _exact(parsed: sympy.Basic | sympy.MatrixBase) -> sympy.Basic | sympy.MatrixBase:
-    """With every decimal fraction as a ratio, so that math-verify does not round."""
+    """The value with every decimal fraction as a ratio, so that math-verify does not round."""
     floats = {number: sympy.Rational(str(number)) for number in parsed.atoms(sympy.Float)}
     return parsed.xreplace(floats) if floats else parsed
 
 
 def values_equal(answer: sympy.Expr, truth: sympy.Expr) -> bool | None:
-    """Equality of two expressions at several points, exactly or, where one has decimal fractions, to 1e-6.
+    """Equality of two expressions at several points: to 1e-6 if one has decimal fractions, else exactly.
 
-    None where they cannot be evaluated, as an unknown function cannot.
+    None if they cannot be evaluated, such as an unknown function.
     """
     rounded = bool(answer.atoms(sympy.Float)), bool(truth.atoms(sympy.Float))
     answer, truth = _evaluated(answer), _evaluated(truth)
@@ -185,7 +185,7 @@ def values_equal(answer: sympy.Expr, truth: sympy.Expr) -> bool | None:
 
 
 def _agree_at(number: int, answer: sympy.Expr, truth: sympy.Expr, rounded: bool) -> bool | None:
-    """Equality at one point; None where one has no value there."""
+    """Equality at one point; None if one has no value there."""
     (a, near_a), (b, near_b) = _at(number, answer), _at(number, truth)
     if near_a is None or near_b is None:
         return None
@@ -202,9 +202,9 @@ def _evaluated(value: sympy.Expr) -> sympy.Expr:
 
 @lru_cache(maxsize=1 << 15)
 def _at(number: int, value: sympy.Expr) -> tuple[sympy.Expr, mpc | None]:
-    """A value at a point, exactly and to 15 digits; None for the second where it is not finite.
+    """A value at a point, exactly and to 15 digits; the second is None if it is not finite.
 
-    A symbol has the same place in all expressions: a ratio that depends on its name. Outside the real domain roots have
+    A symbol has the same value in all expressions: a ratio that depends on its name. Outside the real domain roots have
     several values, so only expressions with i count there.
     """
     places = {symbol: _place(symbol.name, number) for symbol in value.free_symbols}
@@ -216,7 +216,7 @@ def _at(number: int, value: sympy.Expr) -> tuple[sympy.Expr, mpc | None]:
 
 
 def _approximate(near: sympy.Expr) -> mpc:
-    """A value of `evalf` as a number of mpmath, which has no largest and no smallest one."""
+    """A value of `evalf` as a number of mpmath, whose range is unlimited."""
     return mpc(0) if _is_zero(near) else mpc(*(part._to_mpmath(53) for part in near.as_real_imag()))
 
 
@@ -226,5 +226,5 @@ def _place(name: str, number: int) -> sympy.Rational:
 
 
 def _is_zero(value: sympy.Expr) -> bool:
-    """Of a difference that was evaluated: without a single significant digit."""
+    """Whether an evaluated difference has no significant digit."""
     return all(part.is_zero or (part.is_Float and part._prec == 1) for part in value.as_real_imag())

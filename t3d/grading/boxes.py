@@ -11,12 +11,12 @@ _TOKEN = re.compile(rf"(?P<box>\\?{_COMMAND}\{{)|\\.|[{{}}]", re.DOTALL)
 def extract_answer(text: str) -> str | None:
     r"""The content of the last \boxed{...} (or \fbox{...}) with balanced braces that is not empty; None without one.
 
-    Of nested boxes the outer one counts, and the inner commands go: \boxed{x = \boxed{5}} is "x = {5}". A box that is
-    never closed, as in an answer cut off by the length limit, does not count. \{ and \} are characters, not braces. The
-    time grows linearly with the text.
+    Of nested boxes the outer one counts, and the inner commands are removed: \boxed{x = \boxed{5}} is "x = {5}". A box
+    that is never closed does not count, for instance after a cut at the length limit. \{ and \} are characters, not
+    braces. The time grows linearly with the text.
     """
-    opened: list[tuple[int, bool]] = []  # where each open brace's content starts, and whether a box opened it
-    boxes: list[tuple[int, int]] = []  # closed boxes outside each other
+    opened: list[tuple[int, bool]] = []  # start of each open brace's content, and whether a box opened it
+    boxes: list[tuple[int, int]] = []  # closed boxes, none inside another
     for token in _TOKEN.finditer(text):
         if token["box"] or token.group() == "{":
             opened.append((token.end(), bool(token["box"])))

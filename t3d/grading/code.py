@@ -1,20 +1,20 @@
 r"""Grading of programs: the program in an answer against the tests of its row, in boxes (`sandbox`).
 
-`extract_program` says which of an answer's blocks is its program.
+`extract_program` finds an answer's program among its blocks.
 
-A row with test_method "function" has test code: statements that call what the program defines. Program and tests run in
-two boxes, and calls cross between them (`sandbox/inside/values.py`). A program can therefore neither read the tests,
-nor the values they expect, nor say that they were passed: the verdict comes from the tests' box, with a token that the
-grader made up for this one answer. What the tests call by a name of Python's, or take from the row's prefix, is
-Python's and the prefix's, whatever the program defines (`plan`). The program is a module that the tests import: its
-`__name__` is not "__main__". A value that cannot cross has a verdict of its own, "unsupported_value": a module or a
-file that the tests hand over, or an object of the program that claims to equal data of the tests.
+A row with test_method "function" has test code: statements that call the program's functions. Program and tests run in
+two boxes, and calls cross between them (`sandbox/inside/values.py`). So a program can read neither the tests nor their
+expected values, and it cannot claim to have passed. The verdict comes from the tests' box, with a token that the grader
+draws for this answer. Names of Python and of the row's prefix keep their meaning in the tests, even if the program
+defines them too (`plan`). The program is a module that the tests import: its `__name__` is not "__main__". A value that
+cannot cross gives the verdict "unsupported_value": for instance a module or a file that the tests hand over, or an
+object of the program that claims to equal data of the tests.
 
 A row with test_method "stdio" has inputs and outputs. The program runs once per input, in a new box, as `python
-answer.py` runs it. Its output is compared here, word by word: the kind and amount of white space do not count (as in
-the released T3D code). Prompts of input() do not count either, nor does the number that it hands to exit().
+answer.py` does. Its output is compared here, word by word: the kind and amount of white space do not count (as in the
+released T3D code). Prompts of input() and the exit code of exit() do not count either.
 
-Time limits are CPU seconds of the program, from the moment when its own process exists.
+Time limits are CPU seconds of the program, from the start of its own process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from t3d.grading.plan import plan_tests, prefix_program
 from t3d.grading.sandbox import Box, Limits, SandboxError, attend, run_script, walls
 
 # "error": an exception, a crash, too many processes, a full disk. "unsupported_value": the tests need a value that
-# cannot cross between program and tests. "sandbox": no box, and so no verdict on the answer.
+# cannot cross between program and tests. "sandbox": the box did not work, so there is no verdict on the answer.
 REASONS = (
     "correct", "wrong", "no_code", "error", "timeout", "memory", "output_limit", "unsupported_value", "sandbox",
 )  # fmt: skip
@@ -60,7 +60,7 @@ class CodeItem:
 
 
 def check_row(row: Mapping[str, Any], where: str) -> None:
-    """Raises UserError, one line that starts with `where`, if a row is not fit for grading."""
+    """Raises UserError, one line that starts with `where`, if a row cannot be graded."""
     method = row.get("test_method")
     if method == "function":
         lists: tuple[str, ...] = ("test_list",)
@@ -71,19 +71,19 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
     for name in lists:
         value = row.get(name)
         if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-            raise UserError(f"{where}: field {name!r} must be a list of at least one text; mend or remove the row")
+            raise UserError(f"{where}: field {name!r} must be a list of at least one text; correct or remove the row")
     if method == "stdio" and len(row["test_input"]) != len(row["test_output"]):
-        raise UserError(f"{where}: fields 'test_input' and 'test_output' differ in length; mend or remove the row")
+        raise UserError(f"{where}: fields 'test_input' and 'test_output' differ in length; correct or remove the row")
     limit = row.get("test_time_limit", 1)
     if isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0:
         raise UserError(f"{where}: field 'test_time_limit' is {limit!r}; it must be a number of seconds above 0")
     if not isinstance(row.get("prefix") or "", str):
-        raise UserError(f"{where}: field 'prefix' must be text, found {row['prefix']!r}; mend or remove the row")
+        raise UserError(f"{where}: field 'prefix' must be text, found {row['prefix']!r}; correct or remove the row")
     for number, test in enumerate(row["test_list"] if method == "function" else ()):
         try:
             ast.parse(test)
         except (SyntaxError, ValueError) as error:
-            raise UserError(f"{where}: field 'test_list', item {number}: not Python ({error}); mend it") from error
+            raise UserError(f"{where}: field 'test_list', item {number}: not Python ({error}); correct it") from error
 
 
 # --- the program in the answer ---------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ _RELEASE = re.compile(r"```python(.*?)```", re.DOTALL)
 _INLINE = re.compile(r"```python\b(.*?)```", re.DOTALL)
 _OPENING = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`{]*)[^`]*")
 _PYTHON = re.compile(r"(?:py|python)[\d.]*", re.IGNORECASE)
-_FAR = 300  # lines from a fence that may end a block to the one that does
+_FAR = 300  # most lines from a fence that may end a block to the fence that ends it
 _PRINTS = re.compile(r"\bprint\s*\(|\bstdout\b|^\s*(?:import|from)\s+\w", re.MULTILINE)
 
 
@@ -107,17 +107,18 @@ class _Block:
 def extract_program(
     text: str, prefix: str | None = None, names: Sequence[str] = (), extraction: str = "defining"
 ) -> str | None:
-    """The program in an answer; None without a complete block. Line ends become newlines, a common indentation goes.
+    """The program in an answer; None without a complete block. Line ends become newlines; indentation in common goes.
 
-    prefix: the start of the answer, which opens a block. names: what the tests take from the program. extraction:
+    prefix: the start of the answer, which opens a block. names: the names that the tests take from the program.
+    extraction:
 
-    - "defining": the last block that defines all the names, or most of them; without names, or where no block defines
-      any, the last complete block. Fences named python, Python, py or python3 count, and fences without a name: these
-      only where they define a name, or hold a program and not its output, or where the answer has no named one.
+    - "defining": the last block that defines most of the names. Without names, or if no block defines any, the last
+      complete block. Fences named python, Python, py or python3 count. A fence without a name counts if its block
+      defines a name or holds a program (and not its output), or if the answer has no named fence.
     - "last": the release's rule: the last complete ```python block.
 
-    An answer goes on with the block of its prefix, or opens blocks of its own. A program out of the answer's own block
-    stands behind the prefix's lines.
+    An answer continues the block of its prefix, or opens its own blocks. A program from the answer's own block is put
+    after the prefix's lines.
     """
     if extraction not in EXTRACTIONS:
         raise UserError(f"evaluation.extraction={extraction}: use one of {', '.join(EXTRACTIONS)}")
@@ -148,7 +149,7 @@ def _choose(blocks: list[_Block], names: Sequence[str]) -> int:
 
 
 def _definitions(program: str, names: Sequence[str]) -> int:
-    """How many of the names the program defines at its top level, by the look of its lines."""
+    """How many of the names the program defines at its top level, judged by its lines."""
     found = re.findall(r"^(?:async\s+)?(?:def|class)\s+(\w+)|^(\w+)\s*(?::[^=\n]+)?=(?!=)", program, re.MULTILINE)
     imported = re.findall(r"^(?:from\s.*)?import\b(.*)", program, re.MULTILINE)
     defined = {name for pair in found for name in pair}.union(*(re.findall(r"\w+", line) for line in imported))
@@ -158,7 +159,7 @@ def _definitions(program: str, names: Sequence[str]) -> int:
 def _blocks(text: str) -> list[_Block]:
     """The complete blocks of Python, in their order.
 
-    A block ends at a fence alone on its line, no deeper than its start; failing that, at the next fence.
+    A block ends at a fence alone on its line, no deeper than its start; without such a fence, at the next fence.
     """
     blocks, lines, at = [], text.split("\n"), 0
     while at < len(lines):
@@ -177,7 +178,7 @@ def _blocks(text: str) -> list[_Block]:
 
 
 def _closing(lines: list[str], start: int, fence: str, depth: int) -> tuple[int | None, str]:
-    """The line where a block ends, and the code on that line; None where it is cut off."""
+    """The line where a block ends, and the code on that line; None if the block is cut off."""
     alone = re.compile(rf"([ \t]*){fence[0]}{{{len(fence)},}}[ \t]*")
     loose = None
     for number in range(start, len(lines)):
@@ -198,7 +199,7 @@ def _tidy(program: str) -> str:
 
 
 def _opens_its_own(text: str) -> bool:
-    """Whether an answer to a prefix starts a block instead of going on with the prefix's."""
+    """Whether an answer to a prefix starts its own block instead of continuing the prefix's."""
     before, fence, after = text.partition("```")
     name = after.partition("\n")[0].strip()
     opens = bool(fence) and (bool(_PYTHON.fullmatch(name)) or (not name and "```" in after))
@@ -227,10 +228,10 @@ def grade_all(
 ) -> list[Verdict]:
     """Verdicts for answers, in their order.
 
-    workers: answers graded side by side (default: one per core, at most 64). time_limit: CPU seconds for an answer, for
-    each input of "stdio"; None = the row's test_time_limit, 1 without one. extraction: see `extract_program`.
+    workers: answers graded side by side (default: one per core, at most 64). time_limit: CPU seconds for an answer, or
+    for each input of "stdio"; None = the row's test_time_limit, else 1. extraction: see `extract_program`.
 
-    Raises UserError where a row is not sound, or the machine has no sandbox and `allow_unsandboxed` is false.
+    Raises UserError for a bad row, or if the machine has no sandbox and `allow_unsandboxed` is false.
     """
     from tqdm import tqdm
 
@@ -278,7 +279,7 @@ def _run(program: str, row: Mapping[str, Any], time_limit: float | None, kind: s
 
 def _run_function(program: str, tests: list[str], prefix: str, limits: Limits, kind: str) -> str:
     token = secrets.token_hex(16)
-    patient = replace(_CHECKER, wall=limits.wall_seconds + 60)  # it waits for the program
+    patient = replace(_CHECKER, wall=limits.wall_seconds + 60)  # the tests' box waits for the program
     order = {"plan": asdict(plan_tests(tuple(tests), prefix)), "token": token}
     theirs, ours = socket.socketpair()
     with theirs, ours:
@@ -286,20 +287,20 @@ def _run_function(program: str, tests: list[str], prefix: str, limits: Limits, k
             Box("serve", {"program": program}, limits, kind, channel=theirs.fileno()) as answering,
             Box("check", order, patient, kind, channel=ours.fileno()) as checking,
         ):
-            theirs.close()  # so that the end of one box is the end of the line for the other
+            theirs.close()  # so that the end of one box closes the other's channel
             ours.close()
             attend(answering, checking, until=checking)
             try:
                 outcome = json.loads(checking.stdout)
             except ValueError:
-                return "error"  # the answers were too much for the tests' box
+                return "error"  # the program's values exceeded a limit of the tests' box
             if outcome["token"] == token:
                 answering.stop()
-                attend(answering)  # its last word on the CPU time; a busy supervisor may not have looked for a while
+                attend(answering)  # read its final CPU time; a busy supervisor may report late
                 return "timeout" if answering.ending["end"] == "cpu" else "correct"
             if outcome["reason"] != "gone":
                 return outcome["reason"]
-            attend(answering)  # nobody waits for a program that hung up but its limits
+            attend(answering)  # a program that closed its channel runs until its limits end it
             return _ENDINGS.get(answering.ending["end"], "error")
 
 
@@ -325,6 +326,6 @@ def _run_once(program: str, given: str, expected: str, limits: Limits, kind: str
         return _ENDINGS.get(box.ending["end"], "error")
     if box.ending["code"] == 1 and box.stderr.rstrip().endswith(b"MemoryError"):
         return "memory"
-    if box.ending["code"] == 1 and _CRASH.search(box.stderr):  # and not exit(1): any number is an orderly end
+    if box.ending["code"] == 1 and _CRASH.search(box.stderr):  # exit(1) itself is an orderly end, like any number
         return "error"
     return "correct" if box.stdout.decode(errors="replace").split() == expected.split() else "wrong"

@@ -26,7 +26,7 @@ def parse_time(answer: str) -> tuple[int, int, int, str] | None:
 
 
 def _times_agree(answer: str, truth: str) -> bool | None:
-    """None unless one of the two says a.m. or p.m. Only a truth without either accepts both."""
+    """None unless one of the two has a.m. or p.m. Only a truth without either accepts both."""
     ours, theirs = parse_time(answer), parse_time(truth)
     if not (ours and ours[3]) and not (theirs and theirs[3]):
         return None
@@ -66,7 +66,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 def decide(answer: str, truth: str) -> bool | None:
-    """Right, wrong, or None where only computer algebra can tell."""
+    """True, False, or None if only computer algebra can decide."""
     if answer == truth or (_INTEGER.fullmatch(answer) and _INTEGER.fullmatch(truth)):  # most answers, at once
         return bool(truth) and (answer == truth or int(answer) == int(truth))
     if not key(truth) or not key(answer):
@@ -79,11 +79,11 @@ def decide(answer: str, truth: str) -> bool | None:
     answer_number, truth_number = parse_number(answer), parse_number(truth)
     if answer_number and truth_number:
         return numbers_agree(answer_number, truth_number) and not units_conflict(answer, truth)
-    # Algebra would read words as products of letters, and find "east" equal to "seat".
+    # Algebra would read words as products of letters: "east" would equal "seat".
     answer_words, truth_words = _words(answer), _words(truth)
     if answer_words and truth_words and (TEXT.match(clean(truth)) or len(truth_words) > 2):
         return answer_words == truth_words
-    # It would also drop the word after a number, be it "million" or "factorial".
+    # It would also drop the word after a number, even "million" or "factorial".
     changed = [CHANGED.search(plain(side).replace('"', "")) for side in (answer, truth)]
     return False if any(changed) else None
 
@@ -138,7 +138,7 @@ def _words_as_list(text: str) -> str:
 
 
 def _both_signs(text: str) -> list[str]:
-    r"""The two values of an expression with one \pm; the text alone without, or with several."""
+    r"""The two values of an expression with one \pm; otherwise the text alone."""
     if len(re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", text)) != 1 or "=" in text.split(r"\pm")[-1]:
         return [text]
     return [re.sub(r"\\(?:pm|mp)(?![a-zA-Z])", sign, text) for sign in "+-"]

@@ -1,4 +1,4 @@
-r"""Marks of LaTeX that carry no meaning, and the many spellings of one answer."""
+r"""Removes LaTeX marks without meaning, and unifies the spellings of an answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SIGNS = str.maketrans(
     | dict.fromkeys("\u00a0\u2007\u2009\u202f", r"\,")
 )
 _END = r"(?![a-zA-Z])"  # of a command's name
-DOLLAR = "＄"  # the sign before an amount, told from the mark around mathematics
+DOLLAR = "＄"  # the sign before an amount, distinct from the mark around mathematics
 _ARGUMENT = r"(?:\{([^{}]*)\}|(\\(?:pi|theta|alpha|beta|phi)(?![a-zA-Z])|[a-zA-Z0-9]))"
 _REWRITES = [
     (re.compile(pattern), replacement)
@@ -63,7 +63,7 @@ TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 @per_answer
 def clean(answer: str) -> str:
-    """An answer without the marks that carry no meaning, and with one way to write what LaTeX has several for."""
+    """An answer without marks that have no meaning, with one spelling for each LaTeX command that has several."""
     text = answer.translate(_SIGNS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -73,7 +73,7 @@ def clean(answer: str) -> str:
 
 
 def _without_marks(text: str) -> str:
-    """One layer of marks less: punctuation at the end, an opening phrase, or a pair of marks around all of it."""
+    """The text with one layer of marks removed: final punctuation, an opening phrase, or a pair of marks around it."""
     text = _STARTS.sub("", text).rstrip(" .,;:*\\")
     for opening, closing in _PAIRS:
         if (inside := enclosed(text, opening, closing)) and ("$" not in opening or "$" not in inside):
@@ -82,7 +82,7 @@ def _without_marks(text: str) -> str:
 
 
 def enclosed(text: str, opening: str, closing: str) -> str | None:
-    """The text between two brackets that belong together and enclose all of it; None without them."""
+    """The text between two matching brackets that enclose the whole text; None without them."""
     inside, depth = text[len(opening) : len(text) - len(closing)], 0
     if not text.startswith(opening) or not text.endswith(closing) or len(text) < len(opening) + len(closing):
         return None

@@ -1,8 +1,8 @@
 r"""Grading of mathematical answers: the last \boxed{...} against the ground truth.
 
 Cheap and certain rules decide first (`forms`): equal spellings, words, plain numbers. Computer algebra (`algebra`)
-decides the rest, in processes under a limit on their CPU time (`workers`). No answer ends the grading of the others: an
-answer that raises an exception or exceeds a limit is wrong, and its reason is "error" or "timeout".
+decides the rest, in processes with a limit on their CPU time (`workers`). An answer that raises an exception or exceeds
+a limit is wrong, with the reason "error" or "timeout". The grading of the others continues.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def grade_all(
 
 
 def _quick_reason(answer: str | None, truth: str) -> str | None:
-    """A reason, or None for an answer that a worker must grade: long ones cost even the cheap rules time."""
+    """A reason, or None for an answer that a worker must grade. Long answers take time even in the cheap rules."""
     if answer is None:
         return "no_answer"
     if max(len(answer), len(truth)) > _LONGEST:

@@ -14,7 +14,7 @@ _SCALES |= {"million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {"third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "tenth": 10, "hundredth": 100, "thousandth": 1000}
 _SCALES |= {f"{name}{end}": Fraction(1, part) for name, part in _PARTS.items() for end in ("", "s")}
 _SCALES |= {"half": Fraction(1, 2), "halves": Fraction(1, 2)}
-_OPERATIONS = ("squared", "cubed", "factorial")  # of a number alone: 16 squared meters are an area
+_OPERATIONS = ("squared", "cubed", "factorial")  # only after a number alone: 16 squared meters are an area
 CHANGED = re.compile(rf"\d\s*(?:(?:{'|'.join(_SCALES)})\b|(?:{'|'.join(_OPERATIONS)})\.?$)", re.IGNORECASE)
 _NOT_UNITS = {"and", "or", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "mod", "choose", "base"}
 _UNIT_NAMES = {
@@ -57,7 +57,7 @@ class Number:
 
 @per_answer
 def plain(answer: str) -> str:
-    r"""An answer with LaTeX's ways to write numbers undone, and the words of \text{...} between quotation marks."""
+    r"""An answer with numbers in plain digits instead of LaTeX, and the words of \text{...} between quotation marks."""
     number = rf"\{{([-+]?{_DIGITS})\}}"
     text = re.sub(rf"\\frac{number}{number}", r" \1/\2", clean(answer))
     # A number set as text is a number; other text is a unit.
@@ -67,11 +67,11 @@ def plain(answer: str) -> str:
 
 @per_answer
 def parse_number(answer: str) -> Number | None:
-    r"""A plain number, or None where the answer is anything else.
+    r"""A plain number, or None for any other answer.
 
     Takes 18, -3.5, .5, 1,080, 1{,}080, 10,\!080, 10\,080, \$18.00, 18 dollars, 5.4\text{ cents}, 90^\circ, 40\%, 3/4,
-    1\frac{3}{4}, 0.\overline{3}, 2 million, 3 halves. A unit is not part of the value. Commas count only where they
-    group thousands, so 1,2 is not a number.
+    1\frac{3}{4}, 0.\overline{3}, 2 million, 3 halves. A unit is not part of the value. Commas must group thousands, so
+    1,2 is not a number.
     """
     text = plain(answer)
     match = _NUMBER.fullmatch(text)
@@ -96,7 +96,7 @@ def parse_number(answer: str) -> Number | None:
 
 
 def _unit_words(unit: str, more: str) -> list[str] | None:
-    """The words after a number, in lower case; None where they are no unit."""
+    """The words after a number, in lower case; None if they are no unit."""
     words = re.findall(r"[a-z]+", f"{unit} {more}".lower())
     if unit[:1].isalpha() and len(words[0]) < 3 and words[0] not in _UNITS:  # 2 pi, 2 x
         return None
@@ -144,14 +144,14 @@ def units(answer: str) -> frozenset[str]:
 
 
 def units_conflict(answer: str, truth: str) -> bool:
-    """Whether both have units, one at least known, and none in common: 5 feet are not 5 inches, nor 5 points."""
+    """Whether both have units, at least one known, and none in common: 5 feet are not 5 inches, nor 5 points."""
     ours, theirs = units(answer), units(truth)
     return bool(ours and theirs) and not ours & theirs and not (ours | theirs).isdisjoint(_UNIT_NAMES)
 
 
 def numbers_agree(answer: Number, truth: Number) -> bool:
-    """Equal values. A percent sign is a unit or stands for 1/100: 18% is 18 and is 0.18. A ratio's decimals may end
-    at 1e-6.
+    """Whether the values are equal. A percent sign is a unit or stands for 1/100: 18% equals 18 and 0.18. The decimals
+    of a ratio may be rounded at 1e-6.
     """
     values = {answer.value, answer.value / 100} if answer.percent and not truth.percent else {answer.value}
     truths = {truth.value, truth.value / 100} if truth.percent and not answer.percent else {truth.value}

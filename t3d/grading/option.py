@@ -13,7 +13,7 @@ REASONS = ("correct", "wrong", "no_answer")
 _COMMANDS = re.compile(r"\\(?:text|math)[a-z]*(?![a-zA-Z])|\\(?:mbox|hbox|rm|bf|left|right|displaystyle)(?![a-zA-Z])")
 _SPACES = re.compile(r"\\[,;:!> ]|\\q?quad(?![a-zA-Z])|[~\s]+")
 _INTRODUCTION = r"(?:(?:the|final|correct|answer|option|choice|is|:) ?)*"
-_MARK = r"(?:[.):\]]|\s-(?=\s))"  # that sets an option's letter apart from its text
+_MARK = r"(?:[.):\]]|\s-(?=\s))"  # the mark between an option's letter and its text
 _ALONE = re.compile(rf"{_INTRODUCTION}[(\[]?\s*([a-z])\s*[)\].:,;]*", re.IGNORECASE)
 _FIRST = re.compile(rf"{_INTRODUCTION}[(\[]?\s*([a-z])\s*{_MARK}(.*)", re.IGNORECASE)
 _ANOTHER = re.compile(
@@ -40,7 +40,7 @@ def letter(answer: str) -> str | None:
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The letter in the last \boxed{...} of a text; None without a box, or where the box does not name one letter."""
+    r"""The letter in the last \boxed{...} of a text; None without a box, or if the box does not name one letter."""
     answer = boxed(text)
     return None if answer is None else letter(answer)
 

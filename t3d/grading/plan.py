@@ -1,7 +1,7 @@
-"""Test code made ready to run beside a program that lies in another box: what it asks of it, and where it waits for it.
+"""Prepares test code for a program in another box: the names that come from the program, and the points to wait for it.
 
-A row's tests are statements that call what the program defines. `plan_tests` says which of their names are the
-program's, and puts calls of `__settle__` and the like into them (`sandbox/inside/check.py`).
+A row's tests are statements that call the program's functions. `plan_tests` finds the names that come from the program,
+and inserts calls such as `__settle__` into the tests (`sandbox/inside/check.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """tests: code to run; names: those it takes from the program; classes: those it defines, which the program may use;
-    helpers: code of the prefix that runs beside the tests.
+    """Test code, ready to run.
+
+    Attributes:
+        tests: code to run.
+        names: the names that it takes from the program.
+        classes: the classes that it defines; the program may use them.
+        helpers: code of the prefix that runs on the tests' side.
     """
 
     tests: tuple[str, ...]
@@ -28,13 +33,15 @@ class Plan:
 
 @functools.lru_cache(maxsize=1024)
 def plan_tests(tests: tuple[str, ...], prefix: str = "") -> Plan:
-    """Which names of the tests are the program's: the global ones that the tests do not define themselves.
+    """Finds the names of the tests that come from the program: the global names that the tests do not define.
 
-    A built-in function is the program's only where the prefix defines it, or the tests end with check(<it>), or they
-    ask for nothing else: no program can slip its own `abs` into the tests. Nor its own `math`: modules that the tests
-    use without an import, x in x.y, and imports of the prefix, are imported on the tests' side. Functions which the
-    prefix gives in full, such as an encoder whose decoder is asked for, are run there, with all that stands before
-    them. And check(check), of a row that asks for a function `check`, means the program's: the tests' own is renamed.
+    - A built-in function comes from the program if the prefix defines it, if the tests end with check(<it>), or if the
+      tests take no other name. So no program can replace `abs` in the tests.
+    - Modules are imported on the tests' side, so no program can replace `math`. These are the imports of the prefix,
+      and each x of x.y that the tests use without an import.
+    - Functions with a body in the prefix run on the tests' side, with the code before them. An example is an encoder
+      in a row that asks for the decoder.
+    - check(check), in a row that asks for a function `check`, calls the program's. The tests' own check is renamed.
     """
     trees = [ast.parse(test) for test in tests]
     entries = _entries(trees)
@@ -60,7 +67,7 @@ def prefix_program(prefix: str) -> str:
 
 
 def _entries(trees: list[ast.Module]) -> set[str]:
-    """The names x of calls check(x) at the top level; a check of the tests that has the same name gets another one."""
+    """The names x of calls check(x) at the top level. If x is `check`, the tests' own check is renamed."""
     calls = [node.value for tree in trees for node in tree.body if isinstance(node, ast.Expr)]
     called = [
         (call.func, call.args[0])
@@ -100,7 +107,7 @@ def _imports(trees: list[ast.Module], given: list[ast.stmt], used: set[str], ent
 
 
 def _given_in_full(given: list[ast.stmt]) -> set[str]:
-    """Functions of the prefix with a body; the last statement is for the answer to go on with."""
+    """Functions of the prefix with a body. The answer continues the last statement, so that one does not count."""
     functions = [node for node in given[:-1] if isinstance(node, ast.FunctionDef)]
     return {node.name for node in functions if len(node.body) > 1 or ast.get_docstring(node) is None}
 
@@ -122,10 +129,10 @@ def _bound(tree: ast.Module) -> set[str]:
 
 
 class _Settling(ast.NodeTransformer):
-    """Marks where a change that the program made in an argument shows: at the next statement or operand of `and`.
+    """Marks the points at which the program's changes of an argument appear: the next statement or operand of `and`.
 
-    __settle__() makes the changes. __original__(x) is the argument itself, where a call returned its argument: for
-    `f(x) is x`, and for names that are assigned. And type(x) becomes __type__(x): the program's own class.
+    __settle__() makes the changes. If a call returned its argument, __original__(x) is the argument itself: for
+    `f(x) is x`, and for names that are assigned. type(x) becomes __type__(x), the program's own class.
     """
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
@@ -161,7 +168,7 @@ class _Settling(ast.NodeTransformer):
 
 
 def _settled(statement: ast.stmt) -> list[ast.stmt]:
-    """A statement with the calls around it. Imports and texts have none: some must stay the first."""
+    """A statement with the calls around it. Imports and texts get none, because some must stay first."""
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return [statement]
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):

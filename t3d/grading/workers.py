@@ -1,8 +1,8 @@
 r"""Processes for the answers that need computer algebra, each under a limit on its *CPU time*.
 
 Algebra may run for ever on an answer such as 9^{9^{9^9}}. The kernel ends a worker that exceeds the limit, even inside
-a single long operation; the answer's verdict is "timeout" and a new worker takes over. CPU time, unlike wall time,
-does not grow when the machine is busy, so verdicts do not depend on its load.
+a single long operation. The answer's verdict is "timeout", and a new worker starts. CPU time, unlike wall time, does
+not grow when the machine is busy, so verdicts do not depend on its load.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MEMORY_LIMIT = 4 << 30  # bytes of address space for a worker
 
 
 def serve() -> None:
-    """A worker's life: answers lines [answer, truth, seconds] on stdin with "correct", "wrong" or "error" on stdout."""
+    """A worker's loop: reads [answer, truth, seconds] from stdin; writes "correct", "wrong" or "error" to stdout."""
     import logging
     import resource
     import warnings
@@ -30,14 +30,14 @@ def serve() -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     from t3d.grading.algebra import equal
 
-    # Parsers write their troubles to both streams; from here on only replies leave this process.
+    # Parsers write warnings to both streams. From here on only replies leave this process.
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process when its CPU time is up
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it closes stdin
-    sys.set_int_max_str_digits(0)  # the limit on CPU time takes its place
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C; it closes stdin
+    sys.set_int_max_str_digits(0)  # the limit on CPU time replaces this limit
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT, _MEMORY_LIMIT))
 
@@ -56,7 +56,7 @@ def serve() -> None:
 class _Worker:
     """One process, restarted when it dies.
 
-    A plain subprocess and not multiprocessing: the caller's __main__ is not imported again, and any thread may ask.
+    It is a plain subprocess: multiprocessing would import the caller's __main__ again. Any thread may use it.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class _Worker:
             process.stdin.write(json.dumps([answer, truth, time_limit]) + "\n")
             process.stdin.flush()
             reply = process.stdout.readline().strip()
-        except (OSError, ValueError):  # it died over the answer
+        except (OSError, ValueError):  # the worker died during the comparison
             reply = ""
         if not reply:
             reply = "timeout" if process.wait() == -signal.SIGPROF else "error"
@@ -127,7 +127,7 @@ def compare_all(
         replies = threads.map(compare, jobs)
         return list(tqdm(replies, total=len(jobs), desc="grading", unit="answer", disable=not progress))
     finally:
-        # After an interruption threads still wait for replies: end the processes first, then the threads, then tidy up.
+        # After an interruption threads still wait for replies. So end the processes first, then the threads.
         threads.shutdown(wait=False, cancel_futures=True)
         for worker in everyone:
             worker.kill()

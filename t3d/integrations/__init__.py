@@ -1,0 +1,1 @@
+"""Plug-ins of lm-evaluation-harness and SGLang."""

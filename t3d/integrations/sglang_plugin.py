@@ -1,13 +1,13 @@
-"""T3D's decoding rules inside SGLang: a dLLM algorithm, and the hooks that let a request bring settings and take steps.
+"""T3D's decoding inside SGLang: a dLLM algorithm, and hooks so that requests carry settings and return unmask steps.
 
-SGLang (0.5.23) decodes SDAR greedily by a threshold and returns tokens without the step at which each was unmasked. Its
-plugin interface (entry points ``sglang.srt.plugins``, ``HookRegistry``) lets ``register`` add the algorithm "T3D":
+SGLang (0.5.23) decodes SDAR greedily by a threshold and returns tokens without their unmask steps. Its plugin interface
+(entry points ``sglang.srt.plugins``, ``HookRegistry``) lets ``register`` add the algorithm "T3D":
 
     sglang serve --model-path ... --dllm-algorithm T3D ...
 
-The rules are ``t3d.blocks.decoding``'s own, so is the random stream, which a request names by its key; SGLang owns the
-model, the cache and both of its schedules (first done, first out, and block by block together with ``--no-dllm-fdfo``).
-Nothing here imports SGLang before SGLang itself calls ``register``.
+The algorithm uses ``t3d.blocks.decoding``, and the random stream whose key the request carries. SGLang owns the model,
+the cache and its two schedules: first done, first out; and whole batches of blocks with ``--no-dllm-fdfo``. This module
+imports nothing of SGLang until SGLang calls ``register``.
 """
 
 import functools
@@ -26,7 +26,7 @@ from t3d.common.options import validate
 from t3d.decode.protocol import refuse_conflict, refuse_unserved
 from t3d.decode.sglang import KEY, NAME
 
-# What a request may bring beside; SGLang's samplers, which a dLLM algorithm bypasses, own these. name -> no effect
+# Other settings of a request belong to SGLang's samplers, which a dLLM algorithm bypasses. name -> value without effect
 IGNORED_BY_ALGORITHMS = {
     "min_p": 0.0,
     "frequency_penalty": 0.0,
@@ -60,16 +60,19 @@ def denoise(
     """One denoising step of blocks that share their settings.
 
     Args:
-        ids, position: (rows, block) int64, the blocks with their masks and where they stand in their sequences.
-        logits: (rows, block, vocab). key, step, stage: (rows,), the random stream, the number of this step counted from
-            1 over the whole answer, and the steps already done in the block.
-        words: ids from here on are not in the tokenizer and cannot be drawn.
+        ids: (rows, block) int64, the blocks with their masks.
+        position: (rows, block) int64, the positions in the sequences.
+        logits: (rows, block, vocab).
+        key: (rows,) the random stream.
+        step: (rows,) the number of this step, counted from 1 over the whole answer.
+        stage: (rows,) the steps already done in the block.
+        words: number of the tokenizer's ids; larger ids cannot be drawn.
 
     Returns:
         (ids with the step's tokens, bool of the positions it unmasked), both (rows, block).
     """
     masked = ids == mask_id
-    rows = logits[masked]  # a copy: the server's own logits stay as they are
+    rows = logits[masked]  # a copy: the server's own logits stay unchanged
     rows[:, mask_id] = -torch.inf
     rows[:, words:] = -torch.inf
     u = uniforms(key.unsqueeze(-1), position, step.unsqueeze(-1))[masked]
@@ -81,12 +84,12 @@ def denoise(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a request asks for, and what it takes home
+# A request's settings and its record
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request's decode settings, the key of its random stream, and where the tokenizer's ids end."""
+    """A request's decode settings, the key of its random stream, and the number of the tokenizer's ids."""
 
     settings: DecodeSettings
     key: int
@@ -94,10 +97,10 @@ class Asked:
 
 
 def asked(req: Any) -> Asked:
-    """Read a request of SGLang; ``ValueError`` for what this server cannot do.
+    """Read a request of SGLang; ``ValueError`` for a setting that this server does not support.
 
     Our client sends all settings in ``custom_params[KEY]``. Other clients send SGLang's usual temperature, top_p and
-    top_k; their other settings are those of the file given as ``--dllm-algorithm-config``, or the defaults.
+    top_k. Their other settings come from the file ``--dllm-algorithm-config``, or are the defaults.
     """
     sampling, served = req.sampling_params, req.dllm_config
     for name, neutral in IGNORED_BY_ALGORITHMS.items():
@@ -133,7 +136,7 @@ def asked(req: Any) -> Asked:
 
 
 def record_of(req: Any) -> dict:
-    """The part of a request's reply that is ours; SGLang takes it along to ``meta_info[KEY]`` (a list of one)."""
+    """Our part of a request's reply. SGLang returns it in ``meta_info[KEY]`` (a list of one)."""
     if req.customized_info is None:
         req.customized_info = {}
     empty = {"response_ids": [], "unmask_step": [], "steps": 0, "forwards": 0}
@@ -145,8 +148,8 @@ class Block:
     """One block of one request while it is denoised.
 
     Attributes:
-        open: the positions that were masked when it began; the others hold the prompt's end.
-        unmask_step: the step that unmasked each position, 0 where none has.
+        open: the positions that were masked at its start; the others hold the prompt's end.
+        unmask_step: the step that unmasked each position; 0 = not unmasked by a step.
         stage: denoising steps done in this block.
         done: its final tokens are in the cache and its record is written.
     """
@@ -178,9 +181,10 @@ class Block:
 
 
 class Rules:
-    """What SGLang's ``DllmAlgorithm`` leaves to an algorithm; its loops call these in both schedules.
+    """The methods that SGLang's ``DllmAlgorithm`` expects; its loops call them in both schedules.
 
-    ``reqs`` are the requests of the coming forward, one a row, set by the hook on the worker. A state is a ``Block``.
+    ``reqs`` are the requests of the next forward, one per row; the hook on the worker sets them. A state is a
+    ``Block``.
     """
 
     block_size: int  # SGLang sets these two
@@ -203,16 +207,16 @@ class Rules:
         return [Block(asked(req), record_of(req), open) for req, open in pairs]
 
     def prepare_inputs(self, model_runner: Any, forward_batch: Any, states: list[Block]) -> None:
-        """Called before every forward: the place to count them."""
+        """Count the forwards; SGLang calls this before each."""
         for block in states:
             block.record["forwards"] += not block.done
 
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Block]) -> list[bool]:
-        """Advance every block that has masks. A block without any has just been through a forward: it is done."""
+        """Advance every block that has masks. A block without masks is done: a forward has just seen its tokens."""
         ids = forward_batch.input_ids.view(-1, self.block_size).long()
         position = forward_batch.positions.view(ids.shape).long()
         logits = full_logits.view(*ids.shape, -1)
-        alike = defaultdict(list)  # rows that share their settings are drawn together
+        alike = defaultdict(list)  # rows with the same settings are drawn together
         for row, open in enumerate((ids == self.mask_id).any(-1).tolist()):
             block = states[row]
             if open:
@@ -235,7 +239,7 @@ class Rules:
                 block.stage += 1
                 number = block.record["steps"] + block.stage
                 block.unmask_step = [number if new else old for new, old in zip(now, block.unmask_step, strict=True)]
-        forward_batch.input_ids.copy_(ids.view(-1))  # in place: a CUDA graph reads this very tensor
+        forward_batch.input_ids.copy_(ids.view(-1))  # in place, because a CUDA graph reads this tensor
         return [block.done for block in states]
 
 
@@ -261,18 +265,18 @@ def _hand_over_requests(worker: Any, forward_batch: Any, batch: Any = None) -> N
 
 
 def _whole_record(result: bool, streamer: Any, key: str) -> bool:
-    """Our record goes out once and whole: it is longer than the tokens sent, as it runs to the last block's end."""
+    """Send our record once and whole. It covers the whole last block, so it is longer than the sent tokens."""
     return result or key == KEY
 
 
 def _own_mask(config: Any, *args: Any, **kwargs: Any) -> None:
-    """SGLang knows the mask id by the architecture's name; ``mask_id`` in the algorithm's file says another."""
+    """SGLang derives the mask id from the architecture's name; ``mask_id`` in the algorithm's file overrides it."""
     if config is not None and config.algorithm == NAME:
         config.mask_id = config.algorithm_config.get("mask_id", config.mask_id)
 
 
 def _keep_rope_theta(model: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-    """SGLang's SDAR reads config.rope_theta, else takes 10000; under transformers 5 it can lie in rope_parameters."""
+    """SGLang's SDAR reads config.rope_theta, or takes 10000. transformers 5 may keep it only in rope_parameters."""
     if not hasattr(config, "rope_theta"):
         config.rope_theta = config.rope_parameters["rope_theta"]
 

@@ -1,8 +1,10 @@
 """Families of models: what has to be known of a kind of model folder to load it, train it and write it again.
 
-A family is one record. Each file of ``t3d/models/families`` holds one (t3d.blocks.plugins); a folder's ``model_type``
-says which is meant. A folder of any other type is transformers' own model of that type, and its config.json says how it
-decodes, by keys that ``t3d convert`` writes:
+A family is one record. Each file of ``t3d/models/families`` holds one (t3d.blocks.plugins). A folder's ``model_type``
+names its family. A family of your own is a class like those: ``model_base=my_module:MyFamily``.
+
+A folder of any other type is transformers' own model of that type. Its config.json says how it decodes, by keys that
+``t3d convert`` writes:
 
     block_size      positions of one block. It is the key that makes a plain folder a block-diffusion model.
     mask_token_id   the id that stands for "not yet decoded"; null = the tokenizer's mask token.
@@ -19,6 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from t3d.blocks import plugins
+from t3d.common.options import fault
 from t3d.models.block_diffusion import BlockDiffusionLM, block_diffusion_class
 
 PACKAGE = "t3d.models.families"
@@ -85,6 +88,21 @@ def families() -> dict[str, Family]:
 def family_of(model_type: str) -> Family:
     """The family of a folder's ``model_type``; the default where no file has it."""
     return families().get(model_type) or Family()
+
+
+def use(name: str) -> None:
+    """Make known the family of the setting ``model_base``; one of ours is known already.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    try:
+        found = plugins.load(name, PACKAGE)
+    except ValueError as error:
+        raise fault("model_base", name, str(error)) from error
+    if not (isinstance(found, type) and issubclass(found, Family)):
+        raise fault("model_base", name, "is no family; derive it from t3d.models.family.Family")
+    families().update({kind: found() for kind in found.model_types})
 
 
 def model_class(config: PreTrainedConfig) -> type[BlockDiffusionLM]:

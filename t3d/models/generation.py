@@ -1,4 +1,4 @@
-"""``model.generate(...)`` by blocks, by transformers' conventions, on the one decoder there is (t3d.decode.local)."""
+"""``model.generate(...)`` by blocks, after transformers' conventions, on the one decoder (t3d.decode.local)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -72,7 +72,7 @@ class BlockDiffusionOutput(ModelOutput):
 
 
 class BlockDiffusionMixin:
-    """Gives a model ``generate`` by blocks. It comes before the class whose autoregressive one it replaces."""
+    """Gives a model ``generate`` by blocks. It comes before the transformers class whose own it replaces."""
 
     generation_config_class: type[GenerationConfig] = BlockDiffusionGenerationConfig
     config: Any  # these three are the transformers class's
@@ -190,7 +190,8 @@ def _prompts(input_ids: Tensor | None, attention_mask: Tensor | None, config: Ge
 
 def _settings(config: BlockDiffusionGenerationConfig, model_config: Any, width: int, longest: int) -> DecodeSettings:
     """The decoder's settings. ``width`` of the prompts as given counts for max_length, the ``longest`` real prompt for
-    what the model has positions for."""
+    what the model has positions for.
+    """
     block = model_config.block_size if config.block_size is None else config.block_size
     given = {
         name: getattr(config, name)

@@ -242,7 +242,7 @@ def special_ids(model_config: Any, tokenizer: Any, generation_config: Any | None
     stops = stop_ids(tokenizer, generation_config)
     for name, token in (("mask_token_id", mask_id), ("pad_token_id", pad_id), *(("eos_token_id", i) for i in stops)):
         if not 0 <= token < vocabulary:
-            raise UserError(f"{name}={token}: the model has ids 0..{vocabulary - 1} only; mend config.json")
+            raise UserError(f"{name}={token}: the model has ids 0..{vocabulary - 1} only; correct config.json")
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     special |= {*tokenizer.all_special_ids, mask_id, pad_id, *stops}
     ordinary = torch.tensor([token for token in range(min(words, vocabulary)) if token not in special])
@@ -346,7 +346,8 @@ def _named_weights(
     model: BlockDiffusionLM, state_dict: dict[str, Tensor] | None, names: list[str] | None, dtype: str | None
 ) -> dict[str, Tensor]:
     """The weights under the published ``names`` (None: all of them, tied ones once), floating point ones in
-    ``dtype``."""
+    ``dtype``.
+    """
     weights = dict(model.state_dict() if state_dict is None else state_dict)
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     for name, original in tied.items():  # gathering may drop one of the two

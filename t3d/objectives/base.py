@@ -16,16 +16,17 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from t3d.blocks.plugins import load_object
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.options import fault, option
-from t3d.common.plugins import load_object
 from t3d.objectives.likelihood import Draw, draw_and_score, token_log_probs
 from t3d.states.base import Batch, State
 
 
 class Terms(NamedTuple):
     """loss: (sequences,) with gradients; metrics: name -> (sequences,) detached. The trainer averages over the global
-    batch, whatever the micro-batches."""
+    batch, whatever the micro-batches.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -202,7 +203,10 @@ def find(name: str) -> type[Objective]:
 
 @cache
 def _imported(name: str) -> type[Objective]:
-    objective = load_object(name, "training.objective")
+    try:
+        objective = load_object(name)
+    except ValueError as error:
+        raise fault("training.objective", name, str(error)) from error
     if not (isinstance(objective, type) and issubclass(objective, Objective)):
         raise fault("training.objective", name, "is no objective; derive it from t3d.objectives.base.Objective")
     if not (is_dataclass(objective.Settings) and issubclass(objective.Settings, ObjectiveSettings)):

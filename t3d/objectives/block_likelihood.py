@@ -32,6 +32,8 @@ def block_likelihood_loss(log_prob: Tensor, sequence: Tensor, block: Tensor, k: 
 
 @dataclass
 class BlockLikelihoodSettings(TrajectoryStates):
+    """Keys of the objective ``block_likelihood``."""
+
     likelihood_k: float = option(
         1.0, "block_likelihood: k of (1 - exp(k s))/k; more seeks modes more, 0 = cross-entropy", ge=0
     )

@@ -28,6 +28,8 @@ from t3d.states.unordered import RandomMaskNoise
 
 @dataclass
 class DParallelSettings(AnswerEnd, TeacherTargets):
+    """Keys of the objective ``dparallel``."""
+
     certainty_weight: float = option(2.0, "dparallel: weight of the entropy of tokens guessed right", ge=0)
     certainty_temperature: float = option(0.5, "dparallel: temperature of that entropy", gt=0)
     region_mask_ratio: float = option(

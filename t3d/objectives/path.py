@@ -24,7 +24,8 @@ def level_path_loss(
 ) -> Tensor:
     """The release's variant: the mean over levels s = 1..ceil(B/k) of the mean cross-entropy of the first s*k decoded
     tokens of each block, masked or not. Takes every response token, not the masked ones alone; rank 0 is left out.
-    Returns (sequences,)."""
+    Returns (sequences,).
+    """
     levels = -(-block_size // k)
     total = torch.zeros(sequences, dtype=log_prob.dtype, device=log_prob.device)
     for level in range(1, levels + 1):

@@ -6,7 +6,10 @@
 (x_T, x_0) is a coupling: x_0 is the teacher's full decode of this very x_T, masks and random tokens. Independent ends
 give few-step decoding a total correlation that it cannot express; a coupling by a decoder has less of it, and decoding
 the student's own coupling for the next round has less again (iterated rectification: training.refresh_rollouts).
-Source: ReDi (arXiv 2507.15897), with the 1/t weight of the NELBO as for SFT.
+A masked model cannot decode an x_T with random tokens before it has learnt to. Stage 0 teaches it: the same loss with
+an x_T drawn anew for every state, independent of x_0 (random_start_ratio). The couplings are that model's.
+Source: ReDi (arXiv 2507.15897), with the 1/t weight of the NELBO as for SFT. Its scripts for images have .3 masks in
+x_T at every stage.
 
 What tells couplings apart is the random part of x_T (rollout.random_init_ratio at the rollouts). With an all-mask x_T,
 where every answer begins alike, the loss is SFT's on the model's own text (a test holds it to that).
@@ -14,7 +17,9 @@ where every answer begins alike, the loss is SFT's on the model's own text (a te
 
 from dataclasses import dataclass
 
-from t3d.common.options import fault
+import torch
+
+from t3d.common.options import fault, option
 from t3d.objectives.base import Context, Objective, Terms, register
 from t3d.objectives.sft import weighted_cross_entropy
 from t3d.objectives.states import AnswerEnd, MaskTimes
@@ -24,7 +29,15 @@ from t3d.states.unordered import RectifiedNoise
 
 @dataclass
 class ReDiSettings(AnswerEnd, MaskTimes):
-    pass
+    """Keys of the objective ``redi``."""
+
+    random_start_ratio: float = option(
+        0.0,
+        "redi: share of random tokens in an x_T that every state draws anew, whatever the answer (stage 0); "
+        "0 = the x_T that the answer was decoded from",
+        ge=0,
+        le=1,
+    )
 
 
 @register("redi", "rectified couplings")
@@ -39,12 +52,18 @@ class ReDi(Objective):
 
     @classmethod
     def build(cls, settings: ReDiSettings, context: Context) -> "ReDi":
-        pads = settings.pads_learnt(context)
-        noise = RectifiedNoise(context.block_size, context.ids.mask_id, **settings.times(), post_num=pads)
+        noise = RectifiedNoise(
+            context.block_size,
+            context.ids.mask_id,
+            **settings.times(),
+            post_num=settings.pads_learnt(context),
+            random_start_ratio=settings.random_start_ratio,
+            ordinary_ids=torch.as_tensor(context.ids.ordinary_ids),
+        )
         return cls(noise, context.head_chunk)
 
     def warning(self, sample: dict) -> str | None:
-        if sample["initial_ids"]:
+        if sample["initial_ids"] or self.noise.random_start_ratio:
             return None
         return (
             "every x_T is all masks, so that ReDi is SFT on the model's own text; roll out with "

@@ -28,6 +28,8 @@ from t3d.states.trajectory import TrajectoryNoise
 
 @dataclass
 class T3DSettings(ReferenceSettings, TrajectoryStates):
+    """Keys of the objective ``t3d``."""
+
     reference_temp: float = option(0.0, "temperature at which the reference draws y; 0 = argmax", ge=0)
     alpha: float = option(0.5, "weight of DDO's term on the reference's draw", ge=0)
     beta: float = option(0.1, "DDO: scale of the log-probability ratio", gt=0)

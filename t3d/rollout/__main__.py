@@ -8,7 +8,7 @@ from t3d.rollout.settings import SampleConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Roll out as ``argv`` (None: the process's own arguments) says."""
+    """Roll out. ``argv``: None = the process's own arguments."""
     config = load(SampleConfig, argv, default="configs/sdar_sample.yaml")
     from t3d.common.paths import setup_cache
     from t3d.rollout.run import roll_out

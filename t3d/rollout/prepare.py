@@ -19,7 +19,7 @@ from t3d.data.shards import finished_ids, shard_files
 
 
 def sources(args: argparse.Namespace, name: str) -> list[Path]:
-    """The files or shard folders to read; `UserError` says what to run when they are missing."""
+    """The files or shard folders to read. If they are missing, `UserError` names the command to run."""
     if args.project:
         return project_rollouts(args)
     path = resolve(args.input) if args.input else data_file(name)
@@ -30,10 +30,10 @@ def sources(args: argparse.Namespace, name: str) -> list[Path]:
 
 
 def project_rollouts(args: argparse.Namespace) -> list[Path]:
-    """The file of a project's rollouts, their shards where they have not ended, or the file of every node.
+    """The file of a project's rollouts, their shards if the rollouts have not ended, or the file of every node.
 
-    `UserError` where only a part would be read: files of one machine and of nodes, a node without a file, a file that
-    is older than its shards.
+    `UserError` if only a part would be read: files of one machine and of several, a node without a file, a file older
+    than its shards.
     """
     stem = rollout_stem(args.project, args.model_name, args.dataset)
     single = [path for path in (json_file(stem), stem) if path.is_file() or shard_files(path)]
@@ -41,8 +41,8 @@ def project_rollouts(args: argparse.Namespace) -> list[Path]:
     nodes = {int(match[1]): path for path in stem.parent.glob("outputs-*") if (match := of_node.fullmatch(path.name))}
     if single and nodes:
         raise UserError(
-            f"{single[0]} and {nodes[min(nodes)]}: rollouts of one machine and of several; move away those that are "
-            "not to be trained on"
+            f"{single[0]} and {nodes[min(nodes)]}: rollouts of one machine and of several; move away the files that "
+            "training must not use"
         )
     if not nodes:
         if not single:
@@ -63,18 +63,18 @@ def project_rollouts(args: argparse.Namespace) -> list[Path]:
 
 
 def check_complete(file: Path, folder: Path) -> None:
-    """`UserError` where rollouts that were started again after `file` was written have not ended."""
+    """`UserError` if rollouts were started again after `file` was written, and have not ended."""
     if all(shard.stat().st_mtime <= file.stat().st_mtime for shard in shard_files(folder)):
         return
     if more := len(finished_ids(folder) - {id for row in read_json_array(file) for id in row.get("id", [])}):
         raise UserError(
-            f"{folder} holds {more} newer answers that {file.name} lacks: finish the rollouts by starting them again, "
+            f"{folder} holds {more} newer answers that {file.name} lacks: start the rollouts again to finish them, "
             "or pass one of the two as --input"
         )
 
 
 def refuse_to_overwrite(output: Path, origin: str) -> None:
-    """`UserError` where `output` exists and was not made from `origin`: a project's folder, or an input."""
+    """`UserError` if `output` exists and was not made from `origin`: a project's folder, or an input."""
     noted = origin_file(output)
     made_from = noted.read_text(encoding="utf-8") if noted.is_file() else "something else"
     if output.exists() and made_from != origin:
@@ -86,12 +86,12 @@ def refuse_to_overwrite(output: Path, origin: str) -> None:
 
 
 def origin_file(output: Path) -> Path:
-    """The hidden file that says where a prepared file comes from."""
+    """The hidden file that holds the origin of a prepared file."""
     return output.with_name(f".{output.stem}.origin")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prepare as ``argv`` (None: the process's own arguments) says."""
+    """Prepare a training file. ``argv``: None = the process's own arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name", required=True, help="the rollouts' model, e.g. SDAR-4B-Chat (any name)")
     parser.add_argument("--dataset", required=True, help="the rollouts' question set, e.g. MATH_train")
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     origin = str(paths.output(args.project) if args.project else found[0])
     if not args.force:
         refuse_to_overwrite(output, origin)
-    # Shards hold the question only; the row's other fields come from the question set where it is at hand.
+    # Shards hold only the question. The row's other fields come from the question set, if it is there.
     questions = data_file(args.dataset)
     shards = any(path.is_dir() for path in found)
     rows = list(read_rows(questions)) if shards and questions.exists() else None

@@ -1,7 +1,7 @@
 """Stage 1: record a model's own decoding trajectories over a set of questions. Evaluation decodes by the same code.
 
-Every process takes its share of the requests and appends finished trajectories to a shard of its own, so a killed run
-loses at most the answers in flight and goes on with what is missing, on however many processes.
+Every process takes its share of the requests and appends finished trajectories to its own shard. So a killed run loses
+at most the answers in flight. The next run decodes the missing answers, on any number of processes.
 """
 
 import json
@@ -29,10 +29,10 @@ from t3d.common.processes import is_main_process
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
 from t3d.decode.model_facts import position_count
-from t3d.decode.protocol import Engine, Request
+from t3d.decode.protocol import SERVED_BY_SGLANG, Engine, Request
 from t3d.models.decoder import load_decoder
 from t3d.models.fingerprint import weights_fingerprint
-from t3d.models.loading import load_config, load_generation_config, load_tokenizer, special_ids
+from t3d.models.loading import folder_config, load_config, load_generation_config, load_tokenizer, special_ids
 from t3d.rollout.settings import RolloutConfig, SampleConfig
 from t3d.tasks import find_task, prompt_ids
 from t3d.tasks.problems import Problem, load_problems
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def roll_out(config: SampleConfig) -> Path:
-    """Decode the data set and write the release's JSON beside the shards; returns the JSON's path."""
+    """Decode the data set and write the release's JSON next to the shards; returns the JSON's path."""
     data, task = config.evaluation, find_task(config.evaluation.data_type)
     everything = load_problems(data.eval_dataset, data.data_type, data.limit)
     problems = fitting(config, node_share(everything, data.num_node, data.node_index))
@@ -53,7 +53,7 @@ def roll_out(config: SampleConfig) -> Path:
     if is_main_process():
         samples = range(config.rollout.num_response_per_task)
         wanted = {f"{problem.id}/{k}" for problem in problems for k in samples}
-        # an earlier run of the same project may have asked for more; a folder is streamed, a selection sorted in memory
+        # an earlier run of this project may have decoded more; a folder is streamed, a selection is sorted in memory
         exactly = finished_ids(stem) == wanted
         tokenizer = load_tokenizer(data.checkpoint_path, key="evaluation.checkpoint_path")
         count = write_release_json(
@@ -77,7 +77,7 @@ def node_share(problems: list[Problem], num_node: int, node_index: int) -> list[
 
 
 def fitting(config: SampleConfig, problems: list[Problem]) -> list[Problem]:
-    """The problems to decode. With rollout.long_prompts=skip those without room for rollout.max_token are left out."""
+    """The problems to decode. rollout.long_prompts=skip leaves out problems without room for rollout.max_token."""
     if config.rollout.long_prompts == "error":
         return problems
     source = paths.model_source(config.evaluation.checkpoint_path, "evaluation.checkpoint_path")
@@ -102,7 +102,7 @@ def has_room(prompt_length: int, rollout: RolloutConfig, positions: int) -> bool
 
 
 def prompt_of(problem: Problem, config: SampleConfig, tokenizer: Any) -> list[int]:
-    """The ids of a problem's prompt. Raises UserError, which names the problem, where it cannot be rendered."""
+    """The ids of a problem's prompt. Raises UserError, with the problem's name, if it cannot be rendered."""
     task = find_task(config.evaluation.data_type)
     try:
         return prompt_ids(task, problem.raw, tokenizer, config.rollout.start_with_think)
@@ -111,7 +111,7 @@ def prompt_of(problem: Problem, config: SampleConfig, tokenizer: Any) -> list[in
 
 
 def refuse_long(requests: Sequence[Request], rollout: RolloutConfig, positions: int) -> None:
-    """Raises UserError where a request has no room for rollout.max_token, with the remedies that help."""
+    """Raises UserError, with the remedies, if a request has no room for rollout.max_token."""
     longest = max(requests, key=lambda request: len(request.prompt_ids))
     length = len(longest.prompt_ids)
     if has_room(length, rollout, positions):
@@ -138,9 +138,10 @@ class Job:
 
 
 def decode(config: SampleConfig, problems: list[Problem], folder: Path) -> None:
-    """Fill ``folder`` with one trajectory per problem and sample, by all processes; returns when all are there.
+    """Fill ``folder`` with one trajectory per problem and sample, by all processes. Returns when all are complete.
 
-    Processes are those of ``accelerate launch``, or one per visible GPU (``rollout.num_processes``) started here.
+    ``accelerate launch`` starts the processes; otherwise this function starts ``rollout.num_processes``, one per
+    visible GPU by default.
 
     Raises:
         UserError: the folder holds trajectories of other weights or settings.
@@ -151,30 +152,18 @@ def decode(config: SampleConfig, problems: list[Problem], folder: Path) -> None:
 
 def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
     """``decode`` for several jobs of one model, which every process loads at most once. Yields a job when its
-    trajectories are there: one after the other, or all at the end where processes are started here.
+    trajectories are complete. If this function starts the processes, it yields all jobs at the end.
     """
     config = jobs[0].config
     source = paths.model_source(config.evaluation.checkpoint_path, "evaluation.checkpoint_path")
     if is_main_process():
         for job in jobs:
-            if not finished_ids(job.folder):  # a run that failed before its first answer binds no other
-                (job.folder / "settings.json").unlink(missing_ok=True)
-            # what older folders did not note yet had its default
-            defaults = asdict(DecodeSettings()) | {"engine": "local", "dtype": "auto"}
-            claim_folder(job.folder, claimed_settings(job.config, source), defaults)
-            options.save(job.config, job.folder / "config.yaml")
+            _claim(job, source)
     world = int(os.environ.get("WORLD_SIZE", 1))
     processes = config.rollout.num_processes or max(1, torch.cuda.device_count())
     if config.rollout.engine == "sglang":
         processes = 1
-        if world > 1:
-            raise UserError("rollout.engine=sglang: one process asks all servers; start it without accelerate launch")
-        blocks = sorted({job.config.rollout.block_size for job in jobs})
-        if len(blocks) > 1:
-            raise UserError(
-                f"rollout.engine=sglang: a server decodes at one block size, this run asks for {blocks}; choose one by "
-                "evaluation.protocol_blocks"
-            )
+        _refuse_unserved(jobs, world)
     if world > 1:
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
         loaded = Loaded(config, source, state.process_index)
@@ -199,10 +188,32 @@ def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
         yield from jobs
 
 
+def _claim(job: Job, source: str) -> None:
+    """Note the job's settings in its folder. Raises UserError where the folder has others."""
+    if not finished_ids(job.folder):  # a run that failed before its first answer does not bind later runs
+        (job.folder / "settings.json").unlink(missing_ok=True)
+    # keys that an older folder lacks had their defaults
+    defaults = asdict(DecodeSettings()) | {"engine": "local", "dtype": "auto"}
+    claim_folder(job.folder, claimed_settings(job.config, source), defaults)
+    options.save(job.config, job.folder / "config.yaml")
+
+
+def _refuse_unserved(jobs: Sequence[Job], world: int) -> None:
+    """Raises UserError for jobs that SGLang's servers cannot do."""
+    if world > 1:
+        raise UserError("rollout.engine=sglang: one process uses all servers; start it without accelerate launch")
+    blocks = sorted({job.config.rollout.block_size for job in jobs})
+    if len(blocks) > 1:
+        raise UserError(
+            f"rollout.engine=sglang: a server has one block size, and this run needs {blocks}; choose one by "
+            "evaluation.protocol_blocks"
+        )
+
+
 def _spawned(rank: int, processes: int, parent: int, jobs: Sequence[Job], source: str) -> None:
-    # torch ends us by SIGINT when our parent dies, which a process that a shell put in the background ignores
+    # torch ends this process by SIGINT when the parent dies; a shell's background process ignores SIGINT by default
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if os.getppid() != parent:  # it died before we listened
+    if os.getppid() != parent:  # the parent died before the handler was set
         return
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     loaded = Loaded(jobs[0].config, source, rank)
@@ -213,7 +224,7 @@ def _spawned(rank: int, processes: int, parent: int, jobs: Sequence[Job], source
 
 @dataclass
 class Loaded:
-    """One process's tokenizer and engine, loaded when a first answer is missing and kept for the jobs that follow."""
+    """One process's tokenizer and engine. They are loaded at the first missing answer and kept for the next jobs."""
 
     config: SampleConfig
     source: str
@@ -233,7 +244,7 @@ class Loaded:
 
 
 def claimed_settings(config: SampleConfig, source: str) -> dict:
-    """What must not change while a folder fills: everything the tokens depend on."""
+    """The settings on which the tokens depend. They must not change while a folder is filled."""
     data, rollout = config.evaluation, config.rollout
     return {
         **asdict(rollout.decode_settings()),
@@ -294,7 +305,7 @@ def decode_share(job: Job, loaded: Loaded, rank: int, world: int) -> None:
 
 @dataclass
 class Session:
-    """What one process decoded in one go: answers, tokens, wall-clock seconds (without loading)."""
+    """One process's decoding in one run: answers, tokens, wall-clock seconds (without loading)."""
 
     rank: int
     answers: int
@@ -303,7 +314,7 @@ class Session:
 
 
 def throughput(folder: Path) -> tuple[float | None, float]:
-    """(tokens/s of all processes together, wall-clock seconds) of the sessions that ended; (None, 0) without one."""
+    """(tokens/s of all processes together, wall-clock seconds) of the finished sessions; (None, 0) without one."""
     tokens: dict[int, int] = {}
     seconds: dict[int, float] = {}
     for session in _sessions(folder):
@@ -340,10 +351,14 @@ def make_engine(config: SampleConfig, source: str, tokenizer, rank: int) -> Engi
 
 
 def make_sglang_engine(config: SampleConfig, source: str, tokenizer) -> Engine:
-    """SGLang on ``rollout.engine_urls``, or in this process. The model itself is not loaded here."""
+    """SGLang on ``rollout.engine_urls``, or inside this process. This function does not load the model."""
     from t3d.decode.sglang import HttpServer, OfflineServer, Server, SGLangEngine, Weights, offline_engine
 
     rollout = config.rollout
+    kind = folder_config(source, key="evaluation.checkpoint_path")["model_type"]
+    if kind not in SERVED_BY_SGLANG:
+        served = "SDAR, SDAR-MoE and LLaDA2"
+        raise fault("rollout.engine", "sglang", f"serves {served}, not {kind!r} models; leave it at local")
     config_of_model = load_config(source, key="evaluation.checkpoint_path")
     ids = special_ids(config_of_model, tokenizer, load_generation_config(source, "evaluation.checkpoint_path"))
     max_active = min(rollout.max_active, rollout.batch_size or rollout.max_active)

@@ -1,0 +1,1 @@
+"""Training states: the grid, x_t, batches in the training layout."""

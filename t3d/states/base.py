@@ -1,8 +1,8 @@
 """Training states: a clean sequence becomes (x_0, x_t), and several of them a batch in the training layout.
 
 The grid is absolute: block b covers positions [bB, (b+1)B) of prompt + response, in training and decoding alike.
-The layout is [clean | noisy]: the noisy copy holds the blocks with response tokens; of the clean copy the last block is
-left out, as no one sees it.
+The layout is [clean | noisy]. The noisy copy holds the blocks with response tokens. The clean copy has no last block,
+because no query would see it.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def absolute_grid(prompt_length: int, length: int, block_size: int) -> Grid:
 def response_grid(prompt_length: int, length: int, block_size: int) -> Grid:
     """The release's training grid: blocks counted from the prompt's end, forwards and backwards.
 
-    What does not fill a block lies at the sequence's start: the prompt is as block-causal as the response.
+    The incomplete block lies at the sequence's start. The prompt is as block-causal as the response.
     """
     return _grid(prompt_length, length, block_size, shift=-prompt_length % block_size)
 
@@ -64,7 +64,7 @@ def _grid(prompt_length: int, length: int, block_size: int, shift: int) -> Grid:
 
 
 def clean_sequence(sample: dict, block_size: int, mask_id: int, from_response: bool = False) -> tuple[Tensor, Grid]:
-    """x_0 of a trajectory and its grid. A training block may reach beyond the response; what lies there is the mask."""
+    """x_0 of a trajectory and its grid. A training block may reach beyond the response; masks fill these positions."""
     prompt = len(sample["prompt_ids"])
     ids = torch.tensor(list(sample["prompt_ids"]) + list(sample["response_ids"]))
     grid = (response_grid if from_response else absolute_grid)(prompt, len(ids), block_size)
@@ -72,10 +72,11 @@ def clean_sequence(sample: dict, block_size: int, mask_id: int, from_response: b
 
 
 def target_sequence(sample: dict, ids: Tensor) -> Tensor:
-    """x_0 at each position of the clean sequence ``ids``: what is there, or the sample's ``target_ids``.
+    """The targets x_0 at each position of the clean sequence ``ids``: its own tokens, or the sample's ``target_ids``.
 
-    A sample with these is a student's answer of which a teacher has completed every block anew, given the earlier ones
-    as the student wrote them. The answer stays what later blocks see; a block's state and targets are the teacher's.
+    A sample with ``target_ids`` is a student's answer. For every block a teacher has decoded another completion, given
+    the student's earlier blocks. Later blocks still see the student's answer. A block's state and targets are the
+    teacher's.
     """
     x0 = ids.clone()
     if target := sample.get("target_ids"):
@@ -85,10 +86,10 @@ def target_sequence(sample: dict, ids: Tensor) -> Tensor:
 
 
 def learnt(sample: dict, grid: Grid, x0: Tensor, post_num: int, stop_ids: Sequence[int]) -> Tensor:
-    """(length,) bool: the positions that the loss may look at, to ``post_num`` behind the answer's end.
+    """(length,) bool: the positions that the loss may read, to ``post_num`` positions after the answer's end.
 
-    With ``target_ids`` no end but a block's own counts: the first stop id among its targets. What the student wrote in
-    that block is not learnt, its end no more than the rest; and there is no block behind the one in which it ended.
+    With ``target_ids`` each block has its own end: the first stop id among its targets. The student's own tokens in
+    that block are not learnt, nor is their end. No block follows the block in which the student's answer ended.
     """
     within = torch.zeros(len(grid.block), dtype=torch.bool)
     if sample.get("target_ids"):
@@ -107,22 +108,22 @@ class State:
     """One training state of one sequence. Tensors are on the CPU.
 
     Attributes:
-        ids: (length,) the clean copy, prompt included, filled to the end of the last block: what later blocks see.
+        ids: (length,) the clean copy that later blocks see, prompt included, filled to the end of the last block.
         block: (length,) block of each position.
         start: first position of the noisy copy.
-        noisy: (copies x (length - start),) x_t over the noisy blocks; where there are more copies, one after another.
-        position: (targets,) absolute positions the loss looks at, ascending in each copy.
-        targets: (targets,) x_0 there; the clean copy's own tokens but where a teacher has others (target_sequence).
+        noisy: (copies x (length - start),) x_t over the noisy blocks; several copies follow one another.
+        position: (targets,) absolute positions that the loss reads, ascending in each copy.
+        targets: (targets,) x_0 there: the clean copy's tokens, or a teacher's targets (target_sequence).
         masked: (targets,) bool, whether x_t hides the target.
         weight: (targets,) the objective's weight of each target.
-        rank: (targets,) the target's rank in its block's decode order, 1-based; 0 where it has none.
-        u: (targets,) uniforms for what an objective draws there.
+        rank: (targets,) the target's rank in its block's decode order, 1-based; 0 = no rank.
+        u: (targets,) uniforms for an objective's own draws.
         copies: noisy copies, each with masks of its own. None sees another.
         copy: (targets,) the noisy copy that shows the target's x_t, ascending; 0 = the first.
-        sample_id: the sample it is a state of; the trainer sets it, to name it when something is wrong.
-        causal: the hidden state before a target predicts it, whatever the model does otherwise.
-        teacher: the state that a frozen model reads for its distributions at the same targets, in the same order; None
-            = it reads this one, or none (t3d.states.pairs).
+        sample_id: the sample's id; the trainer sets it, so that errors can name the sample.
+        causal: the hidden state before a target predicts it, also in a model without a logit shift.
+        teacher: the state that a frozen model reads, with the same targets in the same order (t3d.states.pairs); None =
+            no such model, or one that reads this state.
     """
 
     ids: Tensor
@@ -146,7 +147,7 @@ class State:
             self.copy = torch.zeros_like(self.position)
 
     def __len__(self) -> int:
-        """Tokens the forward pays for."""
+        """The number of tokens in the forward."""
         return self.clean_length + len(self.noisy)
 
     @property
@@ -164,13 +165,13 @@ class Batch:
     Attributes:
         input_ids, position_ids: (rows, length).
         attention_mask: (rows, 1, length, length) bool or a BlockMask.
-        place: (N,) where the targets lie in the flattened (rows x length) ids.
-        loss_index: (N,) the flattened hidden states that predict them: the same, or under a logit shift the one before.
+        place: (N,) indices of the targets in the flattened (rows x length) ids.
+        loss_index: (N,) indices of the hidden states that predict them: the same, with a logit shift the ones before.
         targets, masked, weight, rank, u, copy: (N,) from the states.
-        masked_index: (M,) where ``masked`` holds: an index made on the CPU, so that a GPU need not be waited for.
-        shown_index: (N - M,) where it does not, made likewise.
-        own_index: (targets of the copies after the first,) where ``copy`` is not 0, made likewise.
-        sequence: (N,) which sequence, 0..S-1; ascending.
+        masked_index: (M,) indices of the masked targets; computed on the CPU, so that nobody waits for a GPU.
+        shown_index: (N - M,) indices of the other targets; also from the CPU.
+        own_index: (targets of the copies after the first,) indices where ``copy`` is not 0; also from the CPU.
+        sequence: (N,) the target's sequence, 0..S-1; ascending.
         block: (N,) the target's block on its sequence's grid.
         sequences: S.
         tokens: real tokens in the layout (no padding).
@@ -214,7 +215,7 @@ def collate(
 
     Args:
         rows: a micro-batch; each row is a list of states laid one after another.
-        flex: build a FlexAttention block mask in place of the dense one, over whole tiles of its kernel.
+        flex: build a FlexAttention BlockMask over whole tiles of its kernel, instead of the dense mask.
         shift: the model predicts a token from the hidden state before it (``logit_shift``).
         teacher_shift: likewise the model that reads the states' ``teacher`` states.
     """
@@ -224,7 +225,7 @@ def collate(
     shape = (len(rows), length)
     input_ids = torch.full(shape, pad_id)
     position_ids = torch.zeros(shape, dtype=torch.long)
-    # Padding is noisy blocks of one token: each sees itself only, and whole tiles of it cost next to nothing.
+    # Padding is noisy blocks of one token. Each sees only itself, and whole tiles of padding cost almost nothing.
     labels = Labels(
         torch.full(shape, -1), torch.arange(length).repeat(len(rows), 1), torch.ones(shape, dtype=torch.bool)
     )
@@ -236,7 +237,7 @@ def collate(
             clean, noisy, copies = state.clean_length, len(state.noisy), state.copies
             here, width = slice(at, at + clean + noisy), noisy // copies
             position = torch.cat([torch.arange(clean), torch.arange(state.start, len(state.ids)).repeat(copies)])
-            # Copies of a block have numbers of their own, all between the clean block before it and its clean self.
+            # The copies of a block have their own numbers, between the clean block before it and its clean block.
             copy = torch.cat([torch.zeros(clean, dtype=torch.long), torch.arange(noisy) // width])
             input_ids[r, here] = torch.cat([state.ids[:clean], state.noisy])
             position_ids[r, here] = position
@@ -292,7 +293,7 @@ def _state_before(state: State, place: Tensor, clean: int) -> Tensor:
 
 
 def _place(tensor: Tensor, device: torch.device) -> Tensor:
-    """To the device, without waiting for what a GPU is doing."""
+    """To the device, without waiting for the GPU's pending work."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -308,8 +309,10 @@ def state_without_order(
     weight: Tensor | None = None,
     masked: Tensor | None = None,
 ) -> State:
-    """A state whose targets have no rank in a decode order. Unless said otherwise they are the clean copy's own
-    tokens, weigh 1 and are masked."""
+    """A state whose targets have no rank in a decode order.
+
+    By default the targets are the clean copy's tokens, with weight 1, and masked.
+    """
     return State(
         ids=ids,
         block=grid.block,

@@ -16,9 +16,9 @@ def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
 
 
 def block_groups(sequence: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    """((blocks,) the sequence of each block, (N,) which block each target is in) from (N,) sequence and block indices.
+    """(N,) sequence and block indices -> ((blocks,) the sequence of each block, (N,) the block of each target).
 
-    Targets lie in ascending order of sequence and position, so a block is a run of them.
+    Targets lie in ascending order of sequence and position, so the targets of a block are neighbours.
     """
     (of_sequence, _), group = torch.stack([sequence, block]).unique_consecutive(dim=1, return_inverse=True)
     return of_sequence, group

@@ -1,6 +1,6 @@
 """How the states of an optimizer step are grouped into micro-batches. Neither loss nor gradients depend on it.
 
-A state's length is what the forward pays for: the tokens of its training layout, clean and noisy copy together.
+A state's length is its number of tokens in the forward: clean and noisy copy of the training layout together.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ def micro_batches(states: Sequence[State], *, size: int, budget: int | None = No
     """States of like length together, the longest first, so that memory runs out at once or never.
 
     Args:
-        size: states of a micro-batch where there is no budget.
-        budget: most tokens of a micro-batch, padding included. A state longer than that goes alone.
-        packed: lay the states of a micro-batch end to end in one row (FlexAttention skips what a row's states do not
-            see of each other) in place of one a row (where the mask is dense, a long row costs its square).
+        size: states of a micro-batch without a budget.
+        budget: most tokens of a micro-batch, padding included. A longer state forms its own micro-batch.
+        packed: lay the states of a micro-batch end to end in one row, instead of one state per row. FlexAttention skips
+            pairs of tokens in different states; with a dense mask the cost grows with the square of a row's length.
     """
     ordered = sorted(states, key=len, reverse=True)
     if budget is None:

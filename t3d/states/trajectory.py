@@ -26,7 +26,8 @@ def decode_order(unmask_step: Tensor, present: Tensor) -> Tensor:
     """Rank of each token in its block's decode order: by unmask step, ties by position; 1-based.
 
     Args:
-        unmask_step: (blocks, width); present: (blocks, width) bool, where the block holds a response token.
+        unmask_step: (blocks, width).
+        present: (blocks, width) bool, true at response tokens.
 
     Returns:
         (blocks, width) ranks 1..n, 0 where not present.
@@ -37,23 +38,22 @@ def decode_order(unmask_step: Tensor, present: Tensor) -> Tensor:
 
 
 def step_number(unmask_step: Tensor, present: Tensor) -> Tensor:
-    """(blocks, width) which of its block's steps decoded each token: 1, 2, ...; 0 where not ``present``."""
+    """(blocks, width) the number of the block's step that decoded each token: 1, 2, ...; 0 where not ``present``."""
     order = unmask_step.masked_fill(~present, torch.iinfo(unmask_step.dtype).max).sort(-1)
     first = torch.nn.functional.pad(order.values[:, 1:] > order.values[:, :-1], (1, 0), value=True)
     return torch.zeros_like(unmask_step).scatter(-1, order.indices, first.cumsum(-1)) * present
 
 
 def masked_count(unmask_step: Tensor, present: Tensor, ratio: float) -> Tensor:
-    """How many tokens of each block a state of the given mask ratio hides.
+    """The number of tokens of each block that a state of the given mask ratio hides.
 
-    A state of the trajectory lies on a boundary of the decode order: all tokens of a step appear together. Of the
-    boundaries with something masked, the one nearest to ratio x (response tokens of the block) is taken; a tie masks
-    more.
+    A state of the trajectory lies on a boundary of the decode order: all tokens of a step appear together. Among the
+    boundaries with masked tokens, the nearest to ratio x (response tokens of the block) is taken. A tie masks more.
 
     Returns:
         (blocks,) counts, at least 1.
     """
-    # later[i] = tokens decoded at token i's step or later = the number masked just before that step.
+    # later[i] = number of tokens decoded at token i's step or later = number masked just before that step
     later = ((unmask_step.unsqueeze(-2) >= unmask_step.unsqueeze(-1)) & present.unsqueeze(-2)).sum(-1)
     wanted = ratio * present.sum(-1, keepdim=True)
     distance = (later - wanted.double()).abs() - 1e-6 * later  # the small term breaks ties towards more masks
@@ -68,16 +68,16 @@ class TrajectoryNoise:
     Attributes:
         block_size: the student's block B.
         mask_ratios: one is drawn per sequence with probability proportional to ratio ** exponent.
-        random_ratio: each masked position is shown as a uniform ordinary token, in place of the mask, with this
-            probability, and still counts.
+        random_ratio: probability that a masked position shows a uniform ordinary token instead of the mask. The
+            position still counts in the loss.
         post_num: positions after the answer's end that stay in the loss.
-        reversed_trace: hide what was decoded first (the release's quirk) instead of what was decoded last.
+        reversed_trace: hide the tokens decoded first (the release's quirk) instead of the tokens decoded last.
         random_trace: mask positions at random instead of along the trajectory (``mask_strategy: random``).
         from_response: count blocks from the prompt's end (the release's quirk).
-        every_target: the loss looks at every response token, masked or not (the release's path loss does).
-        own_states: for every step of the blocks one more noisy copy, which hides this step's tokens and all later
-            ones; its targets are the tokens of the step. So each token has the state just before it was decoded.
-        stop_ids: where the targets of a sample with ``target_ids`` end.
+        every_target: the loss reads every response token, masked or not (as the release's path loss does).
+        own_states: add a noisy copy for every step of the blocks. It hides the tokens of this step and of all later
+            steps; its targets are the tokens of this step. So each token has the state just before its decoding.
+        stop_ids: end the targets of a sample with ``target_ids``.
     """
 
     block_size: int
@@ -95,11 +95,11 @@ class TrajectoryNoise:
     stop_ids: tuple[int, ...] = ()
 
     def __call__(self, sample: dict, generator: torch.Generator) -> State:
-        """Draw a state of ``sample`` (prompt_ids, response_ids, unmask_step, length; target_ids and target_step of a
-        student's answer with a teacher's targets, whose tokens and decode order a state then has).
+        """Draw a state of ``sample`` (prompt_ids, response_ids, unmask_step, length).
 
-        A training block larger than the rollout's may reach beyond the response; what lies there stays masked, as it is
-        when the student decodes that block, and is no target.
+        A student's answer with a teacher's targets also has target_ids and target_step. The state then takes its tokens
+        and decode order from them. A training block larger than the rollout's may reach beyond the response. The
+        positions there stay masked, as when the student decodes that block, and are no targets.
         """
         ids, grid = clean_sequence(sample, self.block_size, self.mask_id, self.from_response)
         x0 = target_sequence(sample, ids)
@@ -120,7 +120,7 @@ class TrajectoryNoise:
 
         rank_of = torch.zeros(len(ids), dtype=torch.long)
         rank_of[grid.rows[present]] = rank[present]
-        if self.every_target:  # the release's path loss stops where the answer ends; DDO goes on to post_num
+        if self.every_target:  # the release's path loss stops at the answer's end; DDO continues to post_num
             rank_of[~learnt(sample, grid, x0, 0, self.stop_ids)] = 0
         is_masked = torch.zeros(len(ids), dtype=torch.bool)
         is_masked[hidden] = True
@@ -144,7 +144,7 @@ class TrajectoryNoise:
         return self._with_own_states(state, x0, grid, number, rank_of, looked_at, generator)
 
     def _hide(self, x0: Tensor, grid: Grid, hidden: Tensor, generator: torch.Generator) -> Tensor:
-        """The noisy blocks of x_0 with the positions ``hidden`` (n,) masked, some of them by random tokens."""
+        """The noisy blocks of x_0 with the positions ``hidden`` (n,) masked; some show random tokens instead."""
         noisy = x0[grid.start :].clone()
         scrambled = torch.rand(len(hidden), generator=generator) < self.random_ratio
         lottery = torch.randint(len(self.ordinary_ids), (len(hidden),), generator=generator)

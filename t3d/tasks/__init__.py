@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from t3d.blocks.plugins import load_object
 from t3d.common.errors import UserError
-from t3d.common.plugins import load_object
 from t3d.data.prompts import render
 from t3d.tasks.base import Answer, Grading, Row, Task
 from t3d.tasks.code import Code
@@ -33,7 +33,10 @@ def find_task(name: str, key: str = "evaluation.data_type") -> Task:
     if name in TASKS:
         return TASKS[name]
     if ":" in name:
-        found = load_object(name, key)
+        try:
+            found = load_object(name)
+        except ValueError as error:
+            raise UserError(f"{key}={name}: {error}", key) from error
         if not (isinstance(found, type) and issubclass(found, Task)):
             raise UserError(f"{key}={name}: not a class that inherits from t3d.tasks.Task; give one", key)
         return found()
@@ -43,13 +46,13 @@ def find_task(name: str, key: str = "evaluation.data_type") -> Task:
 
 
 def recognise(row: Row, where: str) -> str:
-    """The name of the kind that a row is of. Raises UserError where no kind recognises it."""
+    """The name of a row's kind. Raises UserError if no kind recognises the row."""
     for name in ("code", *TASKS):  # code first: its rows may also have an answer
         if TASKS[name].recognises(row):
             return name
     needs = "; ".join(f"{name}: {', '.join(task.fields)}" for name, task in TASKS.items())
     raise UserError(
-        f"evaluation.data_type=auto: {where} is of no known kind; name one ({needs})", "evaluation.data_type"
+        f"evaluation.data_type=auto: {where} is of no known kind; set a kind ({needs})", "evaluation.data_type"
     )
 
 
@@ -64,7 +67,7 @@ def prompt_ids(
 
 
 def prompt(question: str, tokenizer: Any, task: str = "math") -> Tensor:
-    """A question as a model's ``generate`` takes it, worded as for rollouts and evaluation.
+    """A question as input of a model's ``generate``, worded as for rollouts and evaluation.
 
     Args:
         task: math, code, option, text or my_module:MyTask.

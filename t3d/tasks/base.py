@@ -1,4 +1,4 @@
-"""What a kind of task is: the fields of a row, the prompt, the answer in a text, and the grading.
+"""The base of a kind of task: the fields of a row, the prompt, the answer in a text, and the grading.
 
 A new kind is one class that inherits from `Task`, here or in a user's own file (`data_type=my_module:MyTask`). The
 defaults suit questions with one short answer. `turn` and `grade` are the two methods that every kind writes itself.
@@ -59,16 +59,16 @@ class Task:
     graded = True
 
     def recognises(self, row: Row) -> bool:
-        """Whether a row is surely of this kind, for `evaluation.data_type=auto`."""
+        """Whether a row is certainly of this kind, for `evaluation.data_type=auto`."""
         return False
 
     def check_row(self, row: Row, where: str) -> None:
-        """Raises UserError, one line that starts with `where`, for a row without what the task needs."""
+        """Raises UserError, one line that starts with `where`, for a row that lacks a field of the task."""
         for name in self.fields:
             check_text(row, name, where)
 
     def row(self, question: str) -> Row:
-        """The row of a question that stands alone, such as a chat's."""
+        """The row of a single question, such as a chat's."""
         return {"question": question}
 
     def turn(self, row: Row, think: bool = False) -> str:
@@ -76,7 +76,7 @@ class Task:
         raise NotImplementedError
 
     def opening(self, row: Row, think: bool = False) -> str:
-        """How the assistant's turn begins; the model continues it."""
+        """The beginning of the assistant's turn; the model continues it."""
         return THINK if think else ""
 
     def extract(self, text: str, row: Row) -> str | None:
@@ -88,10 +88,10 @@ class Task:
         raise NotImplementedError
 
     def isolation(self, how: Grading) -> str | None:
-        """What isolates the answers' programs; None where grading runs none. Called before decoding begins.
+        """The isolation of the answers' programs; None if grading runs no program. Called before decoding begins.
 
         Raises:
-            UserError: programs are to run, and nothing isolates them here.
+            UserError: grading would run programs, and this machine cannot isolate them.
         """
         return None
 
@@ -99,7 +99,7 @@ class Task:
 def check_sound(row: Any, where: str) -> None:
     """Raises UserError unless a row is an object of whole characters."""
     if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object, found {type(row).__name__}; mend or remove the row")
+        raise UserError(f"{where}: expected an object, found {type(row).__name__}; correct or remove the row")
     check_characters(where, row)
 
 

@@ -42,7 +42,7 @@ class Code(Task):
         return _TURNS[method].format(question=row["question"])
 
     def opening(self, row: Row, think: bool = False) -> str:
-        """The prefix of a function. The answer has then begun, and thoughts have no place before it."""
+        """The prefix of a function. The answer has then begun, so no thoughts come before it."""
         prefix = row.get("prefix") if row.get("test_method") == "function" else None
         return prefix or super().opening(row, think)
 

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Known:
-    """A set of the hub: its split, the kind of its questions, and the sha256 of the copy that this version was tested
-    with. The hub may hold a newer one.
+    """A set of the hub: its split, the kind of its questions, and the sha256 of the copy used in our tests. The hub may
+    hold a newer copy.
     """
 
     split: str
@@ -46,7 +46,7 @@ FIRST_WAIT = 1.0  # seconds before the second attempt; doubled before each furth
 
 @dataclass
 class QuestionSet:
-    """What `check_questions` found in a file."""
+    """The result of `check_questions` for a file."""
 
     rows: int
     fields: list[str]
@@ -54,9 +54,7 @@ class QuestionSet:
 
 
 def check_questions(path: str | Path, data_type: str) -> QuestionSet:
-    """Check every row of a file for what questions of its kind need; `UserError` names the first row that lacks
-    something.
-    """
+    """Check that every row of a file has the fields of its kind. `UserError` names the first row that lacks one."""
     path, task, count = Path(path), find_task(data_type), 0
     names: dict[str, None] = {}
     for row in read_rows(path):
@@ -70,10 +68,10 @@ def check_questions(path: str | Path, data_type: str) -> QuestionSet:
 def fetch_questions(
     dataset: str, output: str | Path, source: str | Path | None = None, sha256: str | None = None
 ) -> QuestionSet:
-    """Bring a question set to `output`, from a local file of the same layout or from Gen-Verse/<dataset> on the hub.
+    """Bring a question set to `output`, from a local file of the same layout or from the hub (Gen-Verse/<dataset>).
 
-    The rows are checked before the file gets its name. `UserError`: the hub cannot be reached, the rows are wrong, or
-    the file's sum is not the `sha256` asked for.
+    The rows are checked before the file gets its name. `UserError`: the hub cannot be reached, a row is wrong, or the
+    file's checksum is not `sha256`.
     """
     source = source or download(dataset)
     found = check_questions(source, SETS[dataset].data_type)
@@ -87,8 +85,8 @@ def fetch_questions(
 def download(dataset: str) -> Path:
     """The hub's file of a set, in the hub's own cache, with the hub's progress bar.
 
-    A fault that may pass (an overloaded hub, a lost connection, a damaged copy) is tried again after waits that double.
-    Without a connection the cached copy serves, or the download ends at once.
+    After a fault that may pass (an overloaded hub, a lost connection, a damaged copy) the download starts again. The
+    wait doubles each time. Without a connection the cached copy is used, or the download ends at once.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -128,8 +126,8 @@ def _not_downloaded(repo: str, name: str, cause: str) -> UserError:
 def is_intact(path: Path) -> bool:
     """Whether a file of the hub's cache has the content that the hub announced.
 
-    The cache names content by the hub's checksum: the sha256 of large files, git's sha1 of small ones. Where it has
-    other names there is nothing to compare with.
+    The cache names content by the hub's checksum: the sha256 of large files, git's sha1 of small ones. A file with
+    another name counts as intact.
     """
     name = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", name):

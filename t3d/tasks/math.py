@@ -1,4 +1,4 @@
-"""Mathematics: a question and its final answer, which a model puts into \\boxed{}."""
+r"""Mathematics: a question and its final answer, which a model puts into \boxed{}."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from t3d.grading import Verdict, math
 from t3d.tasks.base import Answer, Grading, Row, Task
 
-# The wordings of this and the other kinds are those of the released T3D code, blanks at their ends included, because a
-# model answers to the letter of its prompt.
+# All kinds use the wording of the released T3D code, including blanks at the end: a model's answer depends on every
+# character of its prompt.
 _TURN = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 _TURN_THINK = "You need to put your final answer in \\boxed{{}}. This is the problem:\n{question}"
 
 
 class Math(Task):
-    """Rows need `question` and `ground_truth_answer`. Equal values are right, in whatever form."""
+    """Rows need `question` and `ground_truth_answer`. An answer with an equal value is right, in every form."""
 
     def recognises(self, row: Row) -> bool:
         return "ground_truth_answer" in row

@@ -31,15 +31,14 @@ class Problem:
 
     @property
     def ground_truth(self) -> str:
-        """The final answer; "" where the row has none, as for code."""
+        """The final answer; "" if the row has none, as for code."""
         return self.raw.get("ground_truth_answer") or ""
 
 
 def load_problems(name_or_path: str | Path, data_type: str, limit: int | None = None) -> list[Problem]:
-    """Read a data set, by name or by path; the first `limit` rows only, where given.
+    """Read a data set by name or by path; with `limit` only the first rows.
 
-    Raises UserError, in one line that names file, row, field and remedy, where the file is missing or a row is not
-    sound.
+    Raises UserError for a missing file or a bad row, in one line that names file, row, field and remedy.
     """
     task = find_task(data_type)
     if limit is not None and limit < 1:
@@ -64,7 +63,7 @@ def data_type_of(name_or_path: str | Path, given: str) -> str:
 
 
 def checked(row: Any, task: Task, where: str) -> dict[str, Any]:
-    """The row. Raises UserError, "<where>: field ...", unless it has what the task needs."""
+    """The row. Raises UserError, "<where>: field ...", unless it has all fields of the task."""
     check_sound(row, where)
     task.check_row(row, where)
     return row
@@ -77,7 +76,7 @@ def _rows(path: Path) -> Iterator[Any]:
 
 
 def _remedy(name: str) -> str:
-    """Where a set that is missing comes from."""
+    """The remedy for a missing set: the command that fetches or makes it."""
     from t3d.tasks.download import SETS
 
     if name in SETS:

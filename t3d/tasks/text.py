@@ -1,4 +1,4 @@
-"""Free text: a question and whatever the model writes. There is no truth to grade by."""
+"""Free text: a question and the model's text. There is no right answer, so nothing is graded."""
 
 from __future__ import annotations
 

@@ -83,6 +83,7 @@ def refuse_without_gpu(mixed_precision: str) -> None:
 
 
 def refuse_with_zero_3(config: TrainConfig) -> None:
+    """Raises UserError for settings that weights split over processes rule out."""
     training, remedy = config.training, "launch with ZeRO-2 or leave it off"
     if getattr(training, "reference_offload", False):
         raise UserError(

@@ -114,6 +114,7 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
 
 
 def load_student(config: TrainConfig, source: str, accelerator: Accelerator):
+    """The model to train, in training mode."""
     model = load_model(
         source,
         dtype=config.model.dtype,

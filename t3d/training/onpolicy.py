@@ -109,7 +109,8 @@ class Rounds:
         positions: int,
     ):
         """``positions``: the model's. Raises UserError where no process holds the whole student, or where some round
-        could not be."""
+        could not be.
+        """
         if zero_stage(accelerator) == 3:
             raise UserError(
                 "training.refresh_rollouts: the student's weights are split over processes, which cannot decode with "
@@ -239,11 +240,12 @@ def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Datas
 
 
 def round_folder(folder: Path, step: int) -> Path:
+    """Where the trajectories of the round after ``step`` are."""
     return folder / f"{step:08d}"
 
 
 def decode_settings(training: TrainingConfig, number: int) -> DecodeSettings:
-    """How round ``number``, from 0, is decoded."""
+    """How round ``number``, from 0, decodes."""
     assert training.block_size  # settled by the data
     return DecodeSettings(
         block_size=training.block_size,

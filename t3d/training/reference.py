@@ -79,7 +79,8 @@ class FrozenModel:
     @contextmanager
     def on_device(self):
         """An offloaded model is on the GPU for one forward pass, and gone before the student's begins; or for all the
-        passes in this context."""
+        passes in this context.
+        """
         parameters = list(self.model.parameters()) if self.offloaded else []
         held = [parameter.data for parameter in parameters]
         for parameter in parameters:

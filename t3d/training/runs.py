@@ -86,6 +86,7 @@ def _same_on_resume(key: str) -> bool:
 
 
 def saved_settings(path: Path) -> dict[str, Any]:
+    """The configuration that a run was started with. Raises UserError for a file that is not readable."""
     try:
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:

@@ -15,6 +15,8 @@ from t3d.tasks import HELP, find_task
 
 @dataclass
 class WandbConfig:
+    """The section ``wandb``."""
+
     entity: str | None = option(None, "user or team")
     project: str | None = option(None, "project; null = experiment.project")
     resume: bool = option(False, "go on with the run run_id")
@@ -23,6 +25,8 @@ class WandbConfig:
 
 @dataclass
 class TrainExperiment:
+    """The section ``experiment``: the run and its checkpoints."""
+
     project: str = option(
         "ddo_sdar_full_self", "a run's folder is <output_root>/<model>/<data_type>/<project>/<run_name>"
     )
@@ -42,6 +46,8 @@ class TrainExperiment:
 
 @dataclass
 class TrainModel:
+    """The section ``model``: the student at its start."""
+
     pretrained_model: str = option("JetLM/SDAR-4B-Chat", "teacher and start of the student: a folder or a hub id")
     optimized_name: str = option("optimized", "name of the checkpoints, below <run>/ckpt/")
     random_ratio: float = option(
@@ -58,6 +64,8 @@ class TrainModel:
 
 @dataclass
 class TrainDataset:
+    """The section ``dataset``."""
+
     optimization_data: str = option(
         "SDAR-4B-Chat-MATH_train_renamed",
         "data/<name>.json, or the path of a JSON file or a folder of shards; sft: also .jsonl, .parquet or "
@@ -74,6 +82,8 @@ class TrainDataset:
 
 @dataclass
 class LoraSettings:
+    """The section ``training.lora``."""
+
     rank: int = option(0, "train low-rank adapters of this rank on a frozen base; 0 = train all weights", ge=0)
     alpha: float = option(32.0, "adapters are scaled by alpha / rank", gt=0)
     dropout: float = option(0.0, "dropout before the adapters", ge=0, lt=1)
@@ -155,6 +165,8 @@ class TrainingConfig:
 
 @dataclass
 class OptimizerParams:
+    """The section ``optimizer.params``."""
+
     learning_rate: float = option(1e-5, "peak learning rate", gt=0)
     beta1: float = option(0.9, "decay of the gradient's mean", ge=0, lt=1)
     beta2: float = option(0.999, "decay of the squared gradient's mean", ge=0, lt=1)
@@ -164,17 +176,23 @@ class OptimizerParams:
 
 @dataclass
 class OptimizerConfig:
+    """The section ``optimizer``."""
+
     params: OptimizerParams = field(default_factory=OptimizerParams)
 
 
 @dataclass
 class SchedulerParams:
+    """The section ``lr_scheduler.params``."""
+
     warmup_steps: int = option(20, "optimizer steps of linear warm-up", ge=0)
     min_lr_scale: float = option(0.1, "floor as a share of the peak", ge=0, le=1)
 
 
 @dataclass
 class SchedulerConfig:
+    """The section ``lr_scheduler``."""
+
     scheduler: str = option("cosine", "course after the warm-up", choices=("cosine", "constant", "linear"))
     params: SchedulerParams = field(default_factory=SchedulerParams)
 
@@ -282,6 +300,9 @@ class TrainConfig:
         *("optimizer.params.learning_rate", "lr_scheduler.scheduler", "lr_scheduler.params.warmup_steps"),
     )
 
+    model_base: str | None = option(
+        None, "family of the model; null = by the folder's model_type; module:Class makes known a family of your own"
+    )
     wandb: WandbConfig = field(default_factory=WandbConfig)
     experiment: TrainExperiment = field(default_factory=TrainExperiment)
     model: TrainModel = field(default_factory=TrainModel)
@@ -303,6 +324,10 @@ class TrainConfig:
 
     def check(self) -> None:
         training = self.training
+        if self.model_base not in (None, "sdar"):
+            import t3d.models.family
+
+            t3d.models.family.use(self.model_base)
         find_task(self.dataset.data_type, "dataset.data_type")
         objective_settings(training).check(training)
         if training.lora.rank and training.lora.target_modules == []:

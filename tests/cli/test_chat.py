@@ -245,7 +245,7 @@ def test_mistakes_are_one_line(story_teacher, monkeypatch):
             session(monkeypatch, io.StringIO(), "", *argv)
     asked = f"{'apples ' * 300}\n{QUESTION}"
     written = session(monkeypatch, io.StringIO(), asked, "--model", story_teacher, "--max-token", 4)
-    assert "tokens, the model 256 positions; shorten it" in written and written.count(" forwards") == 1
+    assert "tokens, the model 256 positions;" in written and written.count(" forwards") == 1
 
 
 @pytest.mark.parametrize("first", [b"caf\xe9\n", b"\xed\xa0\x80\n"])
@@ -256,4 +256,4 @@ def test_a_question_that_is_no_text_is_told_and_the_next_one_answered(story_teac
     chat.main()
     out.seek(0)
     written = out.read()
-    assert "error: the question is not text in UTF-8" in written and written.count(" forwards") == 1
+    assert "error: the question" in written and "UTF-8" in written and written.count(" forwards") == 1

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """The `bin` folder of an environment with the wheel and this environment's other packages."""
-    pytest.importorskip("setuptools", minversion="77", reason="building a wheel needs setuptools 77 or newer")
     home = tmp_path_factory.mktemp("wheel")
     source = home / "source"  # a build leaves folders behind
     listed = subprocess.run(

@@ -119,7 +119,7 @@ def test_long_prompts_are_left_out_and_long_answers_cut_at_a_block(tmp_path, loa
         and data[1]["unmask_step"] == records[2].unmask_step[:10]
     )
     assert (report.kept, report.long_prompts, report.cut_answers) == (3, 1, 2)
-    said = "shards: 3 sequences, 1 left out for a long prompt, 2 cut to the maximum length"
+    said = "shards: 3 sequences, 1 left out because the prompt is too long, 2 cut to the maximum length"
     assert [r.message for r in caplog.records if r.name == "t3d.data.dataset"] == [said]
 
 
@@ -138,7 +138,11 @@ def test_a_cached_set_says_its_counts_and_a_changed_file_is_read_again(tmp_path,
     first, report = load(folder)
     caplog.clear()
     again, same = load(folder)
-    assert same == report and again.cache_files == first.cache_files and "1 left out for a long prompt" in caplog.text
+    assert (
+        same == report
+        and again.cache_files == first.cache_files
+        and "1 left out because the prompt is too long" in caplog.text
+    )
     assert load(folder, max_prompt_len=9)[1].kept == 2
     shards(folder, [record(2)])
     assert load(folder)[1].kept == 2
@@ -220,7 +224,7 @@ def test_another_tokenizers_ids_are_refused(tmp_path, load):
         (
             [record(0, 9, 7)],
             {},
-            "nothing to train on: shards: 0 sequences, 1 left out for a long prompt; raise max_prompt",
+            "nothing to train on: shards: 0 sequences, 1 left out because the prompt is too long; raise max_prompt",
         ),
         ([record(0)], {"max_gen_length": 1}, "1 left out because no block fits"),
         ([record(0), record(1, size=8)], {}, r"block sizes 4 and 8 \(toy/1/0\) are mixed"),
@@ -281,7 +285,7 @@ def test_blank_lines_are_no_rows_and_empty_answers_no_examples(tmp_path, caplog)
     (tmp_path / "set.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n \n\n")
     data, report = examples(tmp_path / "set.jsonl")
     assert data["id"][:] == ["set/0/0", "set/3/0"] and data["response_ids"][:] == [[5, END], [6, END]]
-    assert report.no_answer == 3 and "3 left out for an empty answer" in caplog.text
+    assert report.no_answer == 3 and "3 left out because the answer is empty" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -289,7 +293,7 @@ def test_blank_lines_are_no_rows_and_empty_answers_no_examples(tmp_path, caplog)
     [
         ({"question": "a"}, "row 1: no text under dataset.answer_key=answer"),
         ({"answer": "a"}, "row 1: no text under dataset.question_key"),
-        ({"question": "a", "answer": ["b", "\ud83d"]}, r"set.json, row 1: '\\ud83d' is half of a character; mend"),
+        ({"question": "a", "answer": ["b", "\ud83d"]}, r"set.json, row 1: '\\ud83d' is half of a character"),
     ],
 )
 def test_examples_name_the_row_and_the_key(tmp_path, row, said):

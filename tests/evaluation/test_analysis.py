@@ -269,7 +269,7 @@ def test_another_block_than_the_models_is_told(story_teacher, story_trajectories
         json.dumps(json.loads((folder / "config.json").read_text()) | {"block_size": 8})
     )
     measure_checkpoint(config, "student", str(folder), config.trajectories)
-    assert "eight decodes blocks of 8, and is measured on the trajectories' blocks of 4" in caplog.text
+    assert "eight decodes blocks of 8; it is measured on the trajectories' blocks of 4" in caplog.text
 
 
 def test_faults_are_one_line(story_teacher, story_trajectories, tmp_path, cache_aside):

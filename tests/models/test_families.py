@@ -10,15 +10,19 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.errors import UserError
+from t3d.common.options import load
 from t3d.decode.local import LocalEngine
-from t3d.models.family import lora_modules, model_class
-from t3d.models.loading import export_model, load_config, load_model, load_tokenizer, special_ids
+from t3d.models.family import Family, families, lora_modules, model_class
+from t3d.models.loading import WEIGHTS, export_model, load_config, load_model, load_tokenizer, special_ids
 from t3d.objectives.base import Context, find
+from t3d.rollout.run import make_engine
+from t3d.rollout.settings import SampleConfig
 from t3d.states.base import collate
 from tests.conftest import MASK, PAD, STOP
 from tests.decode.test_local import requests
@@ -217,6 +221,46 @@ def test_other_models_of_transformers_decode_as_they_compute(kind):
     answers, settings = rollouts(model, ids, temperature=0.0)
     for request in requests((1, 4, 6, 9, 2)):
         assert answers[request.id].response_ids == greedy(model, ids, request, settings)
+
+
+class Toy(Family):
+    model_types = {"toy": "llama"}
+    block_size, mask_id, logit_shift = 2, MASK, True
+    keys = {"layers": "num_hidden_layers"}
+    weights = {r"^trunk\.": "model."}
+
+
+def test_a_family_of_ones_own_is_a_class_that_a_setting_names(tmp_path):
+    FAMILIES["toy"] = ("llama", {}, {})
+    try:
+        folder, theirs = published(tmp_path / "toy", "toy")
+    finally:
+        del FAMILIES["toy"]
+    config = json.loads((folder / "config.json").read_text())
+    config["layers"] = config.pop("num_hidden_layers")
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {name.replace("model.", "trunk.", 1): weight for name, weight in load_file(folder / WEIGHTS).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="no model of model_type 'toy'"):
+        load_model(str(folder))
+    try:
+        load(SampleConfig, [f"model_base={__name__}:Toy"])
+        model = load_model(str(folder))
+    finally:
+        families().pop("toy", None)
+    assert (model.config.block_size, model.config.logit_shift) == (2, True)
+    assert torch.equal(model.model.norm.weight, theirs.model.norm.weight)
+    for name in ("lada", f"{__name__}:FAMILIES"):
+        with pytest.raises(UserError, match="^model_base="):
+            load(SampleConfig, [f"model_base={name}"])
+
+
+def test_sglang_is_refused_for_what_it_does_not_serve(tmp_path):
+    folder, _ = published(tmp_path, "llama")
+    config = load(SampleConfig, ["rollout.engine=sglang", "rollout.engine_urls=[http://localhost:1]"])
+    with pytest.raises(UserError, match="SDAR, SDAR-MoE and LLaDA2") as caught:
+        make_engine(config, str(folder), load_tokenizer(str(folder)), rank=0)
+    assert caught.value.key == "rollout.engine"
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

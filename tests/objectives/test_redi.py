@@ -93,3 +93,19 @@ def test_at_t_1_the_state_is_what_the_decoder_began_with():
         assert state.position.tolist() == list(range(prompt, prompt + len(sample["response_ids"])))
         some += sum(token != MASK for token in sample["initial_ids"])
     assert some > 10
+
+
+def test_stage_0_draws_x_T_anew_whatever_the_answer_was_decoded_from():
+    """.7 random tokens, .3 masks, at the positions learnt; another draw has another x_T, and x_0 is shown elsewhere."""
+    noise = RectifiedNoise(4, MASK, t_min=0.6, post_num=99, random_start_ratio=0.7, ordinary_ids=ORDINARY)
+    sample = coupled(5, 1001)
+    first, second = (noise(sample, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    learnt = first.position - first.start
+    shown = first.noisy[learnt]
+    assert (shown != MASK).float().mean() == pytest.approx(0.7, abs=0.05)
+    assert set(shown.tolist()) == {MASK, *ORDINARY.tolist()}
+    assert not torch.equal(first.noisy, second.noisy)
+    x_0 = torch.tensor(sample["prompt_ids"] + sample["response_ids"])[first.start :]
+    others = torch.ones(len(x_0), dtype=torch.bool)
+    others[learnt] = False
+    assert torch.equal(first.noisy[: len(x_0)][others], x_0[others])

@@ -98,6 +98,13 @@ def test_settings_and_commands(page):
     assert 'python -m studies.storymath.tables --methods "t3d" --blocks 4 --seeds 1\n' in commands
 
 
+def test_settings_of_a_row_after_another(tmp_path):
+    first = {"config": "redi.yaml", "training": ["training.random_start_ratio=0.7"], "rollouts": [], "decoding": []}
+    text = written(tmp_path, [run("original", 1, (0.9, 0.6, 0.2)), run("redi", 1, (0.1, 0.1, 0.1), after=first)])
+    row = "| redi | `redi.yaml`; `training.random_start_ratio=0.7`; then `redi.yaml`; rollouts: `rollout.random"
+    assert row in part(text, "## Settings")
+
+
 def test_at_a_glance(page):
     """What each method is, and means; of a method without runs only what it is."""
     glance = part(page[1], "## At a glance")

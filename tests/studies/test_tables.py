@@ -22,7 +22,8 @@ def test_every_run_is_a_valid_command(name, block, tmp_path):
         line = tables.train_line(name, Path("x.json"), "models/embedded-teacher", block, 5, args, tmp_path)
         config = load(TrainConfig, line)
         assert (config.training.block_size, config.training.max_steps, config.training.seed) == (block, 7, 5)
-        assert config.dataset.limit == 100 and config.optimizer.params.learning_rate == 5e-4
+        rate = 1e-3 if name == "dparallel" else 5e-4  # the published rates of adapters and of all weights, scaled alike
+        assert config.dataset.limit == 100 and config.optimizer.params.learning_rate == rate
         assert config.training.batch_size_lm * config.training.gradient_accumulation_steps == 16
     settings = [load(EvalConfig, line) for line in tables.evaluation_lines(name, "x", tmp_path, block, 5, args)]
     static = [config.rollout.denoising_steps_per_block for config in settings[:-1]]
@@ -66,6 +67,33 @@ def leave_figures(name, block, seed, args):
     speeds = [0.5] * block.bit_length()
     figures = run(name, seed, speeds, block=block) | tables.made_with(name, args)
     tables.figures_file(name, block, seed).write_text(json.dumps(figures))
+
+
+def test_the_row_after_another_starts_from_its_student(tmp_path, monkeypatch):
+    """ReDi: the student of stage 0 is decoded for the couplings, and is what training starts from."""
+    done: list[tuple] = []
+
+    def command(*line):
+        done.append(line)
+        given = dict(part.split("=", 1) for part in line if "=" in part)
+        if "experiment.output_root" in given:
+            source = Path(given["model.pretrained_model"]).name
+            run = Path(given["experiment.output_root"]) / source / "math" / "run" / "run"
+            run.mkdir(parents=True)
+            (run / "log.jsonl").write_text(json.dumps({"tokens": 3.0}) + "\n")
+
+    monkeypatch.setattr(tables, "command", command)
+    args = argparse.Namespace(output=tmp_path, steps=7, rollouts=9, problems=None, processes=1)
+    student, budget = tables.train("redi", 4, 1, args)
+    first = tables.model_folder("redi, stage 0", 4, 1, args) / "embedded-teacher/math/run/run/ckpt/optimized"
+    rollouts, names, stage_0, couplings, more_names, rectified = done
+    assert "evaluation.checkpoint_path=models/embedded-teacher" in rollouts
+    assert "rollout.random_init_ratio=0.7" not in rollouts and "training.random_start_ratio=0.7" in stage_0
+    assert {f"evaluation.checkpoint_path={first}", "rollout.random_init_ratio=0.7"} <= set(couplings)
+    assert f"model.pretrained_model={first}" in rectified and not any("random_start" in part for part in rectified)
+    assert Path(student) == tables.model_folder("redi", 4, 1, args) / "optimized/math/run/run/ckpt/optimized"
+    assert budget == {"learning_rate": 5e-4, "tokens": 3.0}
+    assert tables.made_with("redi", args)["after"] == tables.made_with("redi, stage 0", args)
 
 
 def test_finished_runs_are_not_run_again(in_folder):

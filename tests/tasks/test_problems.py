@@ -74,7 +74,7 @@ def test_the_first_row_tells_the_kind_of_a_data_set(tmp_path):
         (
             [{"question": "\ud83d", "ground_truth_answer": "1"}],
             "math",
-            r"row 0: '\\ud83d' is half of a character; mend",
+            r"row 0: '\\ud83d' is half of a character",
         ),
         ([{"question": "q", "ground_truth_answer": 18}], "math", r"field 'ground_truth_answer' must be text, found 18"),
         ([{"question": "q", "test_list": ["x"]}], "code", r"field 'test_method' is missing"),

@@ -1,6 +1,7 @@
 """Each kind of task: its wording to the letter, its opening, its extraction and its grading."""
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,16 @@ def test_a_kind_is_found_by_its_name_or_named_as_missing():
         with pytest.raises(UserError) as error:
             find_task(name, "dataset.data_type")
         assert error.value.key == "dataset.data_type" and f"dataset.data_type={name}" in str(error.value)
+
+
+def test_a_kind_whose_module_fails_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "broken_kind.py").write_text("raise RuntimeError('first line\\nsecond line')\n")
+    with pytest.raises(UserError) as error:
+        find_task("broken_kind:Kind")
+    assert error.value.key == "evaluation.data_type"
+    assert "first line" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_real_tokenizers_prompts(sdar):

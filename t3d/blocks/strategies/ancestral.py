@@ -1,4 +1,4 @@
-"""Ancestral sampling of masked diffusion: each step reveals each masked token by lot, independently of the others.
+"""Ancestral sampling of masked diffusion: each step reveals each masked token at random, independently of the others.
 
 Step k = 1..S of a block goes from time t = (S - k + 1) / S to s = (S - k) / S. It reveals a masked token with the
 probability (alpha_s - alpha_t) / (1 - alpha_t), so the number of tokens that it reveals is binomial, and may be 0. The

@@ -1,9 +1,9 @@
-"""Each step unmasks positions in the order of their entropy H while the bound holds, and one at least.
+"""Each step unmasks positions in the order of their entropy H while the bound holds, and at least one position.
 
     eb_bound=sum:               sum of H           <= eb_threshold    SDAR's code (arXiv 2510.06303)
     eb_bound=sum_less_largest:  sum of H - max H   <= eb_threshold    EB-Sampler (arXiv 2505.24857)
 
-The second bounds what drawing the tokens independently loses; it never holds back a single token.
+The second formula bounds the loss of drawing the tokens independently. It always allows a single token.
 """
 
 import torch

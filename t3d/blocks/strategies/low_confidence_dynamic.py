@@ -1,4 +1,4 @@
-"""Each step unmasks every token with a confidence above the threshold, and its share at least (SDAR, 2510.06303)."""
+"""Each step unmasks every token with a confidence above the threshold, and at least its share (SDAR, 2510.06303)."""
 
 import torch
 from torch import Tensor

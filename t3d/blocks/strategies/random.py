@@ -1,4 +1,4 @@
-"""Each step unmasks its share of the block at positions drawn evenly."""
+"""Each step unmasks its share of the block at positions drawn uniformly."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Boxes: starting them, reading what comes out of them, ending them."""
+"""Boxes: starting them, reading their output, ending them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,15 @@ _GRACE = 60.0  # seconds a supervisor may be late, on a machine under heavy load
 
 @dataclass(frozen=True)
 class Limits:
-    """What a box may use.
+    """The limits of a box.
 
-    cpu: seconds of CPU time, all its processes together. wall: seconds from its start, None = 10 cpu + 5: generous, so
-    that a busy machine changes no verdict; it ends programs that sleep. memory: bytes of address space per process and
-    of resident memory together. disk: bytes of its folder and of one file. output: bytes on stdout and stderr.
+    Attributes:
+        cpu: seconds of CPU time, all its processes together.
+        wall: seconds from its start; None = 10 cpu + 5. It ends programs that sleep. It is generous, so that a busy
+            machine changes no verdict.
+        memory: bytes of address space per process, and of resident memory of all together.
+        disk: bytes of its folder, and of one file.
+        output: bytes on stdout and stderr.
     """
 
     cpu: float = 1.0
@@ -45,18 +49,20 @@ class Limits:
 
 
 class SandboxError(RuntimeError):
-    """A box did not start, or its supervisor fell silent: the machine's fault, not the program's."""
+    """A box did not start, or its supervisor no longer answers: the machine's fault, not the program's."""
 
 
 class Box:
     """A program in a box, running from the constructor on; leaving the `with` block ends all its processes.
 
-    role: "script" and "quiet" (without the prompts of input()) run order["program"], "serve" answers calls of its
-    names, "check" runs the tests of order["plan"]. channel: the descriptor that it gets as fd 3. stdout, stderr: what
-    was written, up to about the limit. ending: the supervisor's report (see inside/box.py, `_supervise`), or
-    {"end": "output"}; empty while it runs.
+    Attributes:
+        role: "script" and "quiet" (without the prompts of input()) run order["program"]. "serve" answers calls of its
+            names. "check" runs the tests of order["plan"].
+        channel: the descriptor that it gets as fd 3.
+        stdout, stderr: its output, up to about the limit.
+        ending: the supervisor's report (`_supervise` of inside/box.py), or {"end": "output"}; empty while it runs.
 
-    Raises SandboxError where the box cannot start (also later, from `attend`).
+    Raises SandboxError if the box cannot start (also later, from `attend`).
     """
 
     def __init__(
@@ -123,7 +129,7 @@ class Box:
         self._release()
 
     def stop(self) -> None:
-        """Tell the supervisor to end it all, by closing what it listens to."""
+        """End all processes of the box, by closing the supervisor's control channel."""
         if self._control is not None:
             os.close(self._control)
             self._control = None
@@ -137,7 +143,7 @@ class Box:
             shutil.rmtree(self._host_folder, ignore_errors=True)
 
     def _read(self, fd: int) -> None:
-        """Take what there is; at the end of a stream let go of it."""
+        """Read the available output; close a stream at its end."""
         data = os.read(fd, 1 << 16)
         if data:
             self._sinks[fd] += data
@@ -157,7 +163,7 @@ class Box:
 
 
 def attend(*boxes: Box, until: Box | None = None) -> None:
-    """Read from boxes until `until`, or all of them, have ended and said everything. Raises SandboxError."""
+    """Read from boxes until `until`, or all of them, have ended and their output is complete. Raises SandboxError."""
     awaited = boxes if until is None else (until,)
     while any(box._sinks for box in awaited):
         with selectors.DefaultSelector() as streams:
@@ -171,8 +177,9 @@ def attend(*boxes: Box, until: Box | None = None) -> None:
 
 
 def run_script(program: str, limits: Limits, walls: str, stdin: str = "", prompts: bool = True) -> Box:
-    """Run a program to its end, as `python answer.py` does. The box returned has ended; it tells how, and what was
-    written. prompts: whether input() writes its prompt.
+    """Run a program to its end, as `python answer.py` does. The returned box has its ending and its output.
+
+    prompts: whether input() writes its prompt.
     """
     with Box("script" if prompts else "quiet", {"program": program}, limits, walls, stdin=stdin) as box:
         attend(box)
@@ -180,7 +187,7 @@ def run_script(program: str, limits: Limits, walls: str, stdin: str = "", prompt
 
 
 def _user(walls: str) -> int | None:
-    """The user id for a boxed program, where this process may choose one: one per box, because the kernel counts
+    """The user id for a boxed program, if this process may choose one. Each box has its own, because the kernel counts
     processes per user.
     """
     if os.geteuid() != 0 or walls not in ("namespaces-root", "rlimits"):

@@ -1,4 +1,4 @@
-"""Which walls this machine's boxes can have: found out by running a program behind them."""
+"""Finds the walls that this machine can give its boxes, by running a program in each kind."""
 
 from __future__ import annotations
 
@@ -27,22 +27,21 @@ print("walled")
 
 
 def isolation(allow_unsandboxed: bool = False) -> str:
-    """The walls of this machine's boxes: "namespaces", "bubblewrap" or "rlimits". The first call runs a program in
-    each to see.
+    """The walls of this machine's boxes: "namespaces", "bubblewrap" or "rlimits". The first call tests each of them.
 
-    Raises UserError where only "rlimits" can be had and `allow_unsandboxed` does not accept that.
+    Raises UserError if only "rlimits" works and `allow_unsandboxed` is false.
     """
     return walls(allow_unsandboxed).partition("-")[0]
 
 
 def walls(allow_unsandboxed: bool = False) -> str:
-    """As `isolation`, but as `Box` wants it: "namespaces-root" and "namespaces-user" are told apart."""
+    """`isolation` in the form for `Box`: it distinguishes "namespaces-root" and "namespaces-user"."""
     found, troubles = _best_walls()
     if found == "rlimits" and not allow_unsandboxed:
         raise UserError(
             f"no sandbox for programs on this machine ({troubles}): they could read your files and use the network; "
-            "install bubblewrap or allow user namespaces, or accept that with execute.allow_unsandboxed=true "
-            "(--allow-unsandboxed)"
+            "install bubblewrap, allow user namespaces, or run them without a sandbox by "
+            "execute.allow_unsandboxed=true (--allow-unsandboxed)"
         )
     return found
 
@@ -64,13 +63,13 @@ def _best_walls() -> tuple[str, str]:
 
 
 def can_try(kind: str) -> bool:
-    """root makes namespaces itself; bwrap, where it is installed, is for those who may not."""
+    """Whether these walls can be tried. root creates namespaces itself; other users need bwrap or user namespaces."""
     root = os.geteuid() == 0
     return {"namespaces-root": root, "bubblewrap": not root and shutil.which("bwrap") is not None}.get(kind, True)
 
 
 def probe(kind: str) -> str | None:
-    """None where these walls work here, else what went wrong, in a few words."""
+    """None if these walls work here, else the fault in a few words."""
     try:
         box = run_script(_PROBE, Limits(cpu=5.0, wall=30.0), kind)
     except SandboxError as error:

@@ -16,12 +16,12 @@ from typing import Any
 
 _INSIDE = Path(__file__).resolve().parent / "inside"
 _SYSTEM_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64")
-_PACKAGES = ("numpy", "numpy.libs", "tzdata")  # beside the standard library
+_PACKAGES = ("numpy", "numpy.libs", "tzdata")  # besides the standard library
 _INHERITED = ("TZ", "LD_LIBRARY_PATH")  # the interpreter may need its libraries
 _CODE, _PLACE = "/inside/code", "/inside/packages"
 
-# What an interpreter says about itself. It finds its folders from its own place, so the bare interpreter is asked and
-# not the one of a virtual environment.
+# Prints an interpreter's folders. It finds them from its own place, so the bare interpreter runs this program and not
+# the one of a virtual environment.
 _QUESTION = """
 import json, site, sys, sysconfig
 with open("/proc/self/maps") as file:
@@ -57,10 +57,10 @@ def environment(walls: str, folder: str) -> dict[str, str]:
 
 @functools.cache
 def describe(walls: str) -> dict[str, Any]:
-    """What a box shows of the machine, as `inside/box.py` and bubblewrap build it.
+    """The parts of the machine that a box shows, for `inside/box.py` and bubblewrap.
 
-    binds: (source, target), sources without links; links: (path, target); masks: folders shown empty; mountpoint: where
-    to build; python: the interpreter; code: the folder with the code of the inside.
+    binds: (source, target), sources without links; links: (path, target); masks: folders shown empty; mountpoint: the
+    root of the new world; python: the interpreter; code: the folder with the code of the inside.
     """
     own = _interpreter()
     paths = [*_SYSTEM_LIBRARIES, *own["library"], *own["mapped"], *own["zones"], python()]
@@ -83,20 +83,20 @@ def describe(walls: str) -> dict[str, Any]:
 
 
 def link_packages(folder: str) -> None:
-    """The packages for a box without walls, which sees all of this machine's files anyway."""
+    """Link the packages for a box without walls, which sees all of this machine's files."""
     os.mkdir(folder, 0o755)
     for name, path in _packages().items():
         os.symlink(path, os.path.join(folder, name))
 
 
 def command(walls: str, shown: dict[str, Any], disk: int) -> list[str]:
-    """The command line that starts a supervisor. disk: bytes of /tmp, where bubblewrap makes it."""
+    """The command line that starts a supervisor. disk: bytes of /tmp, if bubblewrap creates it."""
     code = _CODE if walls == "bubblewrap" else str(_INSIDE)
     start = f"import sys; sys.path.insert(0, {code!r}); import box; box.main()"
     bare = [shown["python"], "-S", "-s", "-P", "-c", start]
     if walls != "bubblewrap":
         return bare
-    # Old versions know neither --size nor --disable-userns; the seccomp filter does the second's work anyway.
+    # Old versions have neither --size nor --disable-userns; the seccomp filter replaces the second.
     bwrap = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--as-pid-1", "--new-session"]
     bwrap += ["--size", str(disk), "--tmpfs", "/tmp"]
     for path, target in shown["links"]:
@@ -114,7 +114,7 @@ def command(walls: str, shown: dict[str, Any], disk: int) -> list[str]:
 
 @functools.cache
 def _interpreter() -> dict[str, list[str]]:
-    """The interpreter's answer to _QUESTION; nothing where it cannot run: starting a box then says why."""
+    """The interpreter's answer to _QUESTION; empty if it cannot run. Starting a box then reports the reason."""
     line = [python(), "-S", "-s", "-P", "-c", _QUESTION]
     try:
         answer = subprocess.run(line, env=environment("", "/"), cwd="/", capture_output=True, check=True, text=True)
@@ -124,7 +124,7 @@ def _interpreter() -> dict[str, list[str]]:
 
 
 def _links_to(path: str) -> list[tuple[str, str]]:
-    """(link, where it leads) of each symbolic link on the way to a path that exists."""
+    """(link, target) of each symbolic link on the way to an existing path."""
     links: list[tuple[str, str]] = []
     while True:
         steps = [str(step) for step in reversed([Path(path), *Path(path).parents])]
@@ -137,7 +137,7 @@ def _links_to(path: str) -> list[tuple[str, str]]:
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:
-    """The paths less those inside another one, which is shown with its content."""
+    """The paths that lie inside no other path. A box shows a folder with its content."""
     kept: list[str] = []
     for path in sorted(set(paths), key=len):
         if not _within(path, kept):

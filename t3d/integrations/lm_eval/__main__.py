@@ -10,6 +10,7 @@ NAME, TARGET = "t3d_sdar", "t3d.integrations.lm_eval.model:SDARHarness"
 
 
 def command_line() -> None:
+    """The harness's own command line, with our model registered."""
     try:
         import lm_eval.models  # noqa: F401 - fills the registry, from installed packages too where it can
         from lm_eval.__main__ import cli_evaluate
@@ -22,6 +23,7 @@ def command_line() -> None:
 
 
 def main() -> None:
+    """The command."""
     run_main(command_line)
 
 

@@ -2,14 +2,14 @@
 
     log p(x | c)  >=  sum_b E_k E_M [ n_b / k  sum_{i in M} log p_theta(x^i | x_b without M, x_<b, c) ]
 
-b runs over the blocks of the absolute grid, n_b is the number of the continuation's tokens in b, k ~ U{1..n_b}, M is
-a set of k of them, drawn uniformly. It is the NELBO with t ~ U(0, 1), every token masked with probability t and the
-weight 1/t, after the integral over t: a set of k tokens has the weight (k - 1)! (n - k)! / n!. Drawing k in place of t
-has the same mean, and a finite variance. Sources: MDLM (arXiv 2406.07524, eq. 10), BD3-LM (arXiv 2503.09573, eq. 7); k
-in place of t: LLaDA (arXiv 2502.09992, section 2.4).
+b runs over the blocks of the absolute grid. n_b is the number of the continuation's tokens in b, k ~ U{1..n_b}, and M
+is a set of k of them, drawn uniformly. This is the NELBO with t ~ U(0, 1), mask probability t and weight 1/t, after the
+integral over t: a set of k tokens has the weight (k - 1)! (n - k)! / n!. Drawing k instead of t has the same mean and a
+finite variance. Sources: MDLM (arXiv 2406.07524, eq. 10), BD3-LM (arXiv 2503.09573, eq. 7); k instead of t: LLaDA
+(arXiv 2502.09992, section 2.4).
 
-Positions of the last block behind the continuation stay masked and are no targets: what is bounded is the likelihood
-under decoding that unmasks the continuation in random order before the rest of the block.
+In the last block the positions after the continuation stay masked and are no targets. So the bound holds for decoding
+that unmasks the continuation in random order before the rest of the block.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,13 @@ from t3d.states.base import State, absolute_grid, collate, state_without_order
 
 
 def mask_sets(tokens: int, blocks: int, mc_num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The sets of masked tokens that a bound looks at, for several blocks with ``tokens`` tokens each.
+    """The sets of masked tokens of a bound, for several blocks with ``tokens`` tokens each.
 
-    Where all 2^tokens - 1 sets are not more than ``mc_num``, they are all there, and the bound has no variance. Else
-    ``mc_num`` sets are drawn: the sizes of a block go round through 1..tokens from a random one, so that every size has
-    its share.
+    If 2^tokens - 1 is at most ``mc_num``, all sets are used, and the bound has no variance. Otherwise ``mc_num`` sets
+    are drawn. The sizes of a block cycle through 1..tokens from a random start, so that every size has its share.
 
     Returns:
-        (sets, blocks, tokens) bool, what is masked, and (sets, blocks) the sets' weights.
+        (sets, blocks, tokens) bool, true at masked tokens; (sets, blocks) the sets' weights.
     """
     if 2**tokens - 1 <= mc_num:
         masked = (torch.arange(1, 2**tokens).unsqueeze(-1) >> torch.arange(tokens)) % 2 == 1
@@ -54,8 +53,10 @@ def bound_states(
     mc_num: int,
     generator: torch.Generator,
 ) -> list[State]:
-    """The training states whose weighted log-probabilities add up to the bound. Blocks are looked at side by side: a
-    state has a set of every block that still has one."""
+    """The training states whose weighted log-probabilities add up to the bound.
+
+    Blocks share states: a state has a set of every block that still has one.
+    """
     end = len(context) + len(continuation)
     grid = absolute_grid(len(context), end, block_size)
     ids = torch.full((len(grid.block),), mask_id)
@@ -82,7 +83,7 @@ def bound_states(
 
 @torch.no_grad()
 def weighted_log_probs(model, states: Sequence[State], pad_id: int) -> list[float]:
-    """Each state's part of its bound, in nats; one forward in the training layout."""
+    """Each state's part of its bound, in nats, by one forward in the training layout."""
     batch = collate([[state] for state in states], pad_id, shift=logit_shift(model.config), device=model.device)
     log_probs, _ = score(model, batch)
     terms = (batch.weight * log_probs[:, 0]).cpu().double()

@@ -34,36 +34,36 @@ from t3d.states.base import State, generator_for
 
 log = logging.getLogger(__name__)
 
-TOKENS_AT_ONCE = 2**14  # of the training layout in one forward of the bound
+TOKENS_AT_ONCE = 2**14  # tokens of the training layout in one forward of the bound
 RESULT_DOES_NOT_DEPEND_ON = ("pretrained", "device", "max_active")
 HARNESS_NAMES = {"max_gen_toks": "max_token", "batch_size": "max_active"}
-UNSAID = {"batch_size": (1, "1", "auto"), "device": ("cuda:0",)}  # what the harness adds where the user says nothing
+UNSAID = {"batch_size": (1, "1", "auto"), "device": ("cuda:0",)}  # values that the harness adds by default
 
 
 @dataclass
 class ModelArguments(DecodeSettings):
-    """What ``--model_args`` takes. A sampling setting at null is the task's own."""
+    """The arguments of ``--model_args``. For a sampling setting at null the task decides."""
 
-    # mypy: None stands for what the model or the task says until `_decoding` makes DecodeSettings of them
+    # mypy: None stands for the model's or the task's value, until `_decoding` makes DecodeSettings
     pretrained: str = option("", "block-diffusion model: a folder or a hub id")
     block_size: int | None = option(None, "positions of one block; null = the model's", ge=1)  # type: ignore[assignment]
     denoising_steps_per_block: int | None = option(  # type: ignore[assignment]
         None, "steps of a block; null = one per position", ge=1
     )
-    temperature: float | None = option(None, "null = as the task says, 0 = greedy", ge=0)  # type: ignore[assignment]
-    top_k: int | None = option(None, "null = as the task says, 0 = all", ge=0)  # type: ignore[assignment]
-    top_p: float | None = option(None, "null = as the task says, 1 = all", gt=0, le=1)  # type: ignore[assignment]
-    max_token: int = option(256, "an answer's longest length where the task has no max_gen_toks", ge=1)
-    seed: int = option(0, "of sampled answers and of the bound's masks")
+    temperature: float | None = option(None, "null = the task's, 0 = greedy", ge=0)  # type: ignore[assignment]
+    top_k: int | None = option(None, "null = the task's, 0 = all", ge=0)  # type: ignore[assignment]
+    top_p: float | None = option(None, "null = the task's, 1 = all", gt=0, le=1)  # type: ignore[assignment]
+    max_token: int = option(256, "most tokens of an answer, if the task has no max_gen_toks", ge=1)
+    seed: int = option(0, "seed of sampled answers and of the bound's masks")
     mc_num: int = option(16, "most forwards for one log-likelihood; 2^block_size - 1 make the bound exact", ge=1)
-    check_greedy: bool = option(False, "is_greedy of log-likelihoods by decoding; else it is always false")
+    check_greedy: bool = option(False, "decode to find is_greedy of log-likelihoods; otherwise it is always false")
     dtype: str = option("auto", "of the weights", choices=("auto", "float32", "bfloat16", "float16"))
     device: str | None = option(None, "null = the GPU if there is one; with several processes each has its own")
     max_active: int = option(256, "most answers decoded at once", ge=1)
 
     @classmethod
     def parse(cls, given: dict[str, Any]) -> "ModelArguments":
-        """Check ``--model_args`` and what the harness adds to them.
+        """Check ``--model_args`` and the arguments that the harness adds.
 
         Raises:
             UserError: an unknown name, a wrong type, an impossible value, no model.
@@ -72,7 +72,7 @@ class ModelArguments(DecodeSettings):
         names = [field.name for field in fields(cls)]
         for theirs, ours in HARNESS_NAMES.items():
             if theirs in given and ours in given:
-                raise fault(theirs, given[theirs], f"is another name of {ours}, which is given too; give one")
+                raise fault(theirs, given[theirs], f"is another name of {ours}; give only one of the two")
             if theirs in given:
                 given[ours] = given.pop(theirs)
         for name, value in given.items():
@@ -87,8 +87,8 @@ class ModelArguments(DecodeSettings):
 class SDARHarness(TemplateLM):
     """The model ``t3d_sdar``. Arguments: the fields of ModelArguments.
 
-    Answers depend on the weights, the arguments and the request alone: not on the batch, the order or the number of
-    processes.
+    Answers depend only on the weights, the arguments and the request. The batch, the order and the number of processes
+    change nothing.
     """
 
     def __init__(self, **arguments: Any):
@@ -105,9 +105,9 @@ class SDARHarness(TemplateLM):
         decoder = load_decoder(self.source, dtype=args.dtype, device=self._device, key="pretrained")
         self.model, self.tokenizer, self.ids = decoder.model, decoder.tokenizer, decoder.ids
         self.block_size = args.block_size or self.model.config.block_size
-        self._decoding({})  # settings that do not go together are an error now, not after the tasks are built
+        self._decoding({})  # a conflict of settings is an error now, before the tasks are built
 
-    # -- what the harness asks of every model -------------------------------------------------------------------------
+    # -- the harness's interface of a model ---------------------------------------------------------------------------
 
     @property
     def eot_token_id(self) -> int:
@@ -115,13 +115,13 @@ class SDARHarness(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands in for an empty context."""
+        """The context's token if the context is empty."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def max_length(self) -> int:
-        """Positions in whole blocks."""
+        """The model's positions, rounded down to whole blocks."""
         return position_count(self.model.config) // self.block_size * self.block_size
 
     @property
@@ -129,7 +129,7 @@ class SDARHarness(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """The text's ids and no others; special tokens that a chat template wrote into it are themselves."""
+        """The text's ids, without added tokens. Special tokens that a chat template wrote are kept as such."""
         return list(self.tokenizer(string, add_special_tokens=False)["input_ids"])
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -143,7 +143,7 @@ class SDARHarness(TemplateLM):
         )
 
     def get_model_info(self) -> dict[str, Any]:
-        """Goes into the results file."""
+        """The entries about the model in the results file."""
         return {
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.model.dtype),
@@ -166,9 +166,9 @@ class SDARHarness(TemplateLM):
             PartialState().wait_for_everyone()
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Give every decode setting a table of its own in the file of ``--use_cache``.
+        """Give every decode setting its own table in the file of ``--use_cache``.
 
-        The harness's keys are the request's alone, so answers of other weights or settings would be taken for ours.
+        The harness keys an answer by the request alone. Answers of other weights or settings would be taken for ours.
         """
         store = cache_hook.dbdict
         if store is not None:
@@ -178,7 +178,7 @@ class SDARHarness(TemplateLM):
         super().set_cache_hook(cache_hook)
 
     def fingerprint(self) -> str:
-        """A digest of all that answers depend on beside the request."""
+        """A digest of everything that answers depend on, besides the request."""
         matters = {name: v for name, v in asdict(self.args).items() if name not in RESULT_DOES_NOT_DEPEND_ON}
         matters |= {"block_size": self.block_size, "weights": weights_fingerprint(self.source)}
         return hashlib.blake2b(json.dumps(matters, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -186,7 +186,7 @@ class SDARHarness(TemplateLM):
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Decode an answer to every request, cut at the first of its stop strings; in the order of the requests.
+        """Decode an answer to every request, in their order. Each is cut at its first stop string.
 
         Raises:
             UserError: a generation argument that block diffusion does not have, or a prompt that does not fit.
@@ -218,7 +218,7 @@ class SDARHarness(TemplateLM):
         return [answers[index] for index in range(len(requests))]
 
     def _decoding(self, given: dict[str, Any]) -> tuple[DecodeSettings, tuple[str, ...]]:
-        """The settings and stop strings of a task's generation arguments; what model_args say overrides them."""
+        """The settings and stop strings of a task's generation arguments; model_args override them."""
         given, args = {name: value for name, value in given.items() if value is not None}, self.args
         until = given.pop("until", None) or ()
         until = tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
@@ -232,7 +232,7 @@ class SDARHarness(TemplateLM):
         if given.pop("num_beams", 1) != 1 or given:
             name, value = next(iter(given.items()), ("num_beams", "above 1"))
             raise UserError(
-                f"generation argument {name}={value}: block diffusion has none; --gen_kwargs {name}=None leaves it out"
+                f"generation argument {name}={value}: block diffusion lacks it; --gen_kwargs {name}=None leaves it out"
             )
         own = {field.name: getattr(args, field.name) for field in fields(DecodeSettings)}
         values = task | {name: value for name, value in own.items() if value is not None}
@@ -242,7 +242,7 @@ class SDARHarness(TemplateLM):
         return checked(DecodeSettings(**{name: value for name, value in values.items() if value is not None})), until
 
     def _stop_ids(self, until: Sequence[str]) -> tuple[int, ...]:
-        """The model's, and stop strings that are a single token: those end the decoding, the others cut its text."""
+        """The model's stop ids, and stop strings of one token. They end the decoding; other strings cut the text."""
         stops = set(self.ids.stop_ids)
         for text in until:
             ids = self.tok_encode(text)
@@ -255,12 +255,15 @@ class SDARHarness(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(the block-diffusion bound in nats, is_greedy) of every (context, continuation)."""
         if not self.args.check_greedy and self.rank == 0:
-            log.warning("t3d_sdar: is_greedy is false throughout; a task that scores it needs check_greedy=true")
+            log.warning("t3d_sdar: is_greedy is always false; a task that scores it needs check_greedy=true")
         return super().loglikelihood(requests, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The bound of whole texts, each behind the prefix token. A text longer than the model's positions is scored in
-        windows; the last one has as much context as fits, the others a token."""
+        """The bound of whole texts, each after the prefix token.
+
+        A text longer than the model's positions is scored in windows. The last window has as much context as fits, the
+        others have one token.
+        """
         windows, owner = [], []
         for index, request in enumerate(requests):
             (text,) = request.args
@@ -277,15 +280,15 @@ class SDARHarness(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs
     ) -> list[tuple[float, bool]]:
-        """Of every (texts, context ids, continuation ids).
+        """(bound, is_greedy) of every (texts, context ids, continuation ids).
 
         Raises:
-            UserError: a continuation without tokens, or one that does not fit behind its context.
+            UserError: a continuation has no tokens, or does not fit after its context.
         """
         for (_, text), context, continuation in requests:
             length = len(context) + len(continuation)
             if not continuation or length > self.max_length:
-                problem = f"ends at token {length} of {self.max_length} possible" if continuation else "has no tokens"
+                problem = f"ends at token {length}, the limit is {self.max_length}" if continuation else "has no tokens"
                 raise UserError(f"log-likelihood: the continuation {text[:40]!r} {problem}; change the task")
         greedy = self._greedy([request[1:] for request in requests])
         results: dict[int, tuple[float, bool]] = {}
@@ -295,7 +298,7 @@ class SDARHarness(TemplateLM):
         return [results[index] for index in range(len(requests))]
 
     def _bounds(self, pairs: list[tuple[list[int], list[int]]], disable_tqdm: bool) -> Iterator[tuple[int, float]]:
-        """(index, bound) of every (context ids, continuation ids) as it is done, the longest first."""
+        """(index, bound) of every (context ids, continuation ids), the longest first."""
         bounds = [0.0] * len(pairs)
         states_left: Counter[int] = Counter()
         bar = tqdm(total=len(pairs), desc="likelihood", unit="text", disable=disable_tqdm or self.rank != 0)
@@ -312,12 +315,12 @@ class SDARHarness(TemplateLM):
     def _batches(
         self, pairs: list[tuple[list[int], list[int]]], states_left: Counter[int]
     ) -> Iterator[list[tuple[int, State]]]:
-        """The states of all bounds, as many as one forward takes; counts each pair's in ``states_left``."""
+        """The states of all bounds, in batches for one forward. ``states_left`` counts each pair's states."""
         group: list[tuple[int, State]] = []
         width = 0
         for index in sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i]))):
             context, continuation = pairs[index]
-            # named by its tokens, so that neither order nor processes change what is drawn
+            # seeded by the tokens, so that neither order nor processes change the draws
             generator = generator_for(self.args.seed, 0, f"{context}{continuation}")
             states = bound_states(
                 context,

@@ -1,1 +1,1 @@
-"""What runs inside a box, under a bare interpreter: only the standard library is imported here."""
+"""The code that runs inside a box, under a bare interpreter: it imports only the standard library."""

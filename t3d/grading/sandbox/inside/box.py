@@ -1,11 +1,11 @@
-"""From a fresh process to an untrusted program under guard: namespaces, limits, supervision.
+"""Turns a fresh process into a guarded, untrusted program: namespaces, limits, supervision.
 
     outer process      creates the namespaces, waits
       supervisor       pid 1 of its own pid namespace: builds the file system, then watches the tree and ends it
         program        an unprivileged user without capabilities, in an empty world
 
-The supervisor's end is the end of every process in its namespace, daemons included: the kernel sees to that. It ends
-when the program's main process ends, at a limit, or when `control` (fd 0) is closed, be it that the grader was killed.
+When the supervisor ends, the kernel ends every process in its namespace, daemons included. The supervisor ends when the
+program's main process ends, at a limit, or when `control` (fd 0) is closed, as after a kill of the grader.
 
 Without namespaces ("rlimits") the supervisor adopts orphans (PR_SET_CHILD_SUBREAPER) and kills all its descendants;
 files and network are then not protected.
@@ -43,8 +43,8 @@ _DEVICES = ("null", "zero", "full", "random", "urandom")
 
 def main() -> None:
     """Reads the order from fd 0: its length in 8 bytes, then marshal's data as `boxes.Box` writes it."""
-    # Pid 1 receives only signals that it handles: without Python's handler not the program's SIGINT either. And
-    # SIGCHLD, ignored by a parent perhaps, would be so here: the kernel then keeps no account of children.
+    # Pid 1 receives only signals that it handles; without Python's handler SIGINT would not reach the program either.
+    # If a parent ignored SIGCHLD, it would be ignored here, and the kernel would not count the children's time.
     for number in (signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     with open(0, "rb", buffering=0, closefd=False) as control:
@@ -104,8 +104,8 @@ def _write(path: str, text: str, folder: int | None = None) -> None:
 
 
 def _enter(order: dict) -> int:
-    """Goes behind the walls. Returns an open folder: the /proc with the processes that are to be watched."""
-    _prctl(_PR_SET_DUMPABLE, 0)  # no process of the same user may look into this one
+    """Enters the isolated world. Returns an open folder: the /proc with the processes to watch."""
+    _prctl(_PR_SET_DUMPABLE, 0)  # other processes of the same user cannot look into this one
     if order["walls"] in ("namespaces-root", "namespaces-user"):
         return _enter_namespaces(order)
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
@@ -181,7 +181,7 @@ def _build_root(order: dict) -> int:
 
 
 def _show(order: dict) -> None:
-    """The parts of the machine that the order names, and a copy of this code: others may not read the original."""
+    """Shows the parts of the machine that the order names, and a copy of this code; others may not read the code."""
     for path, target in order["links"]:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.symlink(target, path)
@@ -196,7 +196,7 @@ def _show(order: dict) -> None:
 
 
 def _copy(source: str, target: str) -> None:
-    """A folder's files, with their times, by which Python knows its compiled files."""
+    """Copies a folder's files with their times. Python recognises its compiled files by the times."""
     os.makedirs(target)
     for entry in os.scandir(source):
         path = os.path.join(target, entry.name)
@@ -222,7 +222,7 @@ def _bind(source: str, target: str, attributes: int) -> None:
 
 
 def _become_program(order: dict) -> int:
-    """In the child: its own session, its limits, no privileges, and no file descriptor but those it needs.
+    """In the child: its own session, its limits, no privileges, and only the file descriptors that it needs.
 
     Returns the descriptor for a report of failure. Starting another program closes it.
     """
@@ -251,7 +251,7 @@ def _become_program(order: dict) -> int:
 
 
 def _out_of_the_way(fd: int) -> int:
-    """The descriptor, or a copy of it where the number is needed."""
+    """The descriptor, or a copy with another number if its number is needed."""
     return fcntl.fcntl(fd, fcntl.F_DUPFD, 5) if fd < 5 else fd
 
 
@@ -267,7 +267,7 @@ def _input(order: dict) -> bytes:
 
 
 def _standard_input(order: dict) -> int:
-    """A file, which can be opened again as /dev/stdin."""
+    """A file, because a file can be opened again as /dev/stdin."""
     if order["stdin"] is None:
         return os.open(os.devnull, os.O_RDONLY)
     if order["walls"].startswith("namespaces"):
@@ -308,7 +308,7 @@ def _run(order: dict, status: int) -> None:
 
 
 def _limit(order: dict) -> None:
-    seconds = int(order["cpu"]) + 2  # a rough second line: the supervisor counts exactly, and over the whole tree
+    seconds = int(order["cpu"]) + 2  # a rough second limit; the supervisor counts exactly, over the whole tree
     limits = {
         resource.RLIMIT_AS: order["memory"],
         resource.RLIMIT_CPU: seconds,
@@ -318,7 +318,7 @@ def _limit(order: dict) -> None:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    if order["walls"].startswith("namespaces"):  # elsewhere the user's other processes would count too
+    if order["walls"].startswith("namespaces"):  # otherwise the user's other processes would count too
         limits[resource.RLIMIT_NPROC] = order["processes"]
     for name, value in limits.items():
         hard = resource.getrlimit(name)[1]
@@ -328,15 +328,15 @@ def _limit(order: dict) -> None:
 
 def _drop_capabilities() -> None:
     for capability in range(64):
-        _prctl(_PR_CAPBSET_DROP, capability)  # fails beyond the last one, and where there is nothing to drop
+        _prctl(_PR_CAPBSET_DROP, capability)  # fails after the last capability, and without any to drop
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     _call("capset", header, bytes(24))
     if _prctl(_PR_SET_NO_NEW_PRIVS, 1) < 0:
         raise OSError("prctl(PR_SET_NO_NEW_PRIVS)")
 
 
-# System calls that no candidate needs: ways into other processes, further namespaces and mounts, memory that no limit
-# counts, and the parts of the kernel that most often had holes. Numbers on (x86_64, aarch64).
+# System calls that no program needs: access to other processes, further namespaces and mounts, memory that no limit
+# counts, and parts of the kernel with frequent security holes. Numbers on (x86_64, aarch64).
 _DENIED = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438),
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
@@ -348,7 +348,7 @@ _DENIED = {
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "init_module": (175, 105), "finit_module": (313, 273), "kexec_load": (246, 104), "setpriority": (141, 140),
 }  # fmt: skip
-# Without a pid namespace, these as well: ways to end the grader, or all that its user runs.
+# Without a pid namespace these are denied too: they could end the grader, or every process of its user.
 _SIGNALS = {
     "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424),
@@ -358,26 +358,26 @@ _CLONE3, _AF_UNIX = 435, 1
 _NAMESPACES = _NEWNS | _NEWCGROUP | _NEWUTS | _NEWIPC | _NEWUSER | _NEWPID | _NEWNET
 _F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 8, 10, 15, 0x8901, 0x8902
 _EQUAL, _ANY_OF = 0x15, 0x45  # BPF: jeq, jset
-# Calls that depend on an argument: which one, compared how with what, and whether a match is refused or the rest.
+# Calls that depend on an argument: (call, argument, comparison, values, True = refuse matches, False = refuse others).
 _ARGUMENTS = [
     ((56, 220), 0, _ANY_OF, (_NAMESPACES,), True),  # clone
     ((41, 198), 0, _EQUAL, (_AF_UNIX,), False),  # socket: an empty network namespace does not stop AF_VSOCK
-    ((13, 134), 0, _EQUAL, (signal.SIGCHLD,), True),  # rt_sigaction: ignoring it hides what children used
-    # One's own limits and place among the runnable, but not the supervisor's, who may be of the same user.
+    ((13, 134), 0, _EQUAL, (signal.SIGCHLD,), True),  # rt_sigaction: ignoring SIGCHLD hides the children's CPU time
+    # A program may change its own limits and scheduling. The supervisor may have the same user, so its own are refused.
     ((302, 261), 0, _EQUAL, (0,), False),  # prlimit64
     ((203, 122), 0, _EQUAL, (0,), False),  # sched_setaffinity
     ((144, 119), 0, _EQUAL, (0,), False),  # sched_setscheduler
     ((142, 118), 0, _EQUAL, (0,), False),  # sched_setparam
     ((314, 274), 0, _EQUAL, (0,), False),  # sched_setattr
-    # Ways to have a file or a socket send a signal to anybody.
+    # These calls make a file or a socket send a signal to any process.
     ((72, 25), 1, _EQUAL, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX), True),  # fcntl
     ((16, 29), 1, _EQUAL, (_FIOSETOWN, _SIOCSPGRP), True),  # ioctl
 ]
 
 
 def _filter_system_calls(denied: list[tuple[int, int]]) -> None:
-    """A seccomp filter: the denied calls fail, those of _ARGUMENTS for some arguments. clone3's flags cannot be seen:
-    it "does not exist", libraries then use clone.
+    """A seccomp filter. The denied calls fail, and the calls of _ARGUMENTS fail for some arguments. A filter cannot see
+    the flags of clone3, so clone3 "does not exist". Libraries then use clone.
     """
     column, machine = _MACHINES[os.uname().machine]
     load, equal, at_least, give = 0x20, _EQUAL, 0x35, 0x06  # BPF: ld abs, jeq, jge, ret
@@ -405,10 +405,12 @@ def _filter_system_calls(denied: list[tuple[int, int]]) -> None:
 
 
 def _supervise(order: dict, proc: int, child: int) -> dict:
-    """Watches the tree below the program's main process and ends it. Returns what happened:
+    """Watches the tree below the program's main process and ends it. Returns a report.
 
-    end: exit | signal | cpu | wall | memory | processes | disk | cancelled; code: exit code or signal; cpu, wall:
-    seconds, from the start of its process; peak: bytes of resident memory over the tree.
+    - end: exit | signal | cpu | wall | memory | processes | disk | cancelled;
+    - code: exit code or signal;
+    - cpu, wall: seconds, from the start of its process;
+    - peak: bytes of resident memory over the tree.
     """
     start = time.monotonic()
     own = os.getpid() if order["walls"] != "rlimits" else None
@@ -418,7 +420,7 @@ def _supervise(order: dict, proc: int, child: int) -> dict:
     try:
         _write(f"{child}/oom_score_adj", "1000", proc)
     except OSError:
-        pass  # a courtesy to the machine, no protection
+        pass  # this helps the machine and protects nothing
     watch = os.pidfd_open(child)
     reaped, peak, look, end = 0.0, 0, 0, None
     while end is None:
@@ -433,14 +435,14 @@ def _supervise(order: dict, proc: int, child: int) -> dict:
         if order["walls"] == "rlimits" and look % 10 == 0:
             used["disk"] = _disk_use(order["folder"])
         look += 1
-        end = _end(order, used, finished, cancelled=0 in ready)  # nobody writes to fd 0 any more: it was closed
+        end = _end(order, used, finished, cancelled=0 in ready)  # fd 0 is ready only when it was closed
     if order["walls"] == "rlimits":
         _kill_descendants(proc)
     return end | {"cpu": cpu, "wall": used["wall"], "peak": peak}
 
 
 def _end(limits: dict, used: dict, finished: int | None, cancelled: bool) -> dict | None:
-    """How the program ended, or is to end now; None while it may run on. finished: the wait status of its process."""
+    """The program's end, or the reason to end it now; None while it may continue. finished: the wait status."""
     over = [name for name, amount in used.items() if amount > limits[name]]
     if "cpu" in over:
         return {"end": "cpu"}
@@ -470,10 +472,10 @@ def _reap(child: int) -> tuple[int | None, float]:
 
 
 def _tree(proc: int, own: int | None) -> list[tuple[int, float, int]]:
-    """(pid, CPU seconds, resident bytes) of the processes to watch: all but `own` in this pid namespace; all
-    descendants where there is none.
+    """(pid, CPU seconds, resident bytes) of the processes to watch: all except `own` in this pid namespace, or all
+    descendants without a namespace.
 
-    The CPU time includes that of children waited for: those the supervisor did not inherit are in their parent's.
+    A process's CPU time includes the time of children that it waited for. The supervisor did not inherit these.
     """
     ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
     found, parents = [], {}

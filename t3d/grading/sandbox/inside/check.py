@@ -1,8 +1,8 @@
-"""The tests' side of the line: runs the test code, in which the program's names are stand-ins, and says how it went.
+"""The tests' side of the line: runs the test code, with stand-ins for the program's names, and reports the outcome.
 
-The program can do no more than an honest one: see arguments and answer with values. An operation of its own objects is
-its word, and taken where all operands are its objects. An operation with data of the tests is not asked for: the
-program would see the data, and its answer would prove nothing. Tests that need one have no verdict: Unsupported.
+The program can only see arguments and answer with values, like an honest one. It answers operations whose operands are
+all its own objects. It is never asked for an operation with data of the tests: it would see the data, and its answer
+would prove nothing. Tests that need such an operation have no verdict: Unsupported.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any
 from values import CONTAINERS, Gone, Peer, StandIn, Unsupported, overwrite
 
 _CHANNEL = 3  # the socket between program and tests
-_MODULE = "tests"  # of the classes that the test code defines
-_PLAIN = ("builtins", "functools", "itertools", "operator")  # of the functions and iterators that it may hand over
+_MODULE = "tests"  # module name of the classes that the test code defines
+_PLAIN = ("builtins", "functools", "itertools", "operator")  # modules of functions and iterators that it may hand over
 _OPEN = ("__class__", "__name__", "__qualname__", "__doc__", "__dict__")
-_MOST_LENT = 1 << 14  # characters of a container of the program in which changes of the tests are looked for
+_MOST_LENT = 1 << 14  # most characters of a container of the program that is searched for changes by the tests
 _ARITHMETIC = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
 _MIXED = {f"__{name}__" for name in ("eq", "lt", "le", "gt", "ge")}  # operations with a second operand
 _MIXED |= {f"__{way}{name}__" for way in ("", "r", "i") for name in _ARITHMETIC}
 
 
 class Tests(Peer):
-    """Asks the program. `gone` and `unsupported` keep the first trouble, whatever the tests catch."""
+    """Asks the program. `gone` and `unsupported` keep the first fault, even if the tests catch the exception."""
 
     gives = True
 
@@ -45,7 +45,7 @@ class Tests(Peer):
         self._made: set[int] = set()  # ids of objects that the tests made with a class of the program
         self._turn = _thread.RLock()  # tests may have threads
         self._streams = sys.stdout, sys.stdin, builtins.input
-        self.doubt = ""  # why a failure may not be the program's
+        self.doubt = ""  # the reason why a failure may not be the program's
 
     # asking
 
@@ -60,7 +60,7 @@ class Tests(Peer):
         if self.trouble:
             raise self.trouble
         if self._streams != (sys.stdout, sys.stdin, builtins.input):
-            self.doubt = "the tests took the place of a stream, which the program does not see"
+            self.doubt = "the tests replaced a stream, and the program does not see that"
         try:
             outcome, value = super().exchange(kind, target, *rest)
         except (Gone, Unsupported) as trouble:
@@ -69,7 +69,7 @@ class Tests(Peer):
         except (EOFError, OSError) as trouble:
             self.trouble = Gone(f"{type(trouble).__name__}: {trouble}")
             raise self.trouble from trouble
-        except Exception as trouble:  # what came was no value
+        except Exception as trouble:  # the message held no value
             self.trouble = Gone(f"{type(trouble).__name__}: {trouble}")
             raise self.trouble from None
         if kind == "call" and isinstance(target, StandIn) and "__instancecheck__" in vars(type(target)):
@@ -99,7 +99,7 @@ class Tests(Peer):
         return ask
 
     def _contains(self, value: Any, item: Any) -> bool:
-        """What an object holds counts. Its word alone counts for an object that the tests made themselves."""
+        """Look at the object's items. Only an object that the tests made themselves may answer directly."""
         base: Any = type(value).__mro__[1]
         if base is not StandIn:
             held = base.__contains__(value, item)
@@ -122,7 +122,7 @@ class Tests(Peer):
         return number
 
     def changed(self, changes: list, value: Any) -> None:
-        """Changes wait for the end of the statement: f(x) == sorted(x) compares with the x that f was given."""
+        """Changes wait for the end of the statement: f(x) == sorted(x) compares with the x before the call."""
         for number, content in changes:
             container = self.given[number]
             now = self.decode(content)
@@ -132,7 +132,7 @@ class Tests(Peer):
                 overwrite(container, now)
             else:
                 self._pending.append((container, now))
-        if value is None:  # as of list.sort: nothing to compare with in this statement
+        if value is None:  # as from list.sort: this statement compares nothing
             self._settle_pending()
 
     def _settle_pending(self) -> None:
@@ -162,7 +162,7 @@ class Tests(Peer):
         return container
 
     def _plain(self, container: Any) -> list:
-        """The content of a container that is not being given."""
+        """The content of a container that is not given to the program."""
         self.gives = False
         try:
             return self.content(container)
@@ -170,17 +170,17 @@ class Tests(Peer):
             self.gives = True
 
     def _give_back(self) -> None:
-        """Tell the program what the tests changed in its containers."""
+        """Send the program the tests' changes in its containers."""
         for number, (container, before, token) in list(self._lent.items()):
             now = self._plain(container)
             if now != before:
                 self._lent[number] = container, now, token
                 self.ask("update", token, container)
 
-    # what the test code calls (see `code.Settling`)
+    # functions that the test code calls (see `code.Settling`)
 
     def settle(self) -> None:
-        """Before a statement, and between the operands of `and` and `or`."""
+        """Make pending changes: before a statement, and between the operands of `and` and `or`."""
         self._settle_pending()
         self._copies.clear()
 
@@ -191,7 +191,7 @@ class Tests(Peer):
         return copies.get(id(value), (value, value))[1]
 
     def type_of(self, value: Any) -> Any:
-        """What type(value) is for the program's objects and exceptions."""
+        """type(value) for the program's objects and exceptions."""
         kind = type(value)
         if id(value) in self._theirs and not isinstance(value, type):
             return self.ask("attribute", value, "__class__")
@@ -210,11 +210,11 @@ class Tests(Peer):
         """Functions, classes, iterators and instances of the tests' own classes: never a module, a frame or a file."""
         own = type(value).__module__ == _MODULE
         if own and isinstance(value, CONTAINERS):
-            return False  # what the program changed in it would be lost
+            return False  # the program's changes in it would be lost
         return own or (type(value).__module__ in _PLAIN and (callable(value) or isinstance(value, Iterator)))
 
     def allow(self, kind: str, target: Any, rest: list) -> None:
-        """Calls and items of what was handed over; attributes and operations of the tests' own objects."""
+        """Allow calls and items of objects that were handed over, attributes and operations of the tests' objects."""
         if kind in ("call", "next", "apply") and id(target) in self._numbers:
             return
         own = type(target).__module__ == _MODULE
@@ -229,10 +229,10 @@ class Tests(Peer):
 
 
 def main(order: dict) -> None:
-    """Runs the tests of order["plan"] and writes how that went to the result pipe, the box's standard output.
+    """Runs the tests of order["plan"] and writes the outcome to the result pipe, the box's standard output.
 
-    The token, which proves that the last line of the tests was passed, is read from the order just before it is
-    written. What tests print goes nowhere.
+    The token proves that the tests passed their last line. It is read from the order just before it is written. The
+    tests' own output is discarded.
     """
     result = os.dup(1)
     null = os.open(os.devnull, os.O_WRONLY)
@@ -275,14 +275,14 @@ def _reason(peer: Tests, error: BaseException) -> tuple[str, str]:
 
 
 def _given_names(peer: Tests, names: tuple, space: dict[str, Any], classes: set[str]) -> dict[str, Any]:
-    """The program's names, and what the test code calls to stay in step with the program (see `code.Settling`)."""
+    """The program's names, and the functions that keep the test code in step with the program (`code.Settling`)."""
     data = []
     found = {}
     for name in names:
         try:
             found[name] = peer.ask("get", name)
         except NameError:
-            continue  # using it is then an error of its own, or finds the built-in
+            continue  # the tests' use of it then raises an error, or finds the built-in
         if not isinstance(found[name], StandIn | type):
             data.append(name)
 
@@ -291,7 +291,7 @@ def _given_names(peer: Tests, names: tuple, space: dict[str, Any], classes: set[
         for name in classes & space.keys():  # defined by now
             classes.discard(name)
             peer.ask("offer", name, space[name])
-        for name in data:  # what calls may have changed
+        for name in data:  # calls may have changed them
             space[name] = peer.ask("get", name)
 
     return found | {"__settle__": settle, "__original__": peer.original, "__type__": peer.type_of}

@@ -11,11 +11,11 @@ from typing import Any
 from values import Gone, Peer, Unsupported
 
 _CHANNEL = 3  # the socket between program and tests
-_FRESH = 2  # references to an object that nothing in the program holds: ours, and that of getrefcount
+_FRESH = 2  # references to an object that nothing in the program holds: ours, and getrefcount's own
 
 
 class Program(Peer):
-    """Answers all that is asked, and reports what became of the containers that a call was given."""
+    """Answers all requests, and reports the changes in the containers that a call was given."""
 
     def __init__(self, names: dict[str, Any]) -> None:
         super().__init__(_CHANNEL)
@@ -51,7 +51,7 @@ class Program(Peer):
         return answer
 
     def _note(self) -> None:
-        """Remember what the containers hold that came with the last message."""
+        """Remember the content of the containers that came with the last message."""
         self._before += map(_held, self.given[len(self._before) :])
 
     def _refer(self, container: Any) -> Any:
@@ -66,7 +66,7 @@ class Program(Peer):
         number = self._given_numbers.get(id(value))
         if self._referring and number is not None:
             return ["given", number]
-        lending, self._lending = self._lending and number is None, False  # itself, and not what is in it
+        lending, self._lending = self._lending and number is None, False  # the container itself, not its items
         data = super()._encode_container(value)
         return ["lent", self._keep(value), data] if lending else data
 
@@ -86,7 +86,7 @@ class Program(Peer):
 
 
 def _held(container: Any) -> list:
-    """The objects that a container holds, in its order. Where they are the same ones, it has not changed."""
+    """The objects that a container holds, in its order. If they are the same objects, it has not changed."""
     if isinstance(container, dict):
         return [*container, *container.values()]
     if hasattr(container, "tobytes"):
@@ -95,8 +95,8 @@ def _held(container: Any) -> list:
 
 
 def main() -> None:
-    """Answers until the tests hang up. What a program defined before an exit() counts; any other failure of it is its
-    answer to everything.
+    """Answers until the tests close the channel. After an exit() the program's names count that it had defined. Any
+    other failure of the program is its answer to every request.
     """
     path = os.path.join(os.getcwd(), "answer.py")
     sys.path[0], sys.argv, sys.orig_argv = os.getcwd(), ["answer.py"], [sys.executable, "answer.py"]

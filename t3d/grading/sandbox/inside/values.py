@@ -1,19 +1,19 @@
 """The line between a program and its tests: values as JSON, and everything else by reference.
 
 Each side of the line is a `Peer`. Plain data cross as copies: numbers, texts, the containers of the standard library,
-dates, arrays. They are rebuilt from the receiver's own classes, which compare honestly whatever class they came from.
-An instance of anybody's class, a function and an iterator stay where they are. The other side gets a stand-in, which
-asks for every attribute, call and operation. Enum, namedtuple and exception classes are rebuilt from their data.
+dates, arrays. They are rebuilt from the receiver's own classes, so that comparisons are honest. An instance of any
+other class, a function and an iterator stay where they are. The other side gets a stand-in, which asks for every
+attribute, call and operation. Enum, namedtuple and exception classes are rebuilt from their data.
 
     ["list", [...]], ["Fraction", "1/3"], ...   data, see `_encode_data`
     ["mine", n, class, operations]              an object of the sender: the n-th of its table
     ["yours", n]                                an object of the receiver
-    ["given", n, data]                          a container of the tests: the program reports what it changed in it
-    ["copy", n, data]                           what such a container is now, as a result
+    ["given", n, data]                          a container of the tests: the program reports its changes in it
+    ["copy", n, data]                           the present content of such a container, as a result
     ["lent", n, data]                           a container that an object of the program holds: changes go back to it
 
 A request is [kind, target, ...], a reply ["value", value, changes], ["error", exception, changes] or ["unsupported",
-text]. Either side may ask while it is asked: so a program can call a function that its tests handed over.
+text]. Each side may send a request while it answers one. So a program can call a function that its tests handed over.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Unsupported(BaseException):
 
 
 class Gone(BaseException):
-    """The other side is no longer there, or does not speak the protocol. Not an Exception: tests must not catch it."""
+    """The other side has ended or breaks the protocol. Not an Exception: tests must not catch it."""
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ _TEXTS: dict[str, tuple[Callable, Callable]] = {  # classes that cross as text: 
 }
 _DTYPE = re.compile(r"[<>|=](?:[biufc]\d+|[US]\d+|[mM]8(?:\[\d*[a-zA-Z]+\])?)")
 
-# What a class may define for its instances. A stand-in has those that the class of its object has.
+# Operations that a class may define for its instances. A stand-in has the operations of its object's class.
 _ASKED = """call len iter next reversed getitem setitem delitem contains str repr format bytes bool int float index
 complex enter exit instancecheck subclasscheck hash length_hint round floor ceil trunc""".split()
 _COMPARED = "lt le gt ge".split()
@@ -101,7 +101,7 @@ _OPERATIONS = [f"__{name}__" for name in (*_ASKED, "eq", *_COMPARED, *_UNARY, *_
 
 @functools.cache
 def _operations(kind: type, than: type = object) -> list[str]:
-    """Operations that a class, or one of its bases, defines otherwise than `than` does; not those it takes away."""
+    """Operations that a class or one of its bases defines differently from `than`, without operations it removes."""
     return [name for name in _OPERATIONS if _defined(kind, name) not in (None, _defined(than, name))]
 
 
@@ -121,7 +121,7 @@ def _written_by(kind: type, modules: tuple[str, ...]) -> bool:
 
 
 class StandIn:
-    """An object of the other side. Each object has one stand-in, so that `is` and the default == are as they were."""
+    """An object of the other side. Each object has one stand-in, so that `is` and the default == keep their results."""
 
     __slots__ = ("__weakref__", "_number", "_peer")
 
@@ -144,7 +144,7 @@ def _called(stand_in: StandIn, *arguments: Any, **keywords: Any) -> Any:
 
 
 class Stream:
-    """An iterator of the other side. After some items it is read ahead, a little more each time."""
+    """An iterator of the other side. After some items it is read ahead, by more items each time."""
 
     def __init__(self, peer: Peer, number: int) -> None:
         self._peer, self._number, self._ahead = peer, number, 0.125
@@ -177,7 +177,7 @@ class Stream:
 
 
 def _generate(stream: Stream) -> Iterator:
-    """A generator over the other side's one, which gets all that this one is sent."""
+    """A generator that forwards every sent value to the other side's generator."""
     following: Callable[[], Any] = lambda: next(stream)  # noqa: E731
     while True:
         try:
@@ -199,7 +199,7 @@ def _generate(stream: Stream) -> Iterator:
 
 
 class Peer:
-    """One side of the line. Subclasses say what may cross (`may_share`) and what the other side may do (`allow`)."""
+    """One side of the line. Subclasses decide which values may cross (`may_share`) and which requests (`allow`)."""
 
     def __init__(self, channel: int) -> None:
         self._channel = channel
@@ -207,14 +207,14 @@ class Peer:
         self._numbers: dict[int, int] = {}  # by id, which stays an object's own while it is kept
         self._theirs: dict[int, tuple[int, Any]] = {}  # id of a stand-in or rebuilt class -> its number, itself
         self._stand_ins: dict[int, Any] = {}  # by their number
-        self._classes: dict[Any, type] = {}  # those of stand-ins and of rebuilt values
+        self._classes: dict[Any, type] = {}  # the classes of stand-ins and of rebuilt values
         self.given: list[Any] = []  # containers of the tests that the current call has seen
         self._given_numbers: dict[int, int] = {}
         self.depth = 0
 
-    # what subclasses decide
+    # decisions of the subclasses
 
-    gives = False  # whether containers are given, to be reported on, or copied
+    gives = False  # True: containers are given, and changes reported; False: they are copied
 
     def may_share(self, value: Any) -> bool:
         """Whether the other side may have a stand-in of an object."""
@@ -242,7 +242,7 @@ class Peer:
             data = data[os.write(self._channel, data) :]
 
     def receive(self) -> Any:
-        """The next message. Raises EOFError at the end, and ValueError for one that is too long or no JSON."""
+        """The next message. Raises EOFError at the end, and ValueError for a message that is too long or no JSON."""
         size = struct.unpack(">I", self._read(4))[0]
         if size > _MOST_BYTES:
             raise ValueError("message too long")
@@ -259,7 +259,7 @@ class Peer:
         return b"".join(parts)
 
     def ask(self, kind: str, target: Any, *rest: Any) -> Any:
-        """Send a request and wait for its reply; meanwhile answer what the other side asks. Raises its exception."""
+        """Send a request and wait for its reply; meanwhile answer the other side's requests. Raises its exception."""
         outcome, value = self.exchange(kind, target, *rest)
         if outcome == "error":
             raise value
@@ -283,13 +283,13 @@ class Peer:
             self._forget()
 
     def answer(self, message: list) -> None:
-        """Do what was asked and send the reply."""
+        """Carry out a request and send the reply."""
         self.depth += 1
         try:
             self.send(self._reply(message))
         except Unsupported as trouble:
             self.send(["unsupported", str(trouble)])
-        except (RecursionError, ValueError) as trouble:  # of a value without end, or too deep
+        except (RecursionError, ValueError) as trouble:  # from an endless or too deep value
             self.send(["unsupported", f"{type(trouble).__name__}: {trouble}"])
         except MemoryError as error:
             self.send(["error", self.encode(error), []])
@@ -335,20 +335,18 @@ class Peer:
         raise ValueError(f"unknown request {kind!r}")
 
     def changes(self) -> list:
-        """What a reply says about given containers."""
+        """A reply's entries for given containers."""
         return []
 
     def changed(self, changes: list, value: Any) -> None:
-        """Take what a reply with this value says about given containers."""
+        """Apply the entries for given containers in a reply with this value."""
 
     # values
 
     def encode(self, value: Any) -> Any:
         """JSON for a value. Raises Unsupported for one that must not cross."""
-        if value is None or value is True or value is False:
-            return value
         kind = type(value)
-        if kind is str or kind is float or (kind is int and -_BIG < value < _BIG):
+        if value is None or kind is bool or kind is str or kind is float or (kind is int and -_BIG < value < _BIG):
             return value
         if kind in CONTAINERS:
             return self._encode_container(value)
@@ -404,7 +402,7 @@ class Peer:
         return self._given_numbers.setdefault(id(value), len(self.given) - 1)
 
     def content(self, value: Any) -> list:
-        """A container's class, items and what else makes it."""
+        """A container's class, items and other data."""
         kind = type(value)
         if kind is bytearray:
             return ["bytearray", value.hex()]
@@ -425,7 +423,7 @@ class Peer:
             bases = [self.encode(base) for base in kind.__bases__ if issubclass(base, BaseException)]
             number = None if _is_standard(kind) else self._keep(kind)
             return ["exception class", number, kind.__module__, kind.__qualname__, bases]
-        made: Any = kind  # its own attributes are those of an enum or of a namedtuple
+        made: Any = kind  # its own attributes belong to an enum or a namedtuple
         if _is_enum(kind):
             flavour = next(base for base in kind.__mro__ if base.__module__ == "enum")
             members = [[name, self.encode(member.value)] for name, member in made.__members__.items()]
@@ -474,7 +472,7 @@ class Peer:
         return self._numbers[id(value)]
 
     def decode(self, data: Any) -> Any:
-        """The value behind `encode`'s JSON. Raises ValueError, TypeError or the like for anything else."""
+        """The value of `encode`'s JSON. Raises ValueError, TypeError or the like for other data."""
         if data is None or isinstance(data, bool | int | float | str):
             return data
         name, *parts = data
@@ -488,7 +486,7 @@ class Peer:
         return getattr(self, "_decode_" + _DECODED[name])(*parts)
 
     def fill(self, container: Any, items: Any, *more: Any) -> Any:
-        """An empty container with the items that `content` wrote; the container itself, but for a bounded deque."""
+        """Put the items that `content` wrote into an empty container. Returns it; for a bounded deque, a new one."""
         if isinstance(container, bytearray):
             container[:] = bytes.fromhex(items)
         elif isinstance(container, dict):
@@ -580,7 +578,7 @@ class Peer:
             stand_in: StandIn = object.__new__(kind)
             object.__setattr__(stand_in, "_peer", self)
             object.__setattr__(stand_in, "_number", number)
-            if "__new__" not in vars(kind):  # type(x)(...) makes another one
+            if "__new__" not in vars(kind):  # type(x)(...) makes another object
                 kind.__new__ = lambda _, *given, **named: self.ask("attribute", stand_in, "__class__")(*given, **named)
             return stand_in
 
@@ -602,7 +600,7 @@ class Peer:
         return coroutine
 
     def _decode_sub(self, number: int, name: str, operations: list, plain: Any) -> Any:
-        """An instance of a class below a built-in one: its data here, its operations and attributes there."""
+        """An instance of a subclass of a built-in class: its data here, its operations and attributes there."""
         value = self.decode(plain)
         if type(value) not in _BASES:
             raise ValueError("no value of a built-in class")
@@ -626,10 +624,10 @@ class Peer:
         return self._classes[key]
 
     def _getter(self) -> Callable:
-        """The method of a rebuilt value for what its class has beyond the data."""
+        """The method of a rebuilt value for the attributes that its class adds to the data."""
 
         def get(value: Any, name: str) -> Any:
-            if name.startswith("_"):  # what Python asks for on its own account
+            if name.startswith("_"):  # Python itself asks for these names
                 raise AttributeError(name)
             return self.ask("attribute", value, name)
 
@@ -661,14 +659,14 @@ class Peer:
             raise ValueError("no exception")
         error = _exception(_as(BaseException, kind), arguments)
         error.__dict__.update(state)
-        if str(error) != text:  # where its class says more than its base
+        if str(error) != text:  # its class has a text of its own
             error = _exception(self._speaking(kind), arguments)
             error.__dict__.update(state, _text=text)
         error.__cause__ = cause
         return error
 
     def _speaking(self, kind: type) -> type:
-        """The class of exceptions that say the text they came with."""
+        """The class of exceptions that keep the text they arrived with."""
         key = "speaking", kind
         if key not in self._classes:
             space = {"__str__": lambda error: error.__dict__["_text"], "__module__": kind.__module__}
@@ -718,7 +716,7 @@ _DECODED = {name: name.replace(" ", "_") for name in (
 
 
 def overwrite(container: Any, now: Any) -> None:
-    """Make a container what another one of its class is."""
+    """Give a container the content of another one of its class."""
     if isinstance(container, list | bytearray):
         container[:] = now
     elif isinstance(container, dict | set):
@@ -747,7 +745,7 @@ def _as(base: type, kind: Any) -> Any:
 
 
 def _exception(kind: type, arguments: tuple) -> BaseException:
-    """An exception without its class's own __init__, which may want other arguments than it leaves in `args`."""
+    """An exception made without its class's own __init__, which may need other arguments than `args`."""
     base: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
     try:
         error = base.__new__(kind, *arguments)
@@ -761,7 +759,7 @@ def _exception(kind: type, arguments: tuple) -> BaseException:
 def _subclass(name: str, parents: tuple[type, ...], space: dict) -> type:
     try:
         return type(name, parents, space)
-    except TypeError:  # bases whose instances do not fit into one
+    except TypeError:  # the layouts of the bases conflict
         return type(name, parents[:1], space)
 
 
@@ -772,7 +770,7 @@ def _apply(target: Any, name: str, *arguments: Any) -> Any:
 
 
 def _some(iterator: Any, count: int) -> tuple[list, list | None]:
-    """Up to `count` items, and how it ended: [] at its end, [an exception], None where it goes on."""
+    """Up to `count` items, and the iterator's state: [] at its end, [an exception], None if it continues."""
     items: list[Any] = []
     try:
         while len(items) < count:
