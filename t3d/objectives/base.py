@@ -248,8 +248,11 @@ def score(
 
 
 def read(model: Callable, batch: Batch, head: Callable[[Tensor, Tensor], Result]) -> Result:
-    """One forward of ``model`` on the batch: what ``head`` makes of the hidden states (N, width) where the loss looks
-    and of the vocabulary head (vocab, width)."""
+    """One forward of ``model`` on the batch, and the result of ``head`` in it.
+
+    Args:
+        head: takes the hidden states (N, width) that predict the targets, and the vocabulary head (vocab, width).
+    """
 
     def of_rows(hidden: Tensor, weight: Tensor) -> Result:
         return head(loss_rows(hidden, batch), weight)

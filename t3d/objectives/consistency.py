@@ -35,6 +35,8 @@ HELD = 0.1  # of the training, at lambda's first value
 
 @dataclass
 class ConsistencySettings(SoftTargets, TrajectoryStates):
+    """Keys of ``consistency``."""
+
     consistency_temperature: float = option(2.0, "consistency: T of both distributions in the KL", gt=0)
     consistency_weight: float = option(0.9, "consistency: lambda, the KL's weight, at the start", ge=0, le=1)
     consistency_weight_end: float = option(0.5, "consistency: lambda at the end", ge=0, le=1)

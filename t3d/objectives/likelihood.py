@@ -61,6 +61,7 @@ class Projection:
 
 
 def chunks(rows: int, size: int) -> Iterator[slice]:
+    """Slices of at most ``size`` rows that cover all ``rows``."""
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 

@@ -30,6 +30,8 @@ from t3d.states.pairs import OneStepPerBlock
 
 @dataclass
 class OPDLMSettings(SoftTargets):
+    """Keys of ``opdlm``."""
+
     teacher: str | None = option(
         None, "opdlm: the teacher, a folder or a hub id with the student's tokens; null = model.pretrained_model"
     )

@@ -1,5 +1,4 @@
-"""Groups of keys that several objectives share: which tokens a training state hides, where its targets end, and how far
-the student may be from a teacher's distributions."""
+"""Groups of keys that several objectives share: a state's masks, the end of its targets, a teacher's soft targets."""
 
 from dataclasses import dataclass
 

@@ -7,7 +7,7 @@ the model that training began with.
 Source: TAD (arXiv 2605.09536) and its code: w 1, temperature 1, k 8 for blocks of 32.
 
 The paper's teacher reads x_t with the right answer in its prompt. T3D learns without labels: here the teacher sees
-x_{t+k}, the state after those k steps, which nobody but the trajectory's own author has written.
+x_{t+k}, the state after those k steps, which it has written itself.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,8 @@ from t3d.states.pairs import StepsAhead
 
 @dataclass
 class TrajectoryAwareSettings(SoftTargets, TrajectoryStates):
+    """Keys of ``trajectory_aware``."""
+
     near_steps: int = option(2, "trajectory_aware: k; tokens decoded within the next k steps have hard targets", ge=1)
     distant_weight: float = option(1.0, "trajectory_aware: weight of the soft targets of the others", ge=0)
 

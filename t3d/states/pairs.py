@@ -31,8 +31,11 @@ class LaterState(ABC):
 
     @abstractmethod
     def shown(self, step: Tensor, present: Tensor, generator: torch.Generator) -> Tensor:
-        """(blocks, width) bool: the targets that the teacher sees, from the step that decoded each of them, and from
-        where a block has a target."""
+        """(blocks, width) bool: the targets that the teacher sees.
+
+        Args:
+            step: (blocks, width) the step that decoded each target. present: where a block has a target.
+        """
 
 
 @dataclass
