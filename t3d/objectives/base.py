@@ -253,8 +253,10 @@ def score(
 
 
 def read(model: Callable, batch: Batch, head: Callable[[Tensor, Tensor], Result]) -> Result:
-    """One forward of ``model`` on the batch. Returns the result of ``head`` on the targets' hidden states (N, width)
-    and the vocabulary head (vocab, width).
+    """One forward of ``model`` on the batch, and the result of ``head`` in it.
+
+    Args:
+        head: takes the hidden states (N, width) that predict the targets, and the vocabulary head (vocab, width).
     """
 
     def of_rows(hidden: Tensor, weight: Tensor) -> Result:

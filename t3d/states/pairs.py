@@ -30,8 +30,10 @@ class LaterState(ABC):
 
     @abstractmethod
     def shown(self, step: Tensor, present: Tensor, generator: torch.Generator) -> Tensor:
-        """(blocks, width) bool: the targets that the teacher sees. ``step``: the step that decoded each target.
-        ``present``: true at targets.
+        """(blocks, width) bool: the targets that the teacher sees.
+
+        Args:
+            step: (blocks, width) the step that decoded each target. present: where a block has a target.
         """
 
 
