@@ -203,8 +203,8 @@ def located(source: str, key: str = "model.pretrained_model") -> str:
 def merged_adapter(folder: Path, key: str) -> Path | None:
     """The model of a folder's LoRA adapter with the adapter in its weights, as a folder in T3D's cache, made once.
 
-    None where ``folder`` holds no adapter, or where its model cannot be loaded. Raises UserError where the two do not
-    fit together, or PEFT is not installed.
+    None where ``folder`` holds no adapter. Raises UserError where its model cannot be loaded, the two do not fit
+    together, or PEFT is not installed.
     """
     base = adapter_base(folder)
     if base is None:
@@ -218,8 +218,8 @@ def merged_adapter(folder: Path, key: str) -> Path | None:
         try:
             model = load_model(base, dtype=torch.float32, key=key)
         except UserError as error:
-            log.warning("%s: the adapter's model %s: %s", folder, base, error)
-            return None
+            cause = str(error).removeprefix(f"{key}={base}: ")
+            raise UserError(f"{key}={folder}: an adapter of {base}, which cannot be loaded: {cause}", key) from error
         merged = _merge(model, folder, base, key)
         log.warning("%s: an adapter of %s; merged into %s", folder, base, target)
         return export_model(merged, base, target, made_by=provenance(folder))
@@ -246,10 +246,6 @@ def _merge(model: BlockDiffusionLM, folder: Path, base: str, key: str) -> BlockD
 
 def other_folder(folder: Path) -> str | None:
     """The kind of a folder that people confuse with a model folder, and the right path; None for any other folder."""
-    if base := adapter_base(folder):
-        return (
-            f"an adapter of {base}, and that model cannot be loaded; get it, or name its folder in adapter_config.json"
-        )
     if (folder / "config.json").exists():
         return None
     if folder.name.startswith("models--"):
