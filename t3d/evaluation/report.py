@@ -63,9 +63,14 @@ _COLUMNS = {
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def result_table(rows: Sequence[Row]) -> Table:
-    """Result rows as texts; columns that no row has are left out."""
-    columns = [(key, *told) for key, told in _COLUMNS.items() if any(key in row for row in rows)]
+def result_table(rows: Sequence[Row], more: Mapping[str, tuple[str, Any]] | None = None) -> Table:
+    """Result rows as texts; columns that no row has are left out.
+
+    Args:
+        more: further columns: key of a row -> its head, and the text of a cell (a format, or a function of the row).
+    """
+    every = _COLUMNS | dict(more or {})
+    columns = [(key, *told) for key, told in every.items() if any(row.get(key) is not None for row in rows)]
 
     def cell(row: Row, key: str, text: Any) -> str:
         if row.get(key) is None:

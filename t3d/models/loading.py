@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 PROVENANCE = "t3d.json"  # in an exported folder: the training that made it
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+CARD = "README.md"  # the model card: it describes one model, so an export does not copy its teacher's
 # Files of the source that an export does not copy: weights in any format, and indices of their shards.
 WEIGHT_FILES = (
     "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.index.json",
@@ -318,9 +319,10 @@ def export_model(
 ) -> Path:
     """Write a trained model as a Hugging Face folder that loads wherever its teacher did. One process calls it.
 
-    Weights have the teacher's names and dtype. All other files of the teacher's folder are copied unchanged, because
-    re-saving a configuration loses keys that other loaders read. In config.json only the block size may change. An
-    older export at ``folder`` stays in place until the new one is complete.
+    Weights have the teacher's names and dtype. All other files of the teacher's folder except its card are copied
+    unchanged, because re-saving a configuration loses keys that other loaders read. In config.json only the block size
+    may change. ``t3d card`` writes the student's card. An older export at ``folder`` stays in place until the new one
+    is complete.
 
     Args:
         source: the teacher: a folder, or a hub id (non-weight files that are not in the local cache are downloaded).
@@ -352,7 +354,8 @@ def export_model(
     if block_size is not None and config.get(block_key) != block_size:
         text = json.dumps(config | {block_key: block_size}, indent=2, ensure_ascii=False)
         (fresh / "config.json").write_text(text + "\n")
-    (fresh / PROVENANCE).unlink(missing_ok=True)  # the teacher's own
+    for name in (PROVENANCE, CARD):  # the teacher's own
+        (fresh / name).unlink(missing_ok=True)
     if made_by is not None:
         (fresh / PROVENANCE).write_text(json.dumps(made_by, indent=2, ensure_ascii=False) + "\n")
 
