@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from t3d.evaluation.results import strategy_label
+from t3d.evaluation.results import MEASURES, strategy_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,19 +65,28 @@ def step_colour(rank: int, block_size: int) -> tuple[str, str]:
     return colors.to_hex(rgb), "#fff" if np.dot(rgb, (0.2126, 0.7152, 0.0722)) < 0.55 else "#000"
 
 
-def accuracy_charts(rows: Sequence[Row]) -> list[Chart]:
-    """One chart per data set and block size: accuracy against tokens per step, one line per method and strategy.
+def speed_charts(rows: Sequence[Row]) -> list[Chart]:
+    """One chart per data set, block size and measure (accuracy, or NLL per token of free text) against tokens per step.
 
-    Bars are the rows' intervals. A mean over seeds has no interval; its bar is one standard error.
+    It has one line per method and strategy. Bars are the rows' intervals. A mean over seeds has no interval; its bar is
+    one standard error. The autoregressive model, of block size 1, stands in every chart of its data set.
     """
-    panels: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        panels.setdefault((row["dataset"], row["block_size"]), []).append(row)
-    draw = partial(partial, _draw_accuracy, colours=method_colours(rows))
-    return [_chart(f"{dataset}, block size {size}", draw(rows=here)) for (dataset, size), here in panels.items()]
+    mark = [row for row in rows if row["method"] == "autoregressive"]
+    panels: dict[tuple[str, int, str], list[Row]] = {}
+    for row in [row for row in rows if row not in mark] or mark:
+        for measure in (name for name in MEASURES if name in row):
+            panels.setdefault((row["dataset"], row["block_size"], measure), []).append(row)
+    for (dataset, _, measure), here in panels.items():
+        here += [row for row in mark if row["dataset"] == dataset and measure in row and row not in here]
+    draw = partial(partial, _draw_speed, colours=method_colours(rows))
+    return [
+        _chart(f"{dataset}, block size {size}", draw(rows=here, measure=measure))
+        for (dataset, size, measure), here in panels.items()
+    ]
 
 
-def _draw_accuracy(ax: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> None:
+def _draw_speed(ax: Axes, rows: Sequence[Row], measure: str, colours: Mapping[str, str]) -> None:
+    scale = 100 if measure == "accuracy" else 1
     rows = sorted(rows, key=lambda row: row["tokens_per_step"])
     lines = sorted({(row["method"], row["strategy"]) for row in rows})
     one_strategy = len({strategy for _, strategy in lines}) == 1
@@ -86,7 +95,7 @@ def _draw_accuracy(ax: Axes, rows: Sequence[Row], colours: Mapping[str, str]) ->
         colour = colours[method]
         # Lines are shifted slightly, so that intervals at the same speed do not cover each other.
         x = [row["tokens_per_step"] * 1.04 ** (i - (len(lines) - 1) / 2) for row in points]
-        y, low, high = 100 * np.array([_with_ends(row) for row in points]).T
+        y, low, high = scale * np.array([_with_ends(row, measure) for row in points]).T
         name = method_name(method) + ("" if one_strategy else f", {strategy_label(strategy)}")
         line, mark = ("-", "o") if one_strategy or "static" in strategy else ("--", "D")
         bars = (y - low, high - y)
@@ -94,14 +103,24 @@ def _draw_accuracy(ax: Axes, rows: Sequence[Row], colours: Mapping[str, str]) ->
         if len(lines) == 2:  # numbers are readable only with two lines: the first's below, the second's above
             place: dict[str, Any] = {"xytext": (0, 4 if i else -4), "va": "bottom" if i else "top", "ha": "center"}
             for at, value, end in zip(x, y, high if i else low, strict=True):
-                ax.annotate(f"{value:.0f}", (at, end), textcoords="offset points", color=colour, weight="bold", **place)
+                ax.annotate(
+                    f"{value:.0f}" if scale > 1 else f"{value:.2f}",
+                    (at, end),
+                    textcoords="offset points",
+                    color=colour,
+                    weight="bold",
+                    **place,
+                )
     speeds = [math.log2(row["tokens_per_step"]) for row in rows]
     powers = range(math.floor(min(speeds)), math.ceil(max(speeds)) + 1)
     ax.set_xscale("log", base=2)
     ax.set(xlabel="tokens per step (more is faster)", xlim=(2 ** (powers[0] - 0.2), 2 ** (powers[-1] + 0.2)))
     ax.set_xticks([2.0**power for power in powers], [f"{2.0**power:g}" for power in powers])
-    ax.set(ylabel="right answers", ylim=(-8, 104), yticks=range(0, 101, 20))
-    ax.yaxis.set_major_formatter("{x:.0f} %")
+    if measure == "accuracy":
+        ax.set(ylabel="right answers", ylim=(-8, 104), yticks=range(0, 101, 20))
+        ax.yaxis.set_major_formatter("{x:.0f} %")
+    else:
+        ax.set(ylabel="NLL per token, nats (less is better)")
     ax.legend(loc="best")
 
 
@@ -136,10 +155,11 @@ def _draw_parallelism(ax: Axes, curves: Sequence[Sequence[Row]], colours: Mappin
     ax.legend(loc="best")
 
 
-def _with_ends(row: Row) -> tuple[float, float, float]:
-    """Accuracy, and the ends of its bar."""
-    mean, error = row["accuracy"], row.get("accuracy_sem") or 0.0
-    return mean, row.get("ci_low", mean - error), row.get("ci_high", mean + error)
+def _with_ends(row: Row, measure: str = "accuracy") -> tuple[float, float, float]:
+    """A measure of a row, and the ends of its bar."""
+    mean, error = row[measure], row.get(f"{measure}_sem") or 0.0
+    low, high = MEASURES[measure]
+    return mean, row.get(low, mean - error), row.get(high, mean + error)
 
 
 def training_charts(name: str, records: Sequence[Row]) -> list[Chart]:

@@ -15,10 +15,10 @@ from t3d.common.errors import run_main
 from t3d.common.jsonfiles import atomic_write
 from t3d.evaluation.plots import (
     Row,
-    accuracy_charts,
     method_colours,
     method_name,
     parallelism_charts,
+    speed_charts,
     step_colour,
     training_charts,
 )
@@ -48,7 +48,7 @@ _COLUMNS = {
         "pass@k",
         lambda row: ", ".join(f"{at['k']}: {100 * at['estimate']:.1f} %" for at in row["pass_at_k"]),
     ),
-    "nll": ("NLL/token", "{nll:.3f}"),
+    "nll": ("NLL/token", lambda row: f"{row['nll']:.3f}" + (f" ± {row['nll_sem']:.3f}" if row.get("nll_sem") else "")),
     "nll_low": ("95 % interval of NLL", "{nll_low:.3f} – {nll_high:.3f}"),
     "distinct_2": ("Distinct 2-grams", lambda row: f"{100 * row['distinct_2']:.1f} %"),
     "repetition": ("Repeated 4-grams", lambda row: f"{100 * row['repetition']:.1f} %"),
@@ -133,7 +133,8 @@ def _lead(rows: Sequence[Row]) -> list[dict[str, str]]:
     for row in rows:
         setting = (row["dataset"], row["block_size"], row["strategy"], round(row["tokens_per_step"], 1))
         settings.setdefault(setting, {})[row["method"]] = row
-    both = [setting for setting, found in settings.items() if {"original", "t3d"} <= found.keys()]
+    graded = {setting: found for setting, found in settings.items() if all("accuracy" in row for row in found.values())}
+    both = [setting for setting, found in graded.items() if {"original", "t3d"} <= found.keys()]
     fastest = {setting[0]: setting for setting in sorted(both, key=lambda setting: setting[-1])}
     return [
         {
@@ -173,7 +174,7 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=title,
         lead=_lead(measured),
-        charts=[*accuracy_charts(measured), *parallelism_charts(curves(measured))],
+        charts=[*speed_charts(measured), *parallelism_charts(curves(measured))],
         tables=tables,
         results=results,
         table=result_table(results),

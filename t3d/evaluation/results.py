@@ -23,6 +23,9 @@ AVERAGE = "average"  # the data set's name in averages over data sets
 _OF_A_SETTING = ("run", "method", "dataset", "datasets", "n", "block_size", "strategy", "temperature", "decode")
 
 
+MEASURES = {"accuracy": ("ci_low", "ci_high"), "nll": ("nll_low", "nll_high")}  # of a row -> the ends of its interval
+
+
 def fixed_steps(strategy: str) -> bool:
     """Whether tokens per step = block size / steps. An energy changes the drawn tokens and not their number."""
     name = strategy.partition("+energy")[0]
@@ -48,7 +51,7 @@ def _holds_results(path: Path) -> bool:
     """Whether a file holds results, judged by its beginning: rollouts lie in the same folders and may be large."""
     with open(path, encoding="utf-8", errors="replace") as file:
         head = file.read(4096)
-    return head.lstrip().startswith("[") and '"method"' in head and '"accuracy"' in head
+    return head.lstrip().startswith("[") and '"method"' in head and '"tokens_per_step"' in head
 
 
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
@@ -71,7 +74,7 @@ def find_results(folder: str | Path) -> list[dict[str, Any]]:
         if not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
             raise UserError(f"{path}: no list of rows; give a results file of eval.py, or a folder with results")
         for index, row in enumerate(map(_with_todays_settings, found)):
-            missing = {"method", "dataset", "block_size", "tokens_per_step", "strategy", "accuracy"} - row.keys()
+            missing = {"method", "dataset", "block_size", "tokens_per_step", "strategy"} - row.keys()
             if missing:
                 raise UserError(f"{path}: row {index}: field {min(missing)!r} is missing; this is no results file")
             if row["dataset"] != AVERAGE:
@@ -106,7 +109,8 @@ def _groups(rows: Iterable[Row], *without: str) -> list[list[Row]]:
 
 
 def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """One row per setting: the mean over its seeds, with `accuracy_sem`, the standard error of the mean accuracy.
+    """One row per setting: the mean over its seeds, with `accuracy_sem`, the standard error of the mean accuracy, and
+    `nll_sem` likewise.
 
     A row without other seeds keeps its interval. Means have no interval over questions, so `ci_low` and `ci_high` are
     removed. Rows that share a seed are different runs (see `tell_apart`) and stay unchanged.
@@ -116,8 +120,9 @@ def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
         if len(group) == 1 or not _seeds_differ(group):
             merged += map(dict, group)
             continue
-        sem = mean_and_sem([row["accuracy"] for row in group])[1]
-        merged.append(_mean(group) | {"accuracy_sem": sem, "seeds": [row.get("seed") for row in group]})
+        measured = [name for name in MEASURES if all(name in row for row in group)]
+        sems = {f"{name}_sem": mean_and_sem([row[name] for row in group])[1] for name in measured}
+        merged.append(_mean(group) | sems | {"seeds": [row.get("seed") for row in group]})
     return merged
 
 
@@ -219,7 +224,8 @@ def curves(rows: Iterable[Row]) -> list[list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for row in over_seeds(rows):
         key = THRESHOLDS.get(row["strategy"].partition("+")[0])
-        if key in row.get("decode", {}) and row["dataset"] != AVERAGE and "tokens_per_forward" in row:
+        known = {"tokens_per_forward", "accuracy"} <= row.keys()
+        if key in row.get("decode", {}) and row["dataset"] != AVERAGE and known:
             decode = row["decode"] | {key: None}
             found.setdefault(_identity(row | {"decode": decode}, "model", "seed", "node", "n"), []).append(row)
     every = [sorted(curve, key=lambda row: row["tokens_per_forward"]) for curve in found.values() if len(curve) > 1]
@@ -259,7 +265,7 @@ def method_order(method: str) -> tuple[bool, str]:
 def _mean(group: Sequence[Row]) -> dict[str, Any]:
     """The mean of rows: numbers are averaged, equal values kept, and all others, seeds and intervals left out."""
     mean = {}
-    for key in group[0].keys() - {"ci_low", "ci_high", "nll_low", "nll_high"}:
+    for key in group[0].keys() - {end for ends in MEASURES.values() for end in ends}:
         values: list[Any] = [row.get(key) for row in group]
         if all(value == values[0] for value in values):
             mean[key] = values[0]

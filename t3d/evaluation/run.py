@@ -206,14 +206,10 @@ def publish(config: EvalConfig, rows: list[dict]) -> Path:
     if not is_main_process():
         return output
     with atomic_write(output) as file:
-        json.dump([*rows, *(average(rows) if "accuracy" in rows[0] else [])], file, indent=2)
+        json.dump([*rows, *average(rows)], file, indent=2)
     options.save(config, output.with_suffix(".yaml"))
-    if "accuracy" not in rows[0]:  # answers that nothing grades
-        print_table(rows)
-        print(f"\n{output}")
-        return output
     tables = []
-    if data.protocol:
+    if data.protocol and "accuracy" in rows[0]:
         rows = beside_others(rows, results_folder(config))
         tables = [*paper_tables(rows), *aup_tables(rows)]
     shown = for_people(rows)

@@ -98,8 +98,10 @@ def test_columns_are_the_records(tmp_path, load):
     write_release_json(tmp_path / "file.json", folder)
     for path in (folder, folder / "shard-00000.jsonl", tmp_path / "file.json"):
         data, report = load(path)
-        assert data.column_names == ["id", "prompt_ids", "response_ids", "unmask_step", "length", "initial_ids"]
-        assert data[:] == {name: [getattr(t, name) for t in records] for name in data.column_names}
+        own = ["id", "prompt_ids", "response_ids", "unmask_step", "length", "initial_ids"]
+        assert data.column_names == [*own, "max_token"]
+        expected = {name: [getattr(t, name) for t in records] for name in own}
+        assert data[:] == expected | {"max_token": [t.decode.get("max_token", 0) for t in records]}
         assert (report.kept, report.block_size, report.source) == (7, 4, path.name)
         assert data.cache_files  # on disk, memory-mapped
 

@@ -91,3 +91,19 @@ def test_the_command_measures_text(tmp_path, capsys):
         assert row["nll_low"] <= row["nll"] <= row["nll_high"] and 0 < row["distinct_2"] <= 1 and "accuracy" not in row
     table = capsys.readouterr().out
     assert all(head in table for head in ("NLL/token", "Distinct 2-grams", "Repeated 4-grams", "Tokens"))
+
+
+def test_a_report_of_text_has_a_table_and_a_chart(tmp_path, capsys):
+    """Likelihood against speed, with the autoregressive model's row in the chart; the mean over seeds has its error."""
+    rows = [
+        {"method": method, "model": "m", "dataset": "prompts", "block_size": block, "tokens_per_step": float(speed)}
+        | {"strategy": "low_confidence_static", "seed": seed, "n": 3, "nll": 2 + speed / 10 + seed / 100}
+        | {"nll_low": 1.5, "nll_high": 4.0, "distinct_2": 0.5, "repetition": 0.1, "mean_length": 9.0}
+        for method, block, speed in (("autoregressive", 1, 1), ("opdlm", 4, 1), ("opdlm", 4, 4))
+        for seed in (1, 2)
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    dispatch(["report", str(tmp_path), "--html", str(tmp_path / "page.html")])
+    table, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
+    assert "2.415 ± 0.005" in table and "Accuracy" not in table
+    assert page.count("<svg") == 1 and "NLL per token" in page and "autoregressive" in page

@@ -47,7 +47,7 @@ def test_all_results_below_a_folder_are_found_once(tmp_path):
     os.utime(tmp_path / "b.json", ns=(2**62, 2**62))
     assert sorted(r["accuracy"] for r in read_results(tmp_path)) == [0.7, 0.9]
 
-    write(tmp_path / "c.json", [{"method": "original", "accuracy": 0.1}])
+    write(tmp_path / "c.json", [{"method": "original", "tokens_per_step": 1.0}])
     with pytest.raises(UserError, match="c.json: row 0: field 'block_size' is missing"):
         read_results(tmp_path)
     for other in ({"method": 1}, ["method"]):
