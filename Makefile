@@ -13,7 +13,7 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 ALL := -r requirements.txt -e ".[dev]"
 
-.PHONY: demo tables test test-newest test-oldest test-slow test-gpu lock teacher clean
+.PHONY: demo tables test test-newest test-oldest test-slow test-gpu lock teacher autoregressive clean
 .DEFAULT_GOAL := help
 
 help:
@@ -74,6 +74,13 @@ teacher: $(VENV)/ready
 	$(PY) train/self_ddo_sdar_full.py config=configs/demo/teacher.yaml experiment.run_name=teacher experiment.resume=auto
 	rm -rf models/embedded-teacher
 	cp -r experiments/embedded-init/math/teacher/teacher/ckpt/optimized models/embedded-teacher
+
+# Train the embedded autoregressive model from scratch and put it in place.
+autoregressive: $(VENV)/ready
+	$(PY) -m studies.storymath --sft --init models/embedded-autoregressive-init --block-size 1
+	$(PY) train/self_ddo_sdar_full.py config=configs/demo/autoregressive.yaml experiment.run_name=ar experiment.resume=auto
+	rm -rf models/embedded-autoregressive
+	cp -r experiments/embedded-autoregressive-init/math/autoregressive/ar/ckpt/optimized models/embedded-autoregressive
 
 clean:
 	rm -rf experiments/demo $(VENV) .venv-newest .venv-oldest .venv-lock

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from transformers import GenerationConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, GenerationConfig
 
 from studies.storymath.problems import generate
 from studies.storymath.tokenizer import build_tokenizer
@@ -70,6 +72,14 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def sdar():
+    """The tokenizer of SDAR-4B-Chat."""
+    if not SHARED.is_dir():
+        pytest.skip("no real SDAR tokenizer beside the checkout (../shared)")
+    return AutoTokenizer.from_pretrained(SHARED / "sdar-4b-chat", trust_remote_code=False)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The workflows in small: a tiny random teacher with the embedded tokenizer, questions, and its trajectories
 
@@ -107,6 +117,17 @@ def story_teacher(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def broken_teacher(story_teacher, tmp_path_factory) -> Path:
+    """The same with a weight that is no number, as of a training that diverged."""
+    folder = tmp_path_factory.mktemp("broken") / "tiny-broken"
+    shutil.copytree(story_teacher, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def story_questions(tmp_path_factory) -> Path:
     """24 word problems in the layout of the question sets."""
     rng, rows = random.Random(7), []
@@ -120,20 +141,30 @@ def story_questions(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def story_trajectories(story_teacher, story_questions, tmp_path_factory) -> Path:
+def rollout_line(story_teacher, story_questions):
+    """The command line of a small rollout into a project."""
+
+    def line(project, *more: str) -> list[str]:
+        return [
+            f"experiment.project={project}",
+            f"evaluation.checkpoint_path={story_teacher}",
+            f"evaluation.eval_dataset={story_questions}",
+            "rollout.max_token=24",
+            "rollout.temperature=0.5",
+            *more,
+        ]
+
+    return line
+
+
+@pytest.fixture(scope="session")
+def story_trajectories(rollout_line, tmp_path_factory) -> Path:
     """The teacher's trajectories on the questions: 24 answers of up to 24 tokens, at block 4 and full steps."""
     from t3d.common.options import load
     from t3d.rollout.run import roll_out
     from t3d.rollout.settings import SampleConfig
 
-    overrides = (
-        f"experiment.project={tmp_path_factory.mktemp('rollouts')}",
-        f"evaluation.checkpoint_path={story_teacher}",
-        f"evaluation.eval_dataset={story_questions}",
-        "rollout.max_token=24",
-        "rollout.temperature=0.5",
-    )
-    return roll_out(load(SampleConfig, overrides))
+    return roll_out(load(SampleConfig, rollout_line(tmp_path_factory.mktemp("rollouts"))))
 
 
 @pytest.fixture(scope="session")

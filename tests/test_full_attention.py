@@ -59,7 +59,7 @@ def test_training_sees_what_the_decoder_saw_and_both_equal_a_plain_forward(monke
         parts.clear()
         shown = run.lanes.ids.clone()
         result = denoise(run, *args)
-        masked, position = result[-2:]
+        masked, position = result.masked, result.position
         for lane, of_lane in enumerate(torch.cat(parts).split(masked.sum(-1).tolist())):
             if len(of_lane):
                 at = position[lane][masked[lane]]

@@ -14,7 +14,7 @@ FLOORS = (
     ("models",),
     ("rollout", "training", "integrations"),
     ("evaluation",),
-    ("cli",),
+    ("cli", "share"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
 

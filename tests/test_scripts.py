@@ -111,7 +111,7 @@ TRAINING = [
     ("config=configs/none.yaml", "config=configs/none.yaml: no such file"),
     ("dataset.optimization_data=None_such", "None_such.json does not exist"),
     ("model.pretrained_model=/none/such", "model.pretrained_model=/none/such: no such folder"),
-    ("experiment.start_from_scratch=false", "experiment.start_from_scratch=false: nothing to go on from"),
+    ("experiment.start_from_scratch=false", "experiment.start_from_scratch=false: there is nothing to resume"),
     ("tracker=wandb", "tracker=wandb: unknown key; did you mean experiment.tracker?"),
 ]
 CASES = [(script, *case) for script in (SAMPLE, EVAL) for case in DECODING]

@@ -174,7 +174,7 @@ def test_training_sees_what_the_decoder_saw_when_it_wrote_the_trajectory(model, 
     def watching_denoise(run, *args):
         parts.clear()
         result = denoise(run, *args)
-        masked, position = result[-2:]
+        masked, position = result.masked, result.position
         logits = torch.cat(parts).split(masked.sum(-1).tolist())
         for lane, of_lane in enumerate(logits):
             if len(of_lane):

@@ -1,11 +1,11 @@
-"""Decoding: fused against unfused commits, our engine against the published loop, where the time and memory go.
+"""Decoding: fused against unfused commits, our engine against the published loop, the shares of time and memory.
 
     python -m studies.benchmarks.decode [cpu | gpu] [--repeats 5] [--quick]
 
-Prints a table and writes results/decode.json beside it (on a GPU decode_gpu.json): rows of {case, metric, value,
-baseline, ratio}, each figure the median of alternating repeats in one process; peak memory is above the loaded model's,
-each in a process of its own. The GPU's part is the shape of SDAR-4B in bf16 with random weights, 4 tokens per step; its
-baseline is the bound that memory bandwidth sets: one reading of all parameters per forward, at a copy's speed.
+Prints a table and writes results/decode.json (on a GPU decode_gpu.json): rows of {case, metric, value, baseline,
+ratio}. Each figure is the median of alternating repeats in one process. Peak memory is above the loaded model's, each
+measured in its own process. The GPU's part has the shape of SDAR-4B in bf16 with random weights, at 4 tokens per step.
+Its baseline is the bound of memory bandwidth: one reading of all parameters per forward, at a copy's speed.
 """
 
 import argparse
@@ -71,7 +71,7 @@ SDAR_4B = SDARConfig(
 
 
 class Case:
-    """A model, its prompts and how many tokens a run makes; every answer has the full length."""
+    """A model, its prompts and the number of tokens of a run. Every answer has the full length."""
 
     def __init__(self, model, prompts: list[list[int]], mask_id: int, forbidden: list[int], max_token: int):
         self.model, self.prompts, self.mask_id = model, prompts, mask_id
@@ -113,7 +113,7 @@ class Case:
         return self.tokens / seconds(lambda: list(engine.generate(requests, settings, seed=0)))
 
     def loop(self, settings: DecodeSettings, prompts: int) -> float:
-        """Tokens per second of the published loop, on the first so many prompts (it takes one at a time)."""
+        """Tokens per second of the published loop on the first ``prompts`` prompts, one at a time."""
         settings = replace(settings, max_token=self.max_token)
 
         def work():
@@ -124,7 +124,7 @@ class Case:
 
 
 def fused_rows(case: Case, name: str, slots: int, repeats: int, temperature: float = 0.0) -> list[dict]:
-    """A block's last tokens written by the next block's first forward, against a forward of their own."""
+    """A block's last tokens written by the next block's first forward, against an extra forward."""
     rows = []
     for steps in (1, 2, 4):
         settings = DecodeSettings(denoising_steps_per_block=steps, temperature=temperature)
@@ -145,7 +145,7 @@ def loop_rows(case: Case, name: str, repeats: int, looped: int) -> list[dict]:
 
 
 def model_share(case: Case, settings: DecodeSettings) -> float:
-    """Share of a run's time spent in forwards, head included: all of the model's call but the drawing of tokens."""
+    """Share of a run's time in forwards, head included: the model's call without the drawing of tokens."""
     spent = {"forward": 0.0, "draw": 0.0}
 
     def timed(name, function):
@@ -206,7 +206,7 @@ def bandwidth(device: torch.device, repeats: int) -> float:
 
 
 def gpu_rows(config: SDARConfig, max_token: int, repeats: int, device: torch.device) -> list[dict]:
-    """Tokens per second at batch 1, 32 and 128 beside the bandwidth bound, and the memory it takes."""
+    """Tokens per second at batch 1, 32 and 128 against the bandwidth bound, and the peak memory."""
     speed = bandwidth(device, repeats)
     with device:
         model = SDARForCausalLM._from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
@@ -253,10 +253,10 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "part", nargs="?", choices=("cpu", "gpu"), help="one part only; default both, where there is a GPU"
+        "part", nargs="?", choices=("cpu", "gpu"), help="run only this part; default both if there is a GPU"
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one repeat: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="one repeat, to check that it runs")
     args = parser.parse_args()
     repeats = 1 if args.quick else args.repeats
     context = {"torch": torch.__version__, "repeats": repeats}

@@ -17,7 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def alternate(first: Callable[[], float], second: Callable[[], float], repeats: int) -> tuple[float, float]:
-    """Medians of two figures, measured A B A B ... after one unmeasured round each, so that drift hits both alike."""
+    """Medians of two figures, measured A B A B ... after one warm-up each, so that drift affects both equally."""
     first(), second()
     pairs = [(first(), second()) for _ in range(repeats)]
     return tuple(statistics.median(side) for side in zip(*pairs, strict=True))
@@ -31,10 +31,10 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that ``work`` holds at a time, above what was held before it.
+    """The peak memory of ``work`` in bytes, above the memory before it.
 
-    On a GPU by its allocator's count, on a CPU by looking at the resident set once a millisecond. A heap keeps what was
-    freed, so the figure of a second piece of work in one process would be too low: see ``in_fresh_process``.
+    On a GPU the allocator counts it. On a CPU the resident set is read once per millisecond. A heap keeps freed memory,
+    so a second measurement in one process would be too low: see ``in_fresh_process``.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -60,7 +60,7 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
 
 
 def in_fresh_process(function: Callable, *arguments) -> Any:
-    """The function's result, computed by a process that has done nothing else."""
+    """The function's result, computed in a new process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -77,7 +77,7 @@ def row(case: str, metric: str, value: float, baseline: float | None = None) -> 
 
 
 def publish(name: str, rows: list[dict], **context) -> None:
-    """Print the table; write results/<name>.json (a list of rows) and, beside it, the conditions."""
+    """Print the table; write results/<name>.json (a list of rows) and the conditions to another file next to it."""
     width = max(len(r["case"]) for r in rows)
     print(f"\n{'case':{width}}  {'metric':24} {'value':>12} {'baseline':>12} {'ratio':>7}")
     for r in rows:

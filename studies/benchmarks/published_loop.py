@@ -1,9 +1,9 @@
-"""The published way to decode SDAR, written anew as a baseline: one prompt at a time, a commit forward per block.
+"""The published way to decode SDAR, our own implementation as a baseline: one prompt at a time, one commit per block.
 
-After generate.py of SDAR's repository: a growing cache; in each block every step projects all positions onto the
-vocabulary and samples with ``torch.multinomial``; a block without masks is fed once more to store its keys and values.
-Beside the original: static remasking only, and the unstored forwards are cut off the cache again, where the original's
-own model skips the store (both concatenate keys and values once per layer and forward).
+It follows generate.py of SDAR's repository. The cache grows. In each block every step projects all positions onto the
+vocabulary and samples with ``torch.multinomial``. A block without masks goes through the model once more to store its
+keys and values. Two points differ: it has only static remasking, and it removes the keys of unstored forwards from the
+cache. The original's model skips their store. (Both concatenate keys and values once per layer and forward.)
 """
 
 import torch

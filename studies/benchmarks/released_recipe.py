@@ -1,15 +1,18 @@
-"""The released recipe of a T3D training step, written anew as a baseline, and the steps that lead from it to ours.
+"""The released recipe of a T3D training step, our own implementation as a baseline, and the steps from it to ours.
 
-From its description (DESIGN, sections 2 and 7) and the published training script: every sequence is padded to the
-longest of the data set, prompts on the left, answers on the right, the noisy copy behind them; four forwards (reference
-and student, each once for the teacher's tokens and once for the reference's own draw); logits over the whole vocabulary
-at every place, a full log_softmax over all but the clean answer's, and only then the masked places are picked; a dense
-N x N mask built for every forward; one sequence at a time.
+It follows the recipe's description (DESIGN, sections 2 and 7) and the published training script:
+- Every sequence is padded to the longest of the data set: prompts on the left, answers on the right. The noisy copy
+  follows them.
+- There are four forwards: reference and student, each for the teacher's tokens and for the reference's own draw.
+- Logits cover the whole vocabulary at every place. A full log_softmax covers all places except the clean answer's. Only
+  then the masked places are picked.
+- Every forward builds a dense N x N mask. One sequence is processed at a time.
 
-What differs from the publication, so that both sides minimise the same loss on the same states: blocks lie on the
-absolute grid, so the noisy copy begins with the block that holds the prompt's end; the path term weighs masked tokens
-by rank, where the publication recomputes cross-entropies level by level and an argmax that nothing uses (both cost it
-more than is charged here); precision is fp32 throughout.
+Both sides must minimise the same loss on the same states, so three points differ from the publication:
+- Blocks lie on the absolute grid, so the noisy copy begins with the block that holds the prompt's end.
+- The path term weighs masked tokens by rank. The publication recomputes cross-entropies level by level, and an argmax
+  that it never uses. Both would make the baseline slower than it is here.
+- Precision is fp32 throughout.
 """
 
 from collections.abc import Sequence
@@ -46,9 +49,10 @@ class Rows:
     """Sequences laid out for one forward.
 
     Attributes:
-        input_ids, position_ids: (1, length). labels: what attention sees.
-        longest: where the parts begin. The prompt's and the noisy copy's places are kept for the loss.
-        targets: (1, kept) x_0 there. p_mask: bool, where the loss looks. weight: the path term's weights there.
+        input_ids, position_ids: (1, length).
+        labels: for the attention mask.
+        longest: the lengths of the parts. The prompt's and the noisy copy's places are kept for the loss.
+        targets: (1, kept) x_0 there. p_mask: bool, the targets of the loss. weight: the path term's weights there.
     """
 
     input_ids: Tensor
@@ -88,8 +92,8 @@ def pad_to_longest(state: State, prompt: int, longest: Longest, pad_id: int, blo
 class Recipe:
     """The loss of one padded sequence, (1,).
 
-    ``two_forwards``: the same log-probabilities from one forward of each model. ``masked_rows``: only the hidden states
-    where the loss looks meet the vocabulary. With neither it is the recipe.
+    ``two_forwards``: the same log-probabilities from one forward of each model. ``masked_rows``: only the targets'
+    hidden states are projected onto the vocabulary. Without both it is the recipe.
     """
 
     forbidden: Tensor
@@ -176,7 +180,7 @@ def pick(table: Tensor, ids: Tensor) -> Tensor:
 
 
 def best(logits: Tensor, forbidden: Tensor) -> Tensor:
-    """The most likely allowed token, without a second table: the forbidden columns are hidden for a moment."""
+    """The most likely allowed token, without a second table: the forbidden columns are hidden and restored."""
     columns = logits[..., forbidden].clone()
     logits[..., forbidden] = -torch.inf
     y = logits.argmax(-1)

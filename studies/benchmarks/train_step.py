@@ -1,17 +1,16 @@
-"""A T3D training step: ours against the released recipe, and which change gives what.
+"""A T3D training step: ours against the released recipe, and the gain of each change.
 
     python -m studies.benchmarks.train_step [--repeats 2] [--quick]
 
-Ours is the trainer itself (t3d.training.loop.Trainer.optimizer_step); the recipe and the steps between are
-released_recipe.py. Both get the same states of the same sequences, one sequence a micro-batch, and their
-losses must agree to 1e-4. Prints a table and writes results/train_step.json: rows of {case, metric, value,
-baseline, ratio}.
+Ours is the trainer itself (t3d.training.loop.Trainer.optimizer_step). The recipe and the steps between are in
+released_recipe.py. Both get the same states of the same sequences, one sequence per micro-batch, and their losses must
+agree to 1e-4. Prints a table and writes results/train_step.json: rows of {case, metric, value, baseline, ratio}.
 
 tokens_per_second counts real tokens, prompt and answer, without padding and without the layout's second copy. It is the
 median of alternating repeats of whole steps (forwards, backward, clipping, AdamW) in one process. peak_memory is the
-peak of the forward and backward passes above the two loaded models, in MB, gradients included; AdamW's moments, the
-same on both sides, are not. Each is taken in a process of its own. Neither side sets allocator variables (MALLOC_*):
-what the environment sets holds for both, and stands in train_step.context.json.
+peak of the forward and backward passes above the two loaded models, in MB. It includes gradients, and not AdamW's
+moments, which are the same on both sides. Each peak is measured in its own process. Neither side sets allocator
+variables (MALLOC_*). The environment's values hold for both, and train_step.context.json records them.
 """
 
 import argparse
@@ -50,15 +49,15 @@ from t3d.training.settings import TrainConfig
 PROMPT_QUANTILES = (
     30, 44, 49, 53, 56, 60, 63, 66, 69, 72, 76, 80, 85, 91, 98, 106, 118, 136, 171, 244, 512,
 )  # fmt: skip
-# There are no rollouts of a released model here to measure answers on. They are given the prompts' relative spread and
-# this many times their length; real answers go up to max_gen_length=1024, and vary more than that.
+# Without rollouts of a released model the lengths of answers are assumed. They have the prompts' relative spread and
+# this multiple of their length. Real answers go up to max_gen_length=1024 and vary more.
 ANSWER_FACTOR = 2.0
 BLOCK = 4
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's size and how many sequences a step has."""
+    """A model's size, and the number of sequences of a step."""
 
     layers: int
     width: int
@@ -87,14 +86,14 @@ LADDER = (RECIPE, TWO_FORWARDS, MASKED_ROWS, NO_PADDING, OURS, CHECKPOINTING, NO
 
 
 def quantile(q: float) -> float:
-    """The prompts' length at q in [0, 1], between the table's points by a straight line."""
+    """The prompts' length at q in [0, 1], by linear interpolation in the table."""
     place = q * (len(PROMPT_QUANTILES) - 1)
     low = min(int(place), len(PROMPT_QUANTILES) - 2)
     return PROMPT_QUANTILES[low] + (place - low) * (PROMPT_QUANTILES[low + 1] - PROMPT_QUANTILES[low])
 
 
 def lengths(sequences: int) -> list[tuple[int, int]]:
-    """(prompt, answer) lengths: each at the mid-points of so many equal parts of the distribution, paired at random."""
+    """(prompt, answer) lengths at the mid-points of equal parts of the distributions, paired at random."""
     points = [(i + 0.5) / sequences for i in range(sequences)]
     pairing = torch.randperm(sequences, generator=torch.Generator().manual_seed(0)).tolist()
     prompts = [round(quantile(point)) for point in points]
@@ -102,7 +101,7 @@ def lengths(sequences: int) -> list[tuple[int, int]]:
 
 
 def samples_of(shape: Shape) -> list[dict]:
-    """Random trajectories of these lengths at full steps: one token a step, in a random order within each block."""
+    """Random trajectories of these lengths at full steps: one token per step, in a random order within each block."""
     generator, samples = torch.Generator().manual_seed(1), []
     for i, (prompt, answer) in enumerate(lengths(shape.sequences)):
         answer += -(prompt + answer) % BLOCK
@@ -172,13 +171,13 @@ class Bench:
             str(folder / "reference"),
         )
         for group in self.trainer.optimizer.param_groups:
-            group["lr"] = 0.0  # the whole work of a step, and every repeat starts from the same weights
+            group["lr"] = 0.0  # a step does all its work, but every repeat starts from the same weights
         frozen: Any = self.trainer.reference
         self.reference, self.plain_reference = frozen, (frozen if hasattr(frozen, "lm_head") else frozen.model)
         self.tokens = sum(len(s["prompt_ids"]) + len(s["response_ids"]) for s in self.samples)
 
     def step(self, variant: str, first: int | None = None) -> float:
-        """One optimizer step; its loss. ``first``: of the recipe's padded sequences only so many (memory)."""
+        """One optimizer step; returns its loss. ``first``: use only the first padded sequences (for memory)."""
         trainer, student = self.trainer, self.trainer.student
         if student.is_gradient_checkpointing:
             student.gradient_checkpointing_disable()
@@ -217,7 +216,7 @@ class Bench:
 
 
 def times(bench: Bench, variants: Sequence[str], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds and the loss of every variant; repeats go round all of them, so that drift hits all alike."""
+    """Median seconds and the loss of every variant. Each repeat runs all variants, so drift affects all equally."""
     taken: dict[str, list[float]] = {variant: [] for variant in variants}
     losses: dict[str, float] = {}
 
@@ -232,7 +231,7 @@ def times(bench: Bench, variants: Sequence[str], repeats: int) -> tuple[dict[str
 
 
 def assert_equal_losses(losses: dict[str, float]) -> None:
-    """All variants but the one without a reference minimise the same function, and must find the same value."""
+    """All variants with a reference minimise the same function, so their losses must be equal."""
     expected = losses[RECIPE]
     for variant, loss in losses.items():
         if variant != NO_REFERENCE:
@@ -240,7 +239,7 @@ def assert_equal_losses(losses: dict[str, float]) -> None:
 
 
 def peak_megabytes(shape: Shape, folder: Path, variant: str) -> float:
-    """Peak memory of a step's passes above the loaded models, taken in a process of its own."""
+    """Peak memory of a step's passes above the loaded models, measured in its own process."""
     job = json.dumps({"shape": asdict(shape), "folder": str(folder), "variant": variant})
     command = [sys.executable, "-m", "studies.benchmarks.train_step", "--peak", job]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
@@ -248,12 +247,12 @@ def peak_megabytes(shape: Shape, folder: Path, variant: str) -> float:
 
 
 def print_peak(shape: Shape, folder: Path, variant: str) -> None:
-    """The process of ``peak_megabytes``. Padded sequences are all alike, so two of them show the recipe's peak."""
+    """The process of ``peak_megabytes``. All padded sequences have one size, so two of them show the recipe's peak."""
     bench = Bench(shape, folder)
     bench.trainer.optimizer.step = lambda: None
     for model in (bench.trainer.student, bench.plain_reference):
-        sum(parameter.sum().item() for parameter in model.parameters())  # files are read into memory when touched
-        logits = model(torch.arange(8)[None]).logits  # and so are the libraries
+        sum(parameter.sum().item() for parameter in model.parameters())  # this reads the mapped files into memory
+        logits = model(torch.arange(8)[None]).logits  # this loads the libraries
         if logits.requires_grad:
             logits.sum().backward()
     bench.trainer.optimizer.zero_grad()
@@ -267,7 +266,7 @@ def print_peak(shape: Shape, folder: Path, variant: str) -> None:
 
 
 def computed_peak(bench: Bench, variant: str) -> float:
-    """The cost model's answer for one of ours, in MB, to what ``peak_megabytes`` measures."""
+    """The cost model's value, in MB, for the peak that ``peak_megabytes`` measures."""
     longest = max(len(state) for state in bench.trainer.draw_states(1))
     chunk = bench.config.training.head_chunk
     run = cost.Run(half=False, checkpointing=variant == CHECKPOINTING, chunk=chunk)
@@ -282,7 +281,7 @@ def memory(key: str) -> int:
 
 
 def case_rows(shape: Shape, name: str, variants: Sequence[str], repeats: int) -> list[dict]:
-    """One model size: ours against the recipe, and with the whole ladder each rung against the one before."""
+    """One model size: ours against the recipe, and with the whole ladder each variant against the one before."""
     with tempfile.TemporaryDirectory() as folder:
         write_models(shape, Path(folder))
         peaks = {variant: peak_megabytes(shape, Path(folder), variant) for variant in variants}
@@ -325,7 +324,7 @@ GPU_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bf16 without spa
 
 
 def gpu_rows(repeats: int) -> list[dict]:
-    """FlexAttention against sdpa, each in a process of its own: tokens/s, MFU, peak memory with weights and moments."""
+    """FlexAttention against sdpa, each in its own process: tokens/s, MFU, peak memory with weights and moments."""
     with tempfile.TemporaryDirectory() as folder:
         config = deepcopy(cost.MODELS["SDAR-4B"])
         config.mask_token_id, config.max_position_embeddings = 151_669, 32_768
@@ -360,7 +359,7 @@ def print_gpu(folder: Path, attention: str, repeats: int) -> None:
     bench.step(CHECKPOINTING)
     taken = statistics.median(seconds(lambda: bench.step(CHECKPOINTING)) for _ in range(repeats))
     states = bench.trainer.draw_states(1)
-    # what is computed twice is useful once
+    # recomputed operations count once
     useful = cost.flops(cost.Model.of(model), sum(map(len, states)), passes=4)
     found = {"tokens_per_second": bench.tokens / taken, "peak_memory": torch.cuda.max_memory_allocated() / 2**20}
     peak = next((value for name, value in GPU_PEAKS.items() if name in torch.cuda.get_device_name()), None)
@@ -375,7 +374,7 @@ def print_lengths(shape: Shape) -> None:
 
 
 def prompt_lengths() -> list[int]:
-    """Tokens of every real prompt of MATH_train, ascending, where the data set and SDAR's tokenizer are at hand."""
+    """Tokens of every real prompt of MATH_train, ascending. It needs the data set and SDAR's tokenizer."""
     from t3d.models.loading import load_tokenizer
     from t3d.tasks import prompt
 
@@ -394,7 +393,7 @@ def quantiles(ascending: list[int]) -> list[int]:
 
 
 def measure_lengths() -> None:
-    """Print what PROMPT_QUANTILES were taken from."""
+    """Print the source of PROMPT_QUANTILES."""
     counts = prompt_lengths()
     kept = [count for count in counts if count <= 512]
     print(f"{len(kept)} of {len(counts)}, mean {sum(kept) / len(kept):.1f}: {quantiles(kept)}")
@@ -404,7 +403,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="one repeat of tiny models: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="one repeat of tiny models, to check that it runs")
     parser.add_argument("--measure-lengths", action="store_true", help="print the quantiles of the real prompts")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--gpu", help=argparse.SUPPRESS)

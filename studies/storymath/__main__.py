@@ -3,22 +3,24 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from transformers import GenerationConfig, set_seed
+from transformers import GenerationConfig, Qwen3ForCausalLM, set_seed
 
 from studies.storymath.problems import build_splits
 from studies.storymath.tokenizer import build_tokenizer
 from t3d.common.errors import run_main
 from t3d.common.jsonfiles import atomic_write
 from t3d.common.paths import ROOT
-from t3d.models import SDARConfig, SDARForCausalLM
+from t3d.models import SDARForCausalLM
 
 
 def initial_model(folder: Path, block_size: int, seed: int) -> None:
-    """An untrained tiny SDAR with its tokenizer, as a Hugging Face folder."""
+    """An untrained tiny SDAR with its tokenizer, as a Hugging Face folder; at block size 1 an autoregressive Qwen3."""
     tokenizer = build_tokenizer()
-    config = SDARConfig(
-        architectures=["SDARForCausalLM"],
+    kind: Any = Qwen3ForCausalLM if block_size == 1 else SDARForCausalLM
+    config = kind.config_class(
+        architectures=[kind.__name__],
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
@@ -34,8 +36,10 @@ def initial_model(folder: Path, block_size: int, seed: int) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    if block_size == 1:
+        config.logit_shift = True
     set_seed(seed)
-    model = SDARForCausalLM(config)
+    model = kind(config)
     stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)

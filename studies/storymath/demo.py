@@ -2,8 +2,8 @@
 
     python -m studies.storymath.demo [--seed N] [--output DIR] [--rollouts N] [--steps N]
 
-Every stage is the command that a real run uses, with another configuration; each is printed before it runs. A demo that
-was interrupted goes on where it was.
+Every stage is the command that a real run uses, with another configuration; each is printed before it runs. An
+interrupted demo continues at its place.
 """
 
 import argparse
@@ -23,7 +23,7 @@ STEPS_PER_BLOCK = (4, 2, 1)
 
 
 def command(*arguments: str) -> None:
-    """Run a stage as its own process, from the repository root. Told to stop, it stops the stage and waits for it."""
+    """Run a stage as its own process, from the repository root. On a signal it stops the stage and waits for it."""
     print(f"\n$ {shlex.join(arguments)}", flush=True)
     line = [sys.executable, *arguments[1:]] if arguments[0] == "python" else list(arguments)
     if arguments[0] == "accelerate":
@@ -32,16 +32,16 @@ def command(*arguments: str) -> None:
 
     def pass_on(number: int, _frame) -> None:
         stage.terminate()
-        raise Interrupted(number, f"{arguments[1]}; the same command goes on")
+        raise Interrupted(number, f"{arguments[1]}; the same command continues")
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
         code = stage.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
-        stage.wait()  # on Ctrl-C too, which the terminal sends to both: a stage may have a checkpoint to write
+        stage.wait()  # also after Ctrl-C, which the terminal sends to both: a stage may write a checkpoint
     if code:
-        raise UserError(f"{arguments[1]}: failed with exit code {code}; its message stands above")
+        raise UserError(f"{arguments[1]}: failed with exit code {code}; see its message above")
 
 
 def main() -> None:
@@ -121,8 +121,9 @@ def evaluate_all(args, data: Path, student: Path) -> tuple[list[dict], dict[tupl
 
 
 def walkthrough(folders: dict[tuple[str, int], Path]) -> list[dict]:
-    """One problem by the teacher at full and at one step per block and by the student at one, side by side: the first
-    that few-step decoding breaks and the student repairs.
+    """One problem side by side: by the teacher at full steps and at one step per block, and by the student at one.
+
+    It is the first problem that few-step decoding breaks and the student repairs.
     """
     from t3d.data.shards import read_shards
     from t3d.models.loading import load_tokenizer

@@ -1,8 +1,9 @@
-"""Runs of several methods on one benchmark, each with its seeds: what their figures say together.
+"""Estimates from the runs of several methods on one benchmark, each with its seeds.
 
-A run is one file of figures as tables.py writes it: method, block_size, seed; config and overrides (training, rollouts,
-decoding); where it was trained steps, questions, learning_rate and tokens; problems (None: all); and `rows`, one for
-each data set and decode setting with accuracy, ci_low and ci_high (95 %), measured speeds and mean_length.
+A run is one file of figures, as tables.py writes it:
+- method, block_size, seed; config and overrides (training, rollouts, decoding); problems (None: all);
+- after a training: steps, questions, learning_rate and tokens;
+- `rows`, one per data set and decode setting: accuracy, ci_low and ci_high (95 %), measured speeds, mean_length.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from t3d.evaluation.statistics import mean_and_sem, paired_interval
 
 Run = Mapping[str, Any]
 Row = Mapping[str, Any]
-Pick = Callable[[Run], Sequence[Row]]  # the rows of a run whose mean is looked at
+Pick = Callable[[Run], Sequence[Row]]  # selects the rows of a run for a mean
 
 
 def read_figures(file: Path) -> dict[str, Any]:
-    """A run's figures. Raises UserError for a file that holds none."""
+    """A run's figures. Raises UserError for a file without figures."""
     try:
         return json.loads(file.read_text())
     except ValueError as error:
-        raise UserError(f"{file}: no figures of a run ({error}); remove it, and run that again") from error
+        raise UserError(f"{file}: no figures of a run ({error}); remove it, and run the method again") from error
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """error: the mean's standard error, over seeds where there are several, else over questions; None where neither
-    says it. interval: 95 % over questions, of one row of one seed only.
+    """error: the mean's standard error, over several seeds or else over questions; None if both are missing. interval:
+    95 % over questions, only for one row of one seed.
     """
 
     mean: float
@@ -48,7 +49,7 @@ class Estimate:
         return f"{self.mean:.{digits}f}{between}"
 
     def bars(self) -> tuple[float, float]:
-        """How far below and above the mean an error bar reaches: one standard error, or a single seed's interval."""
+        """The lengths of the error bar below and above the mean: one standard error, or a single seed's interval."""
         if self.seeds > 1 or self.interval is None:
             return (self.error or 0.0,) * 2
         return self.mean - self.interval[0], self.interval[1] - self.mean
@@ -86,7 +87,7 @@ def dynamic(run: Run) -> list[Row]:
 def estimate(runs: Sequence[Run], pick: Pick, key: str = "accuracy") -> Estimate:
     """The mean of `key` over the picked rows, then over seeds; accuracies in per cent.
 
-    A single seed's error takes several rows as fully dependent, for they ask the same questions: an upper bound.
+    A single seed's error is an upper bound. It treats several rows as fully dependent, because they share questions.
     """
     scale = 100 if key == "accuracy" else 1
     picked = [pick(run) for run in runs]
@@ -100,9 +101,9 @@ def estimate(runs: Sequence[Run], pick: Pick, key: str = "accuracy") -> Estimate
 
 
 def best(estimates: Sequence[Estimate]) -> int | None:
-    """Which is the highest, if it is above the next by more than the standard error of their difference; else none.
+    """The index of the highest, if it is above the next by more than the standard error of their difference, or None.
 
-    Errors over seeds and over questions are not of one kind: between a mean and a single seed there is no best.
+    Errors over seeds and over questions are of different kinds, so a mean and a single seed are not compared.
     """
     order = sorted(range(len(estimates)), key=lambda i: estimates[i].mean, reverse=True)[:2]
     if len(order) < 2:
@@ -114,14 +115,14 @@ def best(estimates: Sequence[Estimate]) -> int | None:
 
 
 def signed(points: float) -> str:
-    """With its sign; what rounds to nothing is +0.0."""
+    """Points with their sign. A value that rounds to 0 is +0.0."""
     return f"{round(points, 1) + 0.0:+.1f}"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """mean, in points, and the half-width of its 95 % interval by pairing seeds; None with one pair. other: what the
-    other's mean is over these seeds.
+    """mean, in points, and the half-width of its 95 % interval by pairing seeds; None with one pair. other: the other
+    method's mean over these seeds.
     """
 
     mean: float
@@ -134,7 +135,7 @@ class Difference:
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run], pick: Pick) -> Difference | None:
-    """Accuracy of `runs` less that of `others`, seed by seed; None where they share no seed."""
+    """Accuracy of `runs` minus accuracy of `others`, seed by seed; None if they share no seed."""
     by_seed = {run["seed"]: run for run in others}
     pairs = [(run, by_seed[run["seed"]]) for run in runs if run["seed"] in by_seed]
     if not pairs:
@@ -152,7 +153,7 @@ def by_method(figures: Sequence[Run], block: int, names: Sequence[str]) -> dict[
 
 
 def family(name: str) -> str:
-    """The method that a row is a variant of: "t3d, DDO alone" -> "t3d"."""
+    """The method of a variant: "t3d, DDO alone" -> "t3d"."""
     return name.partition(", ")[0]
 
 

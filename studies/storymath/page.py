@@ -1,6 +1,6 @@
-"""docs/RESULTS.md: every method on the embedded benchmark, from the figures of finished runs, beside the paper's own.
+"""docs/RESULTS.md: every method on the embedded benchmark, from the figures of finished runs, and the paper's figures.
 
-No result stands in a sentence here: all are computed from the figures, or read from docs/results/paper.json.
+No sentence here contains a result: all are computed from the figures, or read from docs/results/paper.json.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from t3d.common.paths import ROOT
 from t3d.evaluation.plots import loss_plot
 from t3d.evaluation.tables import Table
 
-Methods = Mapping[str, str]  # name -> what it is
+Methods = Mapping[str, str]  # name -> description
 Runs = dict[str, list[Run]]
 
 PAPER = ROOT / "docs" / "results" / "paper.json"
@@ -47,8 +47,8 @@ TEACHER_BLOCK = 4
 def write_page(
     figures: Path, analyses: Path, page: Path, methods: Methods, ablations: Methods, splits: tuple[str, str], batch: int
 ) -> None:
-    """Write the page from all runs below `figures`, with the plots beside them, and from what the analysis left in
-    `analyses`. The sentences stand in results.md.j2.
+    """Write the page from all runs below `figures` and the analysis's files in `analyses`. The plots go to `figures`.
+    The sentences are in results.md.j2.
 
     splits: the test set and the harder one; batch: sequences of an optimizer step.
     """
@@ -91,7 +91,7 @@ def write_page(
 
 
 def at_a_glance(runs: Sequence[Run], methods: Methods, test: str) -> str:
-    """Every method in a line: what it is, and its mean accuracy at one token per step and at the fast speeds."""
+    """Every method in a line: its description, and its mean accuracy at one token per step and at the fast speeds."""
     heads, columns = [], []
     found = {block: by_method(runs, block, list(methods)) for block in sorted({run["block_size"] for run in runs})}
     for block, of_block in found.items():
@@ -106,7 +106,7 @@ def at_a_glance(runs: Sequence[Run], methods: Methods, test: str) -> str:
 
 
 def settings(runs: Sequence[Run], named: Methods) -> str:
-    """One line a method: its config, what differs from it, and the budget that its runs had, as they noted them."""
+    """One line per method: its config, its overrides, and the budget of its runs, as the runs recorded them."""
     rows = []
     for name in named:
         found = [run for run in runs if run["method"] == name]
@@ -130,7 +130,7 @@ def _made_of(run: Run) -> str:
 
 
 def temperatures() -> str:
-    """At which temperature answers and rollouts are drawn, as the configs say."""
+    """The temperatures of answers and rollouts, from the configs."""
     from t3d.common.options import load
     from t3d.evaluation.settings import EvalConfig
     from t3d.rollout.settings import SampleConfig
@@ -144,7 +144,7 @@ def temperatures() -> str:
 
 
 def _tokens(runs: Sequence[Run]) -> str:
-    """Mean over the runs that say it, in millions; apart for each block size where there are several."""
+    """Tokens seen, in millions: the mean over the runs that recorded them, for each block size."""
     runs = [run for run in runs if run.get("tokens")]
     blocks, told = sorted({run["block_size"] for run in runs}), []
     for block in blocks:
@@ -159,7 +159,7 @@ def _values(values) -> str:
 
 def step_losses(files: Sequence[Path], styles: Mapping[str, dict], figures: Path, folder: str) -> dict[str, Any]:
     """Factorisation error, cross-entropy and entropy of each student and its teacher, as the analysis measured them."""
-    models: dict[int, dict[str, Mapping]] = {}  # block size -> name -> what was measured of it
+    models: dict[int, dict[str, Mapping]] = {}  # block size -> name -> its measurements
     for path in files:
         found, name = read_figures(path), path.stem.partition("-block")[0]
         models.setdefault(found["teacher"]["block_size"], {"original": found["teacher"]})[name] = found["student"]
@@ -174,7 +174,7 @@ def step_losses(files: Sequence[Path], styles: Mapping[str, dict], figures: Path
             ]
             states = model["states"]
             cells += [f"{sum(row[key] for row in states) / len(states):.3f}" for key in ("cross_entropy", "entropy")]
-            # measured since the pair and the risk are
+            # older analyses have no pair and no risk
             cells.append(f"{model['pair']:.3f} ± {model['pair_error']:.3f}" if "pair" in model else "")
             cells.append(f"{sum(row['risk'] for row in states) / len(states):.3f}" if "risk" in states[0] else "")
             rows.append([str(block), name, *cells])
@@ -226,7 +226,7 @@ def block_part(
 
 
 def seeds_told(runs: Runs) -> list[str]:
-    """Seeds and problems, and which seeds a method lacks."""
+    """Seeds and problems, and the seeds that a method lacks."""
     every = [run for of_method in runs.values() for run in of_method]
     seeds = {run["seed"] for run in every}
     problems = _values(row["n"] for run in every for row in run["rows"])
@@ -260,7 +260,7 @@ def few_step(runs: Runs, split: str, speeds: Sequence[float], gain: bool = True)
 
 
 def full_step(runs: Runs, split: str) -> str:
-    """Accuracy at one token per step, and what is lost of the teacher's."""
+    """Accuracy at one token per step, and its difference from the teacher's."""
     pick = at_speed(split, 1.0)
     found = [estimate(of_method, pick) for of_method in runs.values()]
     against = [
@@ -289,7 +289,7 @@ def dynamic_decoding(runs: Runs) -> str:
 
 
 def differences(runs: Runs, other: Callable[[str], list[Run]], split: str, fast: Sequence[float]) -> str:
-    """Each method less another, at every speed and for the few-step average."""
+    """Each method minus another, at every speed and for the few-step average."""
     picks: dict[str, Pick] = {_head(speed): at_speed(split, speed) for speed in [1.0, *fast]}
     picks["few-step average"] = at_speed(split, *fast)
     rows = []
@@ -301,7 +301,7 @@ def differences(runs: Runs, other: Callable[[str], list[Run]], split: str, fast:
 
 
 def ablation_groups(main: Runs, varied: Runs) -> Runs:
-    """Each varied method, followed by its variants; variants of what has no run of its own stand alone."""
+    """Each varied method, followed by its variants. If the method has no run, its variants stand alone."""
     groups: Runs = {}
     for base in dict.fromkeys(map(family, varied)):
         groups |= {base: main[base]} if base in main else {}
@@ -327,7 +327,7 @@ def _bold(column: Sequence[Estimate], digits: int = 1) -> list[str]:
 def draw(
     main: Runs, groups: Runs, block: int, styles: Mapping[str, dict], test: str, folder: Path
 ) -> dict[str, tuple[str, str]]:
-    """The block's plots into `folder`: name -> (file name, what it shows)."""
+    """Draw the block's plots into `folder`: name -> (file name, caption)."""
     drawn = {}
 
     def add(name: str, size: tuple[float, float], told: str, plot: Callable) -> None:

@@ -1,4 +1,4 @@
-"""What the paper reports: the tables of docs/results/paper.json, as printed, apart from any figure of ours."""
+"""The paper's own figures: the tables of docs/results/paper.json, as printed, without figures of ours."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ intervals. Later versions of the paper may print other figures. EDLM is in none 
 
 
 def wrong_averages(few: Mapping[str, Any]) -> list[str]:
-    """The rows whose printed average is further from the mean of its columns than rounding explains."""
+    """The rows whose printed average differs from the mean of its columns by more than rounding."""
     return [
         f"{name} of {model} at {speed} tokens/step"
         for model, lines in _models(few)

@@ -1,4 +1,4 @@
-"""The plots of a study, as PNG: accuracy against speed, the ablations, what a step loses."""
+"""The plots of a study, as PNG: accuracy against speed, the ablations, the loss of a step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MARKS = ("o", "D", "s", "^")
 
 
 def save(path: Path, size: tuple[float, float], draw: Callable[..., None], panels: int = 1) -> None:
-    """A chart of some panels on white, with the reports' style; the same figures give the same file."""
+    """Save a chart of some panels on white, in the reports' style. The same figures give the same file."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -30,7 +30,7 @@ def save(path: Path, size: tuple[float, float], draw: Callable[..., None], panel
 
 
 def looks(names: Sequence[str]) -> dict[str, dict]:
-    """A colour for each method, from its place among the names; its variants share it, with other dashes and marks."""
+    """A colour for each method, from its place among the names. Its variants share it, with other dashes and marks."""
     colours = method_colours([{"method": family(name)} for name in names])
     families: dict[str, list[str]] = {}
     for name in names:
@@ -44,11 +44,11 @@ def looks(names: Sequence[str]) -> dict[str, dict]:
 
 
 def accuracy_plot(ax: Axes, runs: Runs, styles: Mapping[str, dict], split: str, block: int) -> None:
-    """Accuracy against tokens per step, one line a method. Bars: one standard error, or a single seed's interval."""
+    """Accuracy against tokens per step, one line per method. Bars: one standard error, or a single seed's interval."""
     speeds = [1.0, *fast_speeds(block)]
     for i, (name, of_method) in enumerate(runs.items()):
         points = [estimate(of_method, at_speed(split, speed)) for speed in speeds]
-        # Lines stand slightly apart, so that bars at the same speed do not cover each other.
+        # Lines are shifted slightly, so that bars at the same speed do not cover each other.
         x = [speed * 1.15 ** ((i + 0.5) / len(runs) - 0.5) for speed in speeds]
         bars = list(zip(*(point.bars() for point in points), strict=True))
         y = [point.mean for point in points]
@@ -63,7 +63,7 @@ def accuracy_plot(ax: Axes, runs: Runs, styles: Mapping[str, dict], split: str, 
 
 
 def ablation_plot(ax: Axes, runs: Runs, split: str, block: int) -> None:
-    """A line of dots for each row, from the first at the top: accuracy at every speed, the darker the faster."""
+    """A line of dots for each row, the first at the top: accuracy at every speed; a faster speed is darker."""
     from matplotlib import colormaps
 
     speeds = [1.0, *fast_speeds(block)]

@@ -1,8 +1,8 @@
 """StoryMath: small word problems with worked solutions in freely varied wording.
 
-What makes few-step decoding hard in language is that many wordings are right and the tokens of one step are drawn
-independently. A solution here is one chain of sums, told in phrases of different lengths that the question does not
-determine, so a decoder that writes a block in one step mixes phrases, and the arithmetic goes wrong with them.
+Few-step decoding of language is hard, because many wordings are right and the tokens of one step are drawn
+independently. A solution here is one chain of sums in phrases of different lengths. The question does not determine the
+phrases. So a decoder that writes a block in one step mixes phrases, and its arithmetic goes wrong.
 
 The generator and its splits are frozen: seeds and sizes below are part of the benchmark's definition.
 """
@@ -10,8 +10,8 @@ The generator and its splits are frozen: seeds and sizes below are part of the b
 import random
 from dataclasses import dataclass
 
-# name -> (numbers of operations, problems, seed). The hard split asks for more operations than any training problem.
-# Later splits avoid the questions of earlier ones, so leaving out the last ones changes nothing.
+# name -> (numbers of operations, problems, seed). The hard split has more operations than any training problem. Later
+# splits avoid the questions of earlier ones, so the earlier splits do not depend on the later ones.
 SPLITS = {
     "StoryMath_test": ((1, 2, 3), 1000, 101),
     "StoryMath_val": ((1, 2, 3), 500, 102),
@@ -75,10 +75,10 @@ def _operation(rng: random.Random, value: int) -> tuple[str, int, int]:
 
 
 def build_splits(with_sft: bool = False) -> dict[str, list[dict]]:
-    """The splits in the Gen-Verse row layout plus ``solution``; no question occurs in two splits, or twice in one.
+    """The splits in the Gen-Verse row layout, with ``solution``. No question occurs twice, in one split or in two.
 
     Args:
-        with_sft: also the teacher's large training set.
+        with_sft: add the teacher's large training set.
     """
     seen: set[str] = set()
     splits = {}

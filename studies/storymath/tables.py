@@ -4,9 +4,9 @@
         [--methods "A;B"] [--ablations] [--seeds 1,2,3] [--blocks 4,8] [--steps N] [--rollouts N]
 
 Every stage is the command that a real run uses; each is printed before it runs. A finished (method, seed, block) writes
-its figures to docs/results/tables/ and is not run again, so the work can be stopped, and spread over processes and
-machines. The page is written from all figures that are there; --page writes it and runs nothing, --analysis measures
-what a step of the trained students loses.
+its figures to docs/results/tables/ and does not run again. So the work can be stopped, and spread over processes and
+machines. The page shows all figures in that folder. --page only writes the page. --analysis measures the loss of a step
+of the trained students.
 """
 
 import argparse
@@ -49,8 +49,8 @@ KEPT += ("tokens_per_forward", "mean_length")
 
 
 class Method(NamedTuple):
-    """A row of the tables: a training configuration (None: the teacher as it is), overrides of each stage, and what it
-    is, for the page. after: the row whose student, of the same block and seed, takes the teacher's place.
+    """A row of the tables: a training configuration (None: the teacher as it is), overrides of each stage, and its
+    description on the page. after: the row whose student, of the same block and seed, replaces the teacher.
     """
 
     config: str | None = None
@@ -66,7 +66,7 @@ class Method(NamedTuple):
         return cls(**values)
 
 
-ANALYSED = ("naive_td", "t3d", "block_likelihood", "best")  # whose factorisation error --analysis measures
+ANALYSED = ("naive_td", "t3d", "block_likelihood", "best")  # --analysis measures their factorisation error
 
 METHODS, ABLATIONS = (
     {name: Method.of(row) for name, row in rows.items()}
@@ -79,7 +79,7 @@ METHODS, ABLATIONS = (
 
 
 def teacher(output: Path, block: int) -> str:
-    """The embedded teacher; for another block than 4 it is converted, by SFT at that block from its own weights."""
+    """The embedded teacher. For a block other than 4, SFT at that block converts it from its own weights."""
     if block == 4:
         return "models/embedded-teacher"
     folder = output / "teachers" / "embedded-teacher" / "math" / "teacher" / f"block{block}"
@@ -95,8 +95,8 @@ def teacher(output: Path, block: int) -> str:
 
 
 def roll_out(source: str, split: str, limit: int, block: int, seed: int, method: Method, args) -> Path:
-    """The source's trajectories at full steps, checked; those for training all methods with one source and the same
-    overrides share, of a (block, seed).
+    """The source's trajectories at full steps, checked. Methods with the same source, overrides, block and seed share
+    the ones for training.
     """
     output, overrides = args.output, method.rollouts
     by = [plain(method.after)] if method.after else []
@@ -129,7 +129,7 @@ def train_line(name: str, data: Path, source: str, block: int, seed: int, args, 
         f"training.seed={seed}",
         f"training.max_steps={args.steps}",
         f"training.batch_size_lm={BATCH // args.processes}",
-        "training.tokens_per_batch=2048",  # by length: the same losses, sooner
+        "training.tokens_per_batch=2048",  # batches by length: the same losses in less time
         f"experiment.output_root={folder}",
         "experiment.project=run",
         "experiment.run_name=run",
@@ -159,7 +159,7 @@ def evaluation_lines(name: str, checkpoint: str, folder: Path, block: int, seed:
 
 
 def train(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object]]:
-    """Train a method's student, after the row that it names: the student's folder, and the budget it had."""
+    """Train a method's student, after the row in ``after``. Returns the student's folder and its budget."""
     from t3d.common.options import load
     from t3d.training.settings import TrainConfig
 
@@ -182,7 +182,7 @@ def train(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     budget = {
         "learning_rate": load(TrainConfig, line).optimizer.params.learning_rate,
-        "tokens": sum(step["tokens"] for step in log),  # that training saw, clean and noisy copies
+        "tokens": sum(step["tokens"] for step in log),  # tokens seen in training, clean and noisy copies
     }
     return str(run / "ckpt" / "optimized"), budget
 
@@ -194,7 +194,7 @@ def run_one(name: str, block: int, seed: int, args) -> None:
     from t3d.evaluation.settings import EvalConfig
 
     checkpoint = teacher(args.output, block)
-    budget: dict[str, float] = {}
+    budget: dict[str, object] = {}
     if (METHODS | ABLATIONS)[name].config:
         checkpoint, budget = train(name, block, seed, args)
     folder = model_folder(name, block, seed, args)
@@ -213,7 +213,7 @@ def run_one(name: str, block: int, seed: int, args) -> None:
 
 
 def made_with(name: str, args) -> dict[str, object]:
-    """What a run's figures rest on and a later run must share to stand in one table with it."""
+    """The settings of a run's figures. Runs in one table must share them."""
     method = (METHODS | ABLATIONS)[name]
     given: dict[str, object] = {
         "config": method.config,
@@ -229,7 +229,7 @@ def made_with(name: str, args) -> dict[str, object]:
 
 
 def analyse(name: str, block: int, seed: int, args) -> None:
-    """What a step of the trained student loses, and of its teacher, at states of the teacher's held-out answers."""
+    """Measure the loss of a step of the trained student and of its teacher, at states of held-out answers."""
     target = ANALYSES / figures_file(name, block, seed).name
     if target.exists():
         return
@@ -257,7 +257,7 @@ def analyse(name: str, block: int, seed: int, args) -> None:
 
 
 def finished(name: str, block: int, seed: int, args) -> bool:
-    """Whether the run has its figures; UserError where they are of something else than is asked for."""
+    """Whether the run has its figures. UserError if they come from other settings."""
     file = figures_file(name, block, seed)
     if not file.exists():
         return False
@@ -271,7 +271,7 @@ def finished(name: str, block: int, seed: int, args) -> bool:
 
 @contextmanager
 def claimed(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether the folder is ours for the block's time; another process that works in it keeps it, or is waited for."""
+    """Whether the folder is ours inside the block. If another process works in it: wait for it, or False."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         try:
@@ -283,7 +283,7 @@ def claimed(folder: Path, wait: bool = False) -> Iterator[bool]:
 
 
 def run_folder(folder: Path) -> Path:
-    """The training below a run's folder, under its teacher's name; where there is none yet, one that does not exist."""
+    """The training below a run's folder, under its teacher's name. The path may not exist yet."""
     return next(folder.glob("*/math/run/run"), folder / "none")
 
 
@@ -293,19 +293,19 @@ def plain(name: str) -> str:
 
 
 def figures_file(name: str, block: int, seed: int) -> Path:
-    """Where a run's figures are."""
+    """The file of a run's figures."""
     return FIGURES / f"{plain(name)}-block{block}-seed{seed}.json"
 
 
 def model_folder(name: str, block: int, seed: int, args) -> Path:
-    """Where a run's student and its answers are: of this budget, and no other."""
+    """The folder of a run's student and its answers, for this budget only."""
     return args.output / f"{figures_file(name, block, seed).stem}-steps{args.steps}-n{args.rollouts}"
 
 
 def count(text: str) -> int:
     """A command line's whole number, from 1 on."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
     return int(text)
 
 
@@ -336,15 +336,15 @@ def main() -> None:
     parser.add_argument("--blocks", type=block_sizes, default=[4])
     parser.add_argument("--steps", type=count, default=600, help="optimizer steps of 32 sequences")
     parser.add_argument("--rollouts", type=count, default=4000, help="questions to learn from")
-    parser.add_argument("--processes", type=count, default=2, help="processes of rollouts and training, a core each")
-    parser.add_argument("--problems", type=count, help="problems per evaluation; all where it is left out")
+    parser.add_argument("--processes", type=count, default=2, help="processes of rollouts and training, one core each")
+    parser.add_argument("--problems", type=count, help="problems per evaluation; default all")
     parser.add_argument("--output", type=Path, default=Path("experiments/tables"), help="folder of models and rollouts")
     parser.add_argument(
-        "--analysis", action="store_true", help=f"only measure what a step loses: {', '.join(ANALYSED)}"
+        "--analysis", action="store_true", help=f"only measure the loss of a step: {', '.join(ANALYSED)}"
     )
     parser.add_argument("--page", action="store_true", help="only write docs/RESULTS.md")
     args = parser.parse_args()
-    os.chdir(ROOT)  # as the stages' processes; paths below the repository are told as they are from there
+    os.chdir(ROOT)  # as in the stages' processes; printed paths are relative to it
     if BATCH % args.processes:
         raise UserError(f"--processes {args.processes}: {BATCH} sequences a step do not divide by it")
     chosen = args.methods.split(";") if args.methods else [*METHODS, *(ABLATIONS if args.ablations else ())]
@@ -362,7 +362,7 @@ def main() -> None:
             print(f"\n=== {number} of {len(runs)}: {run[0]}, block {run[1]}, seed {run[2]}", flush=True)
             with claimed(model_folder(*run, args)) as ours:
                 if not ours:
-                    print("another process is at it")
+                    print("another process works on it")
                 elif not finished(*run, args):
                     run_one(*run, args)
     methods, ablations = ({name: method.told for name, method in some.items()} for some in (METHODS, ABLATIONS))

@@ -1,4 +1,4 @@
-"""The embedded benchmark's tokenizer: one token a word, one a digit, with a ChatML template like SDAR's."""
+"""The embedded benchmark's tokenizer: one token per word and per digit, with a ChatML template like SDAR's."""
 
 import random
 import re
@@ -21,7 +21,7 @@ INSTRUCTIONS = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over everything the generator can say (a leading space belongs to its word)."""
+    """A word-level tokenizer over all words of the generator (a leading space belongs to its word)."""
     rng = random.Random(0)
     texts = list(INSTRUCTIONS)
     for _ in range(5000):

@@ -213,7 +213,7 @@ def quota(settings: DecodeSettings, device=None) -> Tensor:
 
 
 def on_grid(masked: Tensor, drawn: Draws) -> Draws:
-    """What was drawn for each True of ``masked`` (rows, block), in its shape; 0 elsewhere."""
+    """``values``, one for each True of ``masked`` (rows, block), in its shape; 0 elsewhere."""
     token, confidence, entropy = drawn
 
     def grid(values: Tensor) -> Tensor:

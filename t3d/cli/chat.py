@@ -4,8 +4,8 @@
     t3d chat --model TEACHER --student STUDENT     both answer, the student in fewer steps
     echo "..." | t3d chat --model DIR              questions from a pipe, one a line
 
-With --data-type text earlier turns stay in the prompt; otherwise every question stands alone. /1, /2, ... asks a sample
-question, /new begins a new conversation, Ctrl-C stops an answer, /quit or Ctrl-D ends the chat.
+With --data-type text earlier turns stay in the prompt; otherwise every question stands alone. Type /1, /2, ... for a
+sample question. /new begins a new conversation, Ctrl-C stops an answer, /quit or Ctrl-D ends the chat.
 """
 
 import argparse

@@ -60,7 +60,7 @@ def disk_faults_as_user_errors(path: str | os.PathLike | None = None) -> Iterato
         raise
 
 
-WAIT = 5.0  # seconds; a launcher needs less to end the other processes after one has failed
+WAIT = 20.0  # seconds in which a launcher ends the other processes of a busy machine, once one has failed
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:

@@ -72,7 +72,9 @@ def model_source(path_or_hub_id: str, key: str = "model") -> str:
     owner, slash, name = path_or_hub_id.partition("/")
     # "models/x" looks like a hub id. If ./models exists, the user means a folder, and it is missing.
     if not (slash and owner and name) or "/" in name or owner in (".", "..", "~") or resolve(owner).is_dir():
-        raise UserError(f"{key}={path_or_hub_id}: no such folder; give a model folder or a hub id such as owner/name")
+        raise UserError(
+            f"{key}={path_or_hub_id}: no such folder; give a model folder or a hub id such as owner/name", key
+        )
     return path_or_hub_id
 
 

@@ -236,12 +236,12 @@ def load_examples(
             question, answers = _question_and_answers(row, question_key, answer_key, f"{path}, row {index}")
             try:
                 prompt = prompt_ids(row | {"question": question})
+                wholes = [answer_ids(answer) if answer.strip() else [] for answer in answers or [""]]
             except UserError as error:
                 raise UserError(f"{path}, row {index}: {error}", error.key) from error
-            for sample, answer in enumerate(answers or [""]):
+            for sample, whole in enumerate(wholes):
                 if report.kept == limit:
                     return
-                whole = answer_ids(answer) if answer.strip() else []
                 if response := _response(prompt, whole, block_size, max_prompt_len, max_gen_length, report):
                     name, length = f"{path.stem}/{index}/{sample}", len(response)
                     yield {"id": name, "prompt_ids": prompt, "response_ids": response, "length": length}
@@ -310,7 +310,7 @@ def hub_rows(source: str) -> Path:
     return path
 
 
-CACHE_VERSION = 4  # raise it when the meaning of the columns changes
+CACHE_VERSION = 5  # raise it when the meaning of the columns changes
 
 
 def _build(

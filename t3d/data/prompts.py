@@ -22,47 +22,54 @@ def render(turn: str, tokenizer: Any, opening: str = "", earlier: Sequence[dict[
 
     `opening`, such as a code problem's first lines or "<think>", follows the chat template's own opening and its line
     break. (The release leaves out that line break.) The text is tokenised as a whole. So a token may span template and
-    opening, as in the model's own text. A special token's name in the turn, such as "<|im_end|>", is text: only the
-    template writes special tokens.
+    opening, as in the model's own text. A special token's name in a turn or in the opening, such as "<|im_end|>", is
+    text: only the template writes special tokens.
 
     `earlier`: the turns of a conversation before this one, {"role": "user" or "assistant", "content": ...}.
 
     Raises UserError if the tokenizer has no chat template, or cannot take a special token's name as text.
     """
     turns = [*earlier, {"role": "user", "content": turn}]
-    text = _apply_template(tokenizer, turns, add_generation_prompt=True) + opening
     special = _special_tokens(tokenizer)
-    if special.search(turn):
-        return _encode_pieces(text, turns, [match.span() for match in special.finditer(text)], tokenizer)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _encode_pieces(text: str, turns: list[dict[str, str]], marks: list[tuple[int, int]], tokenizer: Any) -> list[int]:
-    """The ids of a prompt. The special tokens at `marks` are control tokens outside the last turn, and text inside it.
-
-    A tokenizer first splits a text at its special tokens. So the pieces between them can be encoded one by one.
-    """
-    question = "A question without special tokens"
-    framed = [*turns[:-1], {"role": "user", "content": question}]
-    frame = _apply_template(tokenizer, framed, add_generation_prompt=True)
-    start, turn = len(frame.partition(question)[0]), turns[-1]["content"]
-    turn = turn if text.startswith(turn, start) else turn.strip()  # some templates strip
-    end = start + len(turn)
-    control = [(a, b) for a, b in marks if not (a < end and start < b)]
+    control = special.fullmatch(opening.strip())  # an opening that is a special token, such as "<think>", is meant so
+    written = [one["content"] for one in turns] + [opening] * (not control)
+    if not any(map(special.search, written)):
+        text = _apply_template(tokenizer, turns, add_generation_prompt=True) + opening
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    # The names stay out of the template's sight: all that are left in its text are control. A tokenizer splits a text
+    # at its special tokens first, so the pieces between two of them can be encoded one by one.
+    hidden = [one | {"content": _hide(one["content"], special)} for one in turns]
+    text = _apply_template(tokenizer, hidden, add_generation_prompt=True) + (
+        opening if control else _hide(opening, special)
+    )
     ids: list[int] = []
     before = 0
-    for a, b in [*control, (len(text), len(text))]:
-        ids += tokenizer(text[before:a], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ids += tokenizer(text[a:b], add_special_tokens=False)["input_ids"]
-        before = b
-    found = sum(token in _special_ids(tokenizer) for token in ids)
-    if not text.startswith(turn, start) or found != len(control):
-        name = _special_tokens(tokenizer).search(turn)
-        raise UserError(
-            f"question: it holds {name[0] if name else 'a special token'}, which this tokenizer cannot take as text; "
-            "leave the row out, or write the name differently",
-            "question",
-        )
+    for match in special.finditer(text):
+        ids += _text_ids(_show(text[before : match.start()]), tokenizer, "question")
+        ids += tokenizer(match[0], add_special_tokens=False)["input_ids"]
+        before = match.end()
+    return ids + _text_ids(_show(text[before:]), tokenizer, "question")
+
+
+SHIFT = 0x100000  # to plane 16 of Unicode, private use: no text has its characters
+
+
+def _hide(text: str, special: re.Pattern[str]) -> str:
+    """The text with the names of special tokens in characters that no tokenizer's special token has."""
+    return special.sub(lambda match: "".join(chr(ord(c) + SHIFT) for c in match[0]), text)
+
+
+def _show(text: str) -> str:
+    return "".join(chr(ord(c) - SHIFT) if ord(c) >= SHIFT else c for c in text)
+
+
+def _text_ids(text: str, tokenizer: Any, field: str) -> list[int]:
+    """The ids of a text in which the names of special tokens are text. Raises UserError where they cannot be."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if found := _special_ids(tokenizer) & set(ids):
+        name = tokenizer.convert_ids_to_tokens(min(found))
+        told = f"it holds {name}, which this tokenizer cannot take as text"
+        raise UserError(f"{field}: {told}; leave the row out, or write the name differently", field)
     return ids
 
 
@@ -81,9 +88,9 @@ def answer_ids(text: str, tokenizer: Any) -> list[int]:
     """The ids of an assistant's answer and of the token that ends its turn.
 
     The chat template is not applied to the answer, because templates of thinking models rewrite past assistant turns.
-    Some put an empty <think></think> in front.
+    Some put an empty <think></think> in front. A special token's name in the answer is text, as in a question.
     """
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], end_of_turn_id(tokenizer)]
+    return [*_text_ids(text, tokenizer, "answer"), end_of_turn_id(tokenizer)]
 
 
 def end_of_turn_id(tokenizer: Any) -> int:

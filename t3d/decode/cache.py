@@ -1,4 +1,4 @@
-"""The KV cache of the local engine: preallocated, one slot per absolute position, written where a forward says."""
+"""The KV cache of the local engine: preallocated, with one slot per absolute position."""
 
 import inspect
 from collections.abc import Callable
@@ -18,13 +18,13 @@ def cache_name(forward: Callable) -> str:
     return next(name for name in CACHE_NAMES if name in parameters)
 
 
-CACHE_NAME = cache_name(Qwen3Model.forward)  # all models have changed it in the same release
+CACHE_NAME = cache_name(Qwen3Model.forward)  # all models changed it in the same release
 
 
 class SlotLayer(CacheLayerMixin):
     """One layer's keys and values: (lanes, kv heads, slots, head dim), written by scatter at ``Slots.write``.
 
-    They are allocated when the first keys come, whose shape is the model's own.
+    They are allocated with the first keys, which have the model's own shape.
     """
 
     keys: Tensor
@@ -45,13 +45,13 @@ class SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         lanes, write, length = self.slots.lanes, self.slots.write, self.slots.length
-        if write is None:  # a verification reads the cache of its lanes and leaves nothing behind
+        if write is None:  # a verification reads the cache of its lanes and writes nothing
             keys, values = self.keys[lanes, :, :length], self.values[lanes, :, :length]
             return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
-        # under autocast values are in half precision, whatever the weights are in
+        # under autocast values are in half precision for any dtype of the weights
         self.keys[lanes.unsqueeze(-1), :, write] = key_states.transpose(1, 2).to(self.keys.dtype)
         self.values[lanes.unsqueeze(-1), :, write] = value_states.transpose(1, 2).to(self.values.dtype)
-        if length is None:  # a prefill reads nothing but what it has just written
+        if length is None:  # a prefill reads only its own keys and values
             return key_states, value_states
         return self.keys[:, :, :length], self.values[:, :, :length]
 
@@ -68,10 +68,12 @@ class SlotLayer(CacheLayerMixin):
 
 
 class Slots(Cache):
-    """The cache, and where the coming forward writes and reads.
+    """The cache, and the slots that the next forward writes and reads.
 
-    Set before each forward: ``lanes`` (rows,), ``write`` (rows, width) slots (None: nothing is written, and a row reads
-    its own tokens behind the slots), ``length`` of the slots read (None in a prefill).
+    Set these before each forward:
+    - ``lanes``: (rows,).
+    - ``write``: (rows, width) slots; None = nothing is written, and a row reads its own tokens after the slots.
+    - ``length``: number of slots to read; None in a prefill.
     """
 
     layers: list[SlotLayer]  # type: ignore[assignment]  # a Cache may hold layers of any kind, this one does not
@@ -85,7 +87,7 @@ class Slots(Cache):
 
     @property
     def ready(self) -> list[SlotLayer]:
-        """The layers that have had their first keys."""
+        """The layers that have received keys."""
         return [layer for layer in self.layers if layer.is_initialized]
 
     def copy(self, source: Tensor, target: Tensor, length: int) -> None:
@@ -95,7 +97,7 @@ class Slots(Cache):
             layer.values[target, :, :length] = layer.values[source, :, :length]
 
     def keep(self, lanes: Tensor) -> None:
-        """Drop all lanes but these."""
+        """Keep only these lanes."""
         self.lane_count = len(lanes)
         for layer in self.ready:
             layer.keys, layer.values = layer.keys[lanes], layer.values[lanes]

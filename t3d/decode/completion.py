@@ -1,9 +1,9 @@
-"""What a teacher would have written in each block of a student's answer, after the student's earlier blocks.
+"""A teacher's completion of each block of a student's answer, after the student's earlier blocks.
 
-In the training layout [clean = the answer | noisy = its blocks, all masked] a block sees the answer's earlier blocks
-and itself alone. So all blocks of all answers are decoded at once, one token of each a forward, block_size forwards in
-all, without a cache. How a token is drawn, which one is unmasked, and the random numbers are the decoder's
-(t3d.blocks.decoding): the author of an answer, asked for its blocks with the same seed, writes them again.
+In the training layout [clean = the answer | noisy = its blocks, all masked] a block sees only the answer's earlier
+blocks and itself. So all blocks of all answers are decoded at once, without a cache. Each forward decodes one token per
+block, so there are block_size forwards. Draws, strategy and random numbers are the decoder's (t3d.blocks.decoding). So
+the model that wrote an answer writes its blocks again, given the same seed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +25,9 @@ from t3d.states.packing import micro_batches
 
 
 class Completion(NamedTuple):
-    """A block of its own at every block of an answer: ids and, 1-based and growing over blocks, when each was unmasked.
+    """A teacher's completion of every block of an answer: ids, and unmask steps (1-based, growing over blocks).
 
-    As long as the answer's response_ids. A block does not follow from the one before it here.
+    It is as long as the answer's response_ids. Its blocks do not continue each other, but the answer's blocks.
     """
 
     ids: list[int]
@@ -49,9 +49,9 @@ def complete(
     """Each answer with the completion of its blocks by ``model``, in any order.
 
     Args:
-        model: as an objective gets it. flex: it takes FlexAttention's masks. shift: its logits are the next token's.
-        settings: as the answers' but for the steps: a block is decoded one token a step, from masks.
-        seed: of the answers, whose random streams these are.
+        model: as an objective gets it. flex: it takes FlexAttention's masks. shift: its logits predict the next token.
+        settings: the answers'. Only the steps differ: a block is decoded one token per step, from masks.
+        seed: the answers' seed; the random streams are the same.
         chunk: rows of the vocabulary projection at once.
     """
     by_id = {trajectory.id: trajectory for trajectory in trajectories}
@@ -75,7 +75,7 @@ def of_stream(trajectory_id: str) -> tuple[str, int]:
 
 
 def masked_answer(trajectory: Trajectory, mask_id: int) -> State:
-    """The state in which every token of the response is masked and looked at."""
+    """The state in which every token of the response is masked and a target."""
     ids, grid = clean_sequence(vars(trajectory), trajectory.block_size, mask_id)
     position = torch.arange(len(trajectory.prompt_ids), len(ids))
     noisy = ids[grid.start :].clone()
@@ -104,15 +104,15 @@ def complete_batch(
     of_sequence, group = block_groups(batch.sequence, batch.block)
     position = batch.position_ids.flatten()[batch.place]
     column = position % settings.block_size
-    # (blocks, block_size), -1 where a block begins with the prompt's end
+    # (blocks, block_size), -1 at the prompt's end in a block
     place, source, where = torch.full((3, len(of_sequence), settings.block_size), -1, device=position.device)
     place[group, column], source[group, column], where[group, column] = batch.place, batch.loss_index, position
     present = place >= 0
     first = where.masked_fill(~present, torch.iinfo(where.dtype).max).amin(-1)
-    done = first - prompts[of_sequence]  # a token was a step in the earlier blocks, too
+    done = first - prompts[of_sequence]  # in the earlier blocks, too, each token was a step
     ids, step = batch.input_ids.flatten().clone(), torch.zeros_like(place)
     settings, key = replace(settings, denoising_steps_per_block=settings.block_size), keys[of_sequence]
-    stage = settings.block_size - present.sum(-1)  # what the prompt holds of a block counts as unmasked in steps
+    stage = settings.block_size - present.sum(-1)  # the prompt's tokens in a block count as unmasked by steps
     for number in range(1, settings.block_size + 1):
         masked, when = present & (step == 0), done + number
         u = uniforms(key.unsqueeze(-1), where, when.unsqueeze(-1))[masked]
@@ -136,7 +136,7 @@ def draw_at(
     forbidden: Tensor,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One forward of the batch at ``ids``: what ``draw`` returns from the hidden states at ``source``, (rows,)."""
+    """One forward of the batch at ``ids``; the result of ``draw`` from the hidden states at ``source``, (rows,)."""
     need_entropy = strategy_named(settings.remasking_strategy).needs_entropy
 
     def head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

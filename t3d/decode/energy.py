@@ -1,23 +1,27 @@
-"""EDLM: of several fillings drafted for a block, one is chosen by its energy under the same weights at block size 1.
+"""EDLM: draft several fillings of a block, and choose one by its energy under the same weights at block size 1.
 
 A step draws the tokens of a block independently of each other. EDLM corrects that draw by an energy of all of x_0,
 
     p(x_0 | x_t) = 1/Z prod_i p_theta(x_0^i | x_t) exp(-E(x_0, x_t)),   E = -log p_AR(x_0) + log p_theta(x_0 | x_t),
 
-and samples it by self-normalised importance sampling: k candidates from the factorised p_theta, one of them chosen with
-weights exp(-E). The factorised law cancels, so with growing k the choice is one from p_AR(x_0 | what x_t shows).
+and samples it by self-normalised importance sampling: it draws k candidates from the factorised p_theta and chooses one
+with weights exp(-E). The factorised distribution cancels. So as k grows, the choice follows p_AR(x_0 | tokens that x_t
+shows).
 
-Here x_0 is the current block, behind blocks that are decided, and p_AR is the model itself at block size 1
-(t3d.decode.sequential) at the decode temperature, so no second model is needed. p_theta is what tokens are drawn from,
-temperature, top-k and top-p included. Every step proposes k fillings of all masked positions and scores them whole,
-tokens that x_t shows to the right of a mask included (EDLM-AR; its coAR leaves those out); then the step commits its
-share of the chosen filling, as the strategy says, with the confidence that the draft gave the chosen tokens. As k
-grows, answers at one step per block get the law of sequential sampling at block size 1 (over a cache that holds earlier
-blocks as the model's own block size wrote them), among what the draft's top-k and top-p leave; with more steps that
-holds for each step's filling, and for the answer where the strategy does not look at what was drawn.
+Here x_0 is the current block after decided blocks. No second model is needed: p_AR is the model itself at block size 1
+(t3d.decode.sequential) and the decode temperature. The sampling distribution p_theta has temperature, top-k and top-p.
+Every step
 
-The first candidate is the one that decoding without an energy draws. Scoring costs k forwards a step: that is how they
-are counted, though they go through the model side by side.
+- proposes k fillings of all masked positions;
+- scores each whole block, including visible tokens to the right of a mask (EDLM-AR; its coAR leaves these out);
+- commits the strategy's share of the chosen filling, with the draft's confidence in the chosen tokens.
+
+As k grows, the answers at one step per block follow sequential sampling at block size 1. Sequential sampling reads the
+same cache, which the model's own block size wrote. It is limited to tokens that the draft's top-k and top-p allow. With
+more steps this holds for each step's filling. It holds for the answer only if the strategy ignores the drawn tokens.
+
+The first candidate is the draw of decoding without an energy. Scoring costs k forwards per step. They are counted so,
+although they go through the model side by side.
 
 Source: EDLM (arXiv 2410.21357), algorithm 1 with the window w = 1, that is in every step.
 """
@@ -29,7 +33,7 @@ from t3d.blocks.decoding import inverse_cdf, uniforms
 from t3d.decode.runner import ModelRunner
 from t3d.decode.sequential import sequential_forward
 
-TOKENS_SCORED = 2**15  # at once: what a forward needs beside the cache is bounded, whatever lanes and candidates
+TOKENS_SCORED = 2**15  # most tokens in one forward; this bounds its memory for any number of lanes and candidates
 
 
 def candidate_uniforms(key: Tensor, position: Tensor, step: Tensor, candidates: int) -> Tensor:
@@ -40,19 +44,21 @@ def candidate_uniforms(key: Tensor, position: Tensor, step: Tensor, candidates: 
 
 
 class Energy:
-    """Chooses among the candidates of a run of the local engine, whose lanes and cache it works on."""
+    """Chooses among the candidates in a run of the local engine. It works on the run's lanes and cache."""
 
     def __init__(self, runner: ModelRunner):
         self.runner, self.candidates = runner, runner.settings.energy_candidates
 
     def choose(self, tokens: Tensor, confidence: Tensor, masked: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
-        """One candidate of each lane ``turn``.
+        """Choose one candidate for each lane ``turn``.
 
         Args:
-            tokens, confidence: (lanes, block, candidates), drawn where ``masked``, (lanes, block), and how likely.
+            tokens: (lanes, block, candidates), drawn at masked positions.
+            confidence: (lanes, block, candidates), the probabilities of the tokens.
+            masked: (lanes, block) bool.
 
         Returns:
-            The tokens and confidences of the chosen ones, (lanes, block) both, meaningless where not masked.
+            The tokens and confidences of the chosen candidates, (lanes, block) both, meaningless at unmasked positions.
         """
         state = self.runner.lanes
         lanes = turn.nonzero().flatten()
@@ -68,10 +74,12 @@ class Energy:
         return tokens.gather(-1, chosen).squeeze(-1), confidence.gather(-1, chosen).squeeze(-1)
 
     def log_likelihood(self, lanes: Tensor, filled: Tensor, masked: Tensor) -> Tensor:
-        """log p_AR of fillings of the lanes' blocks, in nats, without what the first mask has before it.
+        """log p_AR of fillings of the lanes' blocks, in nats, without the terms of tokens before the first mask.
 
         Args:
-            lanes: (rows,). filled: (rows, candidates, block). masked: (rows, block) bool, where they may differ.
+            lanes: (rows,).
+            filled: (rows, candidates, block).
+            masked: (rows, block) bool, the positions at which the fillings may differ.
 
         Returns:
             (rows, candidates) fp32.

@@ -1,13 +1,14 @@
 """Our own decoder: block diffusion over a slotted KV cache, continuous batching, fused commits.
 
-A lane decodes one request at a time. Lanes share every forward; a lane that finishes is refilled at once. The cache has
-one slot per absolute position, so a single predicate (t3d.blocks.attention) covers prefill, decoding and commits, and
-whatever a lane wrote beyond its current block is overwritten before anyone may see it.
+A lane decodes one request at a time. Lanes share every forward; a finished lane is refilled at once. The cache has one
+slot per absolute position. So a single predicate (t3d.blocks.attention) covers prefill, decoding and commits. Keys that
+a lane wrote beyond its current block are overwritten before a query may see them.
 
-A finished block must enter the cache with its final tokens. With ``fused_commit`` that happens in the forward that
-starts the next block, on [finished block | next block]: exact under block-causal attention, and ``steps`` forwards a
-block in place of ``steps + 1``. With ``self_verify`` a block counts as finished when a forward of its own has checked
-it (t3d.decode.verify). With ``energy_candidates`` a step draws several times and chooses (t3d.decode.energy).
+A finished block must enter the cache with its final tokens (a commit). With ``fused_commit`` this happens in the first
+forward of the next block, on [finished block | next block]. This is exact under block-causal attention, and needs
+``steps`` forwards per block instead of ``steps + 1``. With ``self_verify`` a block is finished after an extra forward
+has checked it (t3d.decode.verify). With ``energy_candidates`` a step draws several times and chooses
+(t3d.decode.energy).
 """
 
 import time
@@ -28,7 +29,7 @@ from t3d.common.options import fault
 from t3d.data.trajectory import Trajectory
 from t3d.decode.energy import Energy, candidate_uniforms
 from t3d.decode.model_facts import bytes_per_slot, full_attention, logit_shift, position_count
-from t3d.decode.protocol import Request, Step, answer_end, refuse_empty_prompts, refuse_mask_in_prompts
+from t3d.decode.protocol import Request, Step, answer_end, not_finite, refuse_empty_prompts, refuse_mask_in_prompts
 from t3d.decode.runner import TOKENS_PREFILLED, ModelRunner
 from t3d.decode.verify import Verifier, close_up
 from t3d.decode.whole import NOT_WITH_FULL_ATTENTION, WholeRunner
@@ -41,9 +42,9 @@ class LocalEngine:
         model: a BlockDiffusionLM (t3d.models.block_diffusion) in eval mode.
         mask_id: the mask token. stop_ids: ids that end an answer.
         forbidden_ids: ids that may never be drawn (the mask, ids beyond the tokenizer).
-        max_active: most lanes at once; fewer are used when the cache would not fit in memory.
+        max_active: most lanes at once; fewer are used if the cache would not fit in memory.
         fused_commit: write a finished block's cache in the next block's first forward.
-        ordinary_ids: what ``random_init_ratio`` draws from; without them it must be 0.
+        ordinary_ids: ids from which ``random_init_ratio`` draws; without them it must be 0.
         compile: run the blocks' forwards through torch.compile. The model is compiled in place.
     """
 
@@ -92,14 +93,14 @@ class LocalEngine:
         seed: int,
         on_step: Callable[[Step], None] | None = None,
     ) -> Iterator[Trajectory]:
-        """Yield one trajectory per request as it finishes.
+        """Yield one trajectory per request when it is finished.
 
         Args:
-            on_step: sees every lane after every denoising step. It costs reads from the device, None costs nothing.
+            on_step: gets every lane after every denoising step. It costs reads from the device; None costs nothing.
 
         Raises:
             UserError: a request longer than the model's positions or the memory allow, or no compiler for ``compile``;
-                nothing has been decoded then.
+                nothing has been decoded then. NaN or infinite logits; the trajectories yielded before are valid.
         """
         if not requests:
             return
@@ -138,7 +139,7 @@ class LocalEngine:
     def _lanes_that_fit(self, slots: int) -> int:
         size = slots * bytes_per_slot(self.model.config, self.model.dtype)
         if self.device.type == "cuda":
-            # what PyTorch's allocator keeps and does not use is free as well
+            # memory that PyTorch's allocator holds and does not use is free too
             unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             free = torch.cuda.mem_get_info(self.device)[0] + unused
         else:
@@ -163,10 +164,12 @@ def refuse_block_causal(settings: DecodeSettings) -> None:
 
 @dataclass
 class Ahead:
-    """What the host knows of the coming step, so that it need not ask the device in its course.
+    """The host's counts for the next step, so that the step need not read them from the device.
 
-    inside: masks in the blocks of lanes that are inside one. fresh: of lanes about to begin one. commits: lanes whose
-    last block is not in the cache yet.
+    Attributes:
+        inside: masks in the blocks of lanes that are inside a block.
+        fresh: masks in the blocks of lanes that are about to begin one.
+        commits: lanes whose last block is not in the cache yet.
     """
 
     inside: int = 0
@@ -175,9 +178,10 @@ class Ahead:
 
 
 class Drawn(NamedTuple):
-    """What a forward proposes for the current blocks: (lanes, block) each, meaningless where not masked.
+    """A forward's proposals for the current blocks: (lanes, block) each, meaningless at unmasked positions.
 
     entropy: None unless the strategy needs it. masked: the masks of the lanes whose turn it is. position: absolute.
+    broken: (), the latest step of a lane with NaN or infinite logits, 0 where there is none.
     """
 
     tokens: Tensor
@@ -185,10 +189,11 @@ class Drawn(NamedTuple):
     entropy: Tensor | None
     masked: Tensor
     position: Tensor
+    broken: Tensor
 
 
 class Run:
-    """One call of ``generate``: which request is in which lane, and what each step does with them."""
+    """One call of ``generate``: the assignment of requests to lanes, and the denoising steps."""
 
     def __init__(
         self,
@@ -218,8 +223,8 @@ class Run:
         self.strategy = strategy_named(settings.remasking_strategy)
         self.verifier = Verifier(self.runner, self.show if on_step else None) if settings.self_verify else None
         self.energy = Energy(self.runner) if settings.energy_candidates > 1 else None
-        # Lanes with a fixed number of steps a block start their blocks together, so that one forward in `steps` is the
-        # wide one that commits. With a varying number of steps there is nothing to align.
+        # Lanes with a fixed number of steps per block start their blocks together. So only one forward in `steps` is
+        # wide and commits. With a varying number of steps there is nothing to align.
         fixed = self.strategy.fixed_steps and not settings.self_verify
         self.period = settings.denoising_steps_per_block if fixed else 1
         self.phase = 0
@@ -275,7 +280,7 @@ class Run:
             state.before[lanes] = state.before[computed_in]
 
     def _prefill(self, width_of: dict[int, int]) -> None:
-        """Fill the cache of lanes to their widths, like ones together, a bounded number of tokens at a time."""
+        """Fill the cache of lanes to their widths: equal widths together, a bounded number of tokens at a time."""
         waiting = sorted((lane for lane, width in width_of.items() if width), key=width_of.__getitem__, reverse=True)
         while waiting:
             width = width_of[waiting[0]]
@@ -286,22 +291,22 @@ class Run:
     # -- one denoising step -------------------------------------------------------------------------------------------
 
     def step(self) -> Iterator[Trajectory]:
-        """One denoising step of every lane whose turn it is; yields the answers it finishes.
+        """One denoising step of every lane whose turn it is; yields the finished answers.
 
-        The host reads from the device once, in ``_advance``, and learns there all that the next step's shapes take. A
-        nucleus (top_p < 1 without top_k, see ``filter_logits``) adds a read; so do finished answers, an observer,
+        The host reads from the device only once, in ``_advance``. That read gives the shapes of the next step. Further
+        reads come from a nucleus (top_p < 1 without top_k, see ``filter_logits``), finished answers, an observer,
         self-verification and an energy.
         """
         turn, committing = self._schedule()
         drawn = self._denoise(committing, turn)
         complete = self._unmask(turn, drawn)
-        yield from self._hand_out(self._advance(complete, drawn.position))
+        yield from self._hand_out(self._advance(complete, drawn))
 
     def _schedule(self) -> tuple[Tensor, Tensor | None]:
-        """(lanes,) bool each: whose turn it is, and whose last block the coming forward writes; None = nobody's."""
+        """(lanes,) bool each: the lanes whose turn it is, and the lanes to commit in the next forward (None = none)."""
         state = self.lanes
         turn = state.active & (state.stage > 0) if self.phase else state.active.clone()
-        # A lane with a block to commit is between blocks, and those begin at phase 0.
+        # A lane with a block to commit is between blocks, and blocks begin at phase 0.
         if self.phase or not self.ahead.commits or not self.runner.cached:
             return turn, None
         committing = turn & state.commit
@@ -316,7 +321,7 @@ class Run:
         state, runner, verifier = self.lanes, self.runner, self.verifier
         masked, position = self._masked(turn)
         masks = self.ahead.inside + (0 if self.phase else self.ahead.fresh)
-        # nonzero() would wait for their number, which is known; nonzero_static() needs torch 2.7 on CUDA
+        # nonzero() would wait for the number of masks, which is known; nonzero_static() needs torch 2.7 on CUDA
         first = masked.flatten().byte().argsort(descending=True, stable=True)[:masks]
         lane, column = first // masked.shape[1], first % masked.shape[1]
         stream = state.key[lane], position[lane, column], state.steps[lane] + 1
@@ -337,11 +342,12 @@ class Run:
         tokens, confidence = grid(token), grid(certain)
         if self.energy is not None:
             tokens, confidence = self.energy.choose(tokens, confidence, masked, turn)
-        return Drawn(tokens, confidence, None if entropy is None else grid(entropy), masked, position)
+        broken = (confidence.isnan().any(-1) * (state.steps + 1)).max()  # such logits leave no probability
+        return Drawn(tokens, confidence, None if entropy is None else grid(entropy), masked, position, broken)
 
     def _unmask(self, turn: Tensor, drawn: Drawn) -> Tensor:
-        """Put drawn tokens where the strategy says; (lanes,) bool, the lanes whose block is complete."""
-        state, (tokens, confidence, entropy, masked, position) = self.lanes, drawn
+        """Write drawn tokens at the strategy's positions; (lanes,) bool, the lanes whose block is complete."""
+        state, (tokens, confidence, entropy, masked, position, _) = self.lanes, drawn
         state.commit &= ~turn
         state.forwards += turn.long()
         state.steps += turn.long()
@@ -357,14 +363,14 @@ class Run:
         return complete if self.verifier is None else self.verifier.settle(complete, unmask, confidence)
 
     def _masked(self, turn: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the current blocks: what is masked in those of the lanes ``turn``, and the positions; (lanes, block)."""
+        """(lanes, block) each: the masks in the current blocks of the lanes ``turn``, and the blocks' positions."""
         state = self.lanes
         position = (state.start.unsqueeze(-1) + self.runner.column).clamp(max=self.capacity - 1)
         return (state.ids.gather(1, position) == self.engine.mask_id) & turn.unsqueeze(-1), position
 
-    def _advance(self, complete: Tensor, position: Tensor) -> list[int]:
-        """Move lanes with a complete block on; the lanes that are through with their answer."""
-        state, block = self.lanes, self.settings.block_size
+    def _advance(self, complete: Tensor, drawn: Drawn) -> list[int]:
+        """Move lanes with a complete block to the next; returns the lanes with a finished answer."""
+        state, block, position = self.lanes, self.settings.block_size, drawn.position
         answer = (position >= state.prompt.unsqueeze(-1)) & (position < state.limit.unsqueeze(-1))
         is_stop = (state.ids.gather(1, position).unsqueeze(-1) == self.engine.stop_ids).any(-1)
         through = complete & ((is_stop & answer).any(-1) | (state.start + block >= state.limit))
@@ -372,13 +378,15 @@ class Run:
         state.stage *= (~complete).long()
         state.commit |= complete
         state.active &= ~through
-        # The one read of a step: which lanes are through, how far the cache is read, and what lies ahead.
+        # The only read of a step: the finished lanes, the cache length to read, and the counts for the next step.
         masks = self._masked(state.active)[0].sum(-1)
         inside = (masks * (state.stage > 0)).sum()
         frontier = (state.start * state.active).max()
         commits = (state.active & state.commit).sum()
-        read = torch.cat([through.long(), torch.stack([frontier, inside, masks.sum(), commits])])
-        *ended, frontier, inside, masks, commits = read.tolist()
+        read = torch.cat([through.long(), torch.stack([frontier, inside, masks.sum(), commits, drawn.broken])])
+        *ended, frontier, inside, masks, commits, broken = read.tolist()
+        if broken:
+            raise not_finite(self.engine.model.name_or_path or "in memory", broken)
         self.ahead = Ahead(inside, masks - inside, commits)
         self.phase = (self.phase + 1) % self.period if inside else 0
         self.runner.key_slots = frontier + block
@@ -387,7 +395,7 @@ class Run:
     # -- results ------------------------------------------------------------------------------------------------------
 
     def show(self, turn: Tensor, complete: Tensor) -> None:
-        """Report the step just done to the observer, lane by lane."""
+        """Report the last step to the observer, lane by lane."""
         state = self.lanes
         for lane in turn.nonzero().flatten().tolist():
             step, prompt, start = (int(x[lane]) for x in (state.steps, state.prompt, state.start))
@@ -399,7 +407,7 @@ class Run:
             self.on_step(Step(request.id, step, ids, unmasked, bool(complete[lane])))
 
     def _hand_out(self, lanes: list[int]) -> Iterator[Trajectory]:
-        """The trajectories of these lanes, which are free from then on."""
+        """The trajectories of these lanes. The lanes are free afterwards."""
         if not lanes:
             return
         state, at = self.lanes, torch.tensor(lanes, device=self.engine.device)
@@ -433,7 +441,7 @@ class Run:
             )
 
     def shrink(self) -> None:
-        """With nothing left to refill, give up empty lanes once they are half of all (compiled: their number stays)."""
+        """Without waiting requests, drop empty lanes once half of all are empty. A compiled run keeps its lanes."""
         taken = [lane for lane, request in enumerate(self.requests) if request is not None]
         if not taken or 2 * len(taken) > len(self.requests) or self.engine.compile:
             return

@@ -1,4 +1,4 @@
-"""What decoding and training need to know of a model's configuration, whichever model of transformers it is."""
+"""Facts of a model's configuration that decoding and training need, for any model of transformers."""
 
 import sys
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def logit_shift(config: Any) -> bool:
-    """Does the hidden state before a position predict its token, as in an autoregressive model?"""
+    """Whether the hidden state before a position predicts its token, as in an autoregressive model."""
     return bool(getattr(config, "logit_shift", False))
 
 
@@ -17,10 +17,10 @@ def full_attention(config: Any) -> bool:
 
 
 def position_count(config: Any) -> int:
-    """The longest sequence: the model's positions, or its attention window where that is shorter.
+    """The longest sequence: the model's positions, or its attention window if that is shorter.
 
-    Up to the window's length a windowed layer sees what a full one sees. Longer sequences would need a mask of each
-    layer's own.
+    Up to the window's length a windowed layer sees the same tokens as a full layer. Longer sequences would need a
+    separate mask for each layer.
     """
     found = [getattr(config, "max_position_embeddings", None), *_windows(config)]
     return min((n for n in found if n), default=sys.maxsize)
@@ -40,6 +40,6 @@ def head_dim(config: Any) -> int:
 
 
 def bytes_per_slot(config: Any, dtype: torch.dtype) -> int:
-    """The keys and values of one token, of all layers."""
+    """Bytes of the keys and values of one token in all layers."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * head_dim(config) * dtype.itemsize

@@ -1,4 +1,4 @@
-"""What every engine promises: prompts' ids and decode settings in, a stream of trajectories out."""
+"""The interface of all engines: prompts' ids and decode settings in, a stream of trajectories out."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Request:
 
     Attributes:
         prompt: the prompt's id, "<dataset>/<row>"; with ``sample`` it names the random stream and the trajectory.
-        sample: which of the prompt's answers, from 0.
+        sample: the number of this answer among the prompt's answers, from 0.
         prompt_ids: token ids of the rendered prompt.
     """
 
@@ -30,10 +30,16 @@ class Request:
 
 
 def refuse_mask_in_prompts(requests: Sequence[Request], mask_id: int) -> None:
-    """Raises UserError: a mask in a prompt would never be decided."""
+    """Raises UserError for a prompt with a mask, which would never be unmasked."""
     for request in requests:
         if mask_id in request.prompt_ids:
             raise UserError(f"prompt {request.id}: contains the mask token; remove it from the question")
+
+
+def not_finite(model: str, step: int) -> UserError:
+    """The error of a model whose logits are NaN or infinite at an answer's denoising step (from 1)."""
+    told = f"step {step} gives NaN or infinite logits; its weights are damaged, or too large for their dtype"
+    return UserError(f"model {model}: {told}; get it again, or try another dtype", "model")
 
 
 def refuse_empty_prompts(requests: Sequence[Request]) -> None:
@@ -44,7 +50,7 @@ def refuse_empty_prompts(requests: Sequence[Request]) -> None:
 
 
 def answer_end(response_ids: Sequence[int], max_token: int, stop_ids: Collection[int]) -> tuple[int, str]:
-    """An answer's length, its first stop id included, and why it ends there: "stop" or "length"."""
+    """An answer's length, its first stop id included, and the reason of its end: "stop" or "length"."""
     answer = response_ids[:max_token]
     stop = next((i for i, token in enumerate(answer) if token in stop_ids), None)
     return (len(answer), "length") if stop is None else (stop + 1, "stop")
@@ -52,16 +58,16 @@ def answer_end(response_ids: Sequence[int], max_token: int, stop_ids: Collection
 
 @dataclass(frozen=True)
 class Step:
-    """What an observer sees of one answer after one of its denoising steps.
+    """An observer's view of one answer after one of its denoising steps.
 
     Attributes:
         id: the request's.
-        step: 1-based, counted over the whole answer (the trajectory's ``unmask_step``; with self-verification checks
-            count too, and the trajectory leaves out the numbers whose tokens were all rejected).
-        response_ids: to the end of the current block, the mask id where nothing has been decided yet.
-        unmasked: indices into ``response_ids`` of the tokens that this step unmasked; a check that rejects a token
-            puts its own there and masks what follows.
-        block_complete: the current block has no masks left, and nothing in it will change.
+        step: 1-based, counted over the whole answer, as the trajectory's ``unmask_step``. With self-verification checks
+            count too; the trajectory omits the numbers of steps whose tokens were all rejected.
+        response_ids: to the end of the current block, with the mask id at undecided positions.
+        unmasked: indices into ``response_ids`` of the tokens that this step unmasked. A check that rejects a token
+            replaces it and masks the tokens after it.
+        block_complete: the current block has no masks left, and no token of it will change.
     """
 
     id: str
@@ -72,7 +78,7 @@ class Step:
 
 
 def refuse_conflict(settings: DecodeSettings, prefix: str = "") -> None:
-    """Raises UserError for a setting, its key behind ``prefix``, that does not go together with the others."""
+    """Raises UserError for a setting that conflicts with the others. ``prefix`` precedes its key in the message."""
     if found := conflict(settings):
         name, remedy = found
         raise fault(prefix + name, getattr(settings, name), remedy)
@@ -80,30 +86,31 @@ def refuse_conflict(settings: DecodeSettings, prefix: str = "") -> None:
 
 SERVED_BY_SGLANG = ("sdar", "sdar_moe", "llada2_moe")  # model types of block-diffusion models in SGLang 0.5.23
 
-# Decode settings that SGLang does not support, each with its remedy. They must be at their defaults.
+# Decode settings that SGLang does not support, each with its remedy. They must have their defaults.
 NOT_WITH_SGLANG = {
-    "self_verify": "not with rollout.engine=sglang; leave it off",
-    "energy_candidates": "not with rollout.engine=sglang; leave it at 1",
+    "self_verify": "does not work with rollout.engine=sglang; leave it off",
+    "energy_candidates": "does not work with rollout.engine=sglang; leave it at 1",
     "random_init_ratio": "SGLang's blocks begin as masks; leave it at 0",
 }
 
 
 def refuse_unserved(settings: DecodeSettings, prefix: str = "") -> None:
-    """Raises UserError for a setting, its key behind ``prefix``, that SGLang does not support."""
+    """Raises UserError for a setting that SGLang does not support. ``prefix`` precedes its key in the message."""
     for name, remedy in NOT_WITH_SGLANG.items():
         if (value := getattr(settings, name)) != getattr(DecodeSettings, name):
             raise fault(prefix + name, value, remedy)
 
 
 class Engine(Protocol):
-    """Decodes requests; yields each one's trajectory exactly once, as it finishes, in any order.
+    """Decodes requests; yields each one's trajectory exactly once, when it is finished, in any order.
 
-    The trajectory carries ids, unmask steps, length, finish reason and counts; text and task fields are the caller's.
-    A result depends on the weights, the request, the settings and the seed alone: not on batch size or order. So does
-    its ``forwards``: all that the answer takes, the prompt's (if it has a whole block), denoising steps, commits,
-    checks and scores of candidates; one that is shared, as a prompt's by several samples, counts in each answer.
-    ``on_step`` is called after every denoising step, once for each answer that took part, and before the trajectory of
-    an answer that this step ends; it changes no result. An engine that cannot show its steps refuses it.
+    The trajectory has ids, unmask steps, length, finish reason and counts. The caller adds text and task fields. A
+    result depends only on the weights, the request, the settings and the seed, and so does its ``forwards``. Batch size
+    and order change nothing. ``forwards`` counts the prompt's forward (if it has a whole block), denoising steps,
+    commits, checks and scores of candidates. A forward that several answers share counts in each.
+
+    ``on_step`` is called after every denoising step, once for each answer that took part. If the step ends an answer,
+    the call comes before its trajectory. It changes no result. An engine that cannot show its steps refuses it.
     """
 
     def generate(

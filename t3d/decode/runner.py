@@ -1,4 +1,4 @@
-"""The model at work on the lanes of a run: their state, their cache, and the forwards over both."""
+"""Runs the model on the lanes of a run: their state, their cache, and the forwards over both."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,18 +15,22 @@ from t3d.common.errors import UserError
 from t3d.decode.cache import CACHE_NAME, Slots
 from t3d.decode.model_facts import logit_shift
 
-TOKENS_PREFILLED = 2**15  # at once: what a forward needs beside the cache is bounded, whatever the number of lanes
+TOKENS_PREFILLED = 2**15  # most tokens in one prefill; this bounds its memory for any number of lanes
 
 
 @dataclass
 class Lanes:
     """Device state of all lanes; every field is (lanes,) unless a shape is given.
 
-    ids, unmask_step: (lanes, capacity), the sequence so far (masks ahead) and when each token was unmasked (0: prompt).
-    start: first position of the current block. stage: steps already done in it. steps: steps done in all.
-    limit: prompt length + max_token. commit: the block before ``start`` is not in the cache yet.
-    before: (lanes, width) the last hidden state at ``start`` - 1, from its block's final tokens: what predicts the
-    current block's first token under a logit shift. Width 0 where there is none.
+    Attributes:
+        ids: (lanes, capacity), the sequence so far, with masks after it.
+        unmask_step: (lanes, capacity), the step that unmasked each token; 0 = prompt.
+        start: first position of the current block.
+        stage: steps done in the current block. steps: steps done in the whole answer.
+        limit: prompt length + max_token.
+        commit: the block before ``start`` is not in the cache yet.
+        before: (lanes, width) the last hidden state at ``start`` - 1, from its block's final tokens. Under a logit
+            shift it predicts the current block's first token. Its width is 0 without a shift.
     """
 
     ids: Tensor
@@ -60,15 +64,19 @@ class ModelRunner:
     """One model over the cache of one run's lanes.
 
     Args:
-        lanes: how many decode at once. capacity: positions of a lane, whole blocks.
-        forbidden_ids: (n,) ids that may never be drawn. ordinary_ids: (n,) what ``random_init_ratio`` draws from.
-        compile: the blocks' forwards go through torch.compile.
+        lanes: number of lanes that decode at once.
+        capacity: positions of a lane, whole blocks.
+        forbidden_ids: (n,) ids that may never be drawn.
+        ordinary_ids: (n,) ids from which ``random_init_ratio`` draws.
+        compile: compile the blocks' forwards with torch.compile.
 
     Attributes:
         cached: earlier blocks are read from a cache.
-        lanes, cache: state and keys and values of all lanes. key_slots: slots of the cache that a forward reads.
-        column: (block,) 0, 1, ... rows_at_once: rows whose logits are held at once. rows_drawn: rows that a
-            pass over the vocabulary takes.
+        lanes, cache: state of all lanes, and their keys and values.
+        key_slots: slots of the cache that a forward reads.
+        column: (block,) 0, 1, ...
+        rows_at_once: rows whose logits are in memory at once.
+        rows_drawn: rows in one pass over the vocabulary.
     """
 
     cached = True
@@ -87,7 +95,7 @@ class ModelRunner:
     ):
         self.model, self.settings, self.capacity, self.compile = model, settings, capacity, compile
         self.mask_id, self.forbidden_ids, self.ordinary_ids = mask_id, forbidden_ids, ordinary_ids
-        # The extra block of slots takes what nobody reads: columns of lanes that sit out a forward.
+        # Lanes that take no part in a forward write their columns to an extra block of slots, which nobody reads.
         self.slots = capacity + settings.block_size
         self.cache = Slots(model.config, lanes, self.slots, model.dtype, model.device)
         self.shift = logit_shift(model.config)
@@ -96,12 +104,13 @@ class ModelRunner:
         self.lanes = Lanes.empty(lanes, capacity, mask_id, before)
         self.column = torch.arange(settings.block_size, device=model.device)
         self.rows_at_once = max(1, 2**25 // model.config.vocab_size)  # 128 MiB of fp32 logits
-        # Sampling is passes over the vocabulary. On a CPU they cost several times less on rows that stay in its cache,
-        # whose temporaries the allocator reuses (8 MiB); a GPU wants few launches.
+        # Sampling makes passes over the vocabulary. On a CPU they are several times faster on few rows, which stay in
+        # its cache and whose temporaries the allocator reuses (8 MiB). A GPU needs few launches.
         cpu = model.device.type == "cpu"
         self.rows_drawn = max(1, 2**21 // model.config.vocab_size) if cpu else self.rows_at_once
         self.key_slots = 0
-        # Compiled, every shape is a graph: one width with and one without commits, and the cache read by quarters.
+        # The compiler makes a graph per shape. So there is one width with and one without commits, and the cache is
+        # read by quarters.
         self.slots_together = -(-self.slots // 4) if compile else 1
 
     def prefill(self, lanes: Tensor, width: int) -> None:
@@ -111,16 +120,16 @@ class ModelRunner:
         mask = cache_mask(position, width, self.settings.block_size)
 
         def keep(hidden: Tensor, weight: Tensor) -> None:
-            last = (self.lanes.start[lanes] - 1).clamp(min=0)  # a prompt may be shorter than a block, or than others
+            last = (self.lanes.start[lanes] - 1).clamp(min=0)  # a prompt may be shorter than a block
             self.lanes.before[lanes] = hidden[torch.arange(len(lanes)), last].to(self.lanes.before.dtype)
 
         self.forward(self.lanes.ids[lanes, :width], position, mask, keep if self.shift else None)
 
     def predicting(self, hidden: Tensor, previous: Tensor | None, current: Tensor | None) -> Tensor:
-        """The hidden states that predict the current block's tokens, (lanes, block, width), of a block forward's.
+        """The hidden states of a block forward that predict the current block's tokens, (lanes, block, width).
 
-        The decoder's one place of the logit shift: the state at i - 1 predicts token i. The first token's is the last
-        of the block before, which a commit keeps.
+        This is the decoder's only place with a logit shift: the state at i - 1 predicts token i. The last state of the
+        block before predicts the block's first token. A commit keeps that state.
         """
         block = self.settings.block_size
         if self.shift and previous is not None:
@@ -133,9 +142,9 @@ class ModelRunner:
     def block_forward(
         self, previous: Tensor | None, current: Tensor | None, head: Callable[[Tensor, Tensor], Any] | None = None
     ) -> Any:
-        """Forward over the previous block of some lanes and the current block of others; None: of no lane.
+        """Forward over the previous block of some lanes and the current block of others; None = of no lane.
 
-        The columns of a lane that takes no part go to the spare slots and see block 0, so no row of the mask is empty.
+        The columns of a lane that takes no part go to the extra slots and see block 0, so no row of the mask is empty.
 
         Args:
             head: gets the hidden states that predict the current block's tokens, (lanes, block, width), and the head's
@@ -163,7 +172,7 @@ class ModelRunner:
         return self.forward(ids, position, mask, of_block, eager=not self.cache.ready)
 
     def initial(self, key: Tensor, position: Tensor) -> Tensor:
-        """What a position shows before it is unmasked, under ``random_init_ratio``."""
+        """The tokens that positions show before they are unmasked, under ``random_init_ratio``."""
         return initial_tokens(key, position, self.settings.random_init_ratio, self.ordinary_ids, self.mask_id)
 
     def forward(
@@ -174,9 +183,9 @@ class ModelRunner:
         head: Callable[[Tensor, Tensor], Any] | None = None,
         eager: bool = True,
     ) -> Any:
-        """A forward that uses the cache as it is set. Without ``head`` no logits are computed.
+        """A forward with the cache's present settings. Without ``head`` no logits are computed.
 
-        ``eager``: past the compiler, as prefills and verifications have ever new shapes, and the first forward
+        ``eager``: without the compiler, because prefills and verifications have changing shapes, and the first forward
         allocates the cache.
         """
         cache = {"use_cache": True, CACHE_NAME: self.cache} if self.cached else {"use_cache": False}
@@ -202,5 +211,5 @@ class ModelRunner:
         )
 
     def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """(rows, width) -> (rows, vocab) fp32, the ids that may not be drawn at -inf."""
+        """(rows, width) -> (rows, vocab) fp32, with -inf at forbidden ids."""
         return project(hidden, weight, self.forbidden_ids)

@@ -1,9 +1,9 @@
-"""The model at block size 1 over blocks that it drafted: what it would have decoded token by token, in one forward.
+"""The model at block size 1 over drafted blocks: its token-by-token predictions, in one forward.
 
-A block-diffusion model at block size 1 is autoregressive. A forward over [drafted block | block of masks] has at mask i
-the earlier blocks, the drafted tokens j < i and the mask itself in sight, so there it predicts token i of that draft.
-With a logit shift the drafted token i - 1 does, which has the same in sight but for the mask.
-Several drafts of one block go side by side and read the same cache.
+A block-diffusion model at block size 1 is autoregressive. In a forward over [drafted block | block of masks] mask i
+sees the earlier blocks, the drafted tokens j < i, and itself. So it predicts token i of that draft. With a logit shift
+the drafted token i - 1 predicts it; it sees the same tokens without the mask. Several drafts of one block go side by
+side and read the same cache.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ Result = TypeVar("Result")
 def sequential_mask(start: Tensor, block_size: int, cache_slots: int, drafts: int = 1) -> Tensor:
     """The training layout's mask at block size 1, over a cache in which slot = absolute position.
 
-    Queries are, draft by draft, [the block's drafted tokens (clean) | its masks (noisy)], keys [cache | the same]. Of
-    the cache only the earlier blocks count: the slots from ``start`` on belong to nobody. Drafts do not see each other.
+    Queries are, draft by draft, [the block's drafted tokens (clean) | its masks (noisy)]. Keys are [cache | queries].
+    Only the earlier blocks of the cache are visible, the slots below ``start``. Drafts do not see each other.
 
     Args:
         start: (rows,) first position of each row's block.
@@ -47,7 +47,7 @@ def sequential_mask(start: Tensor, block_size: int, cache_slots: int, drafts: in
 def sequential_forward(
     runner: ModelRunner, lanes: Tensor, token: Tensor, head: Callable[[Tensor, Tensor], Result]
 ) -> Result:
-    """A forward at block size 1 over drafts of the lanes' current blocks; the cache is read and left as it is.
+    """A forward at block size 1 over drafts of the lanes' current blocks. It reads the cache and does not change it.
 
     Args:
         lanes: (rows,). token: (rows, drafts, block).
@@ -55,7 +55,7 @@ def sequential_forward(
             weight.
 
     Returns:
-        What ``head`` returns.
+        The result of ``head``.
     """
     rows, drafts, block = token.shape
     start = runner.lanes.start[lanes]

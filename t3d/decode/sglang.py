@@ -1,9 +1,9 @@
-"""SGLang behind the engine protocol: running servers, filled in parallel, or one engine in this process.
+"""SGLang as an engine: running servers, used in parallel, or one engine inside this process.
 
 The servers run T3D's plugin (t3d.integrations.sglang_plugin; docs/ENGINES.md has the command that starts one).
-Requests wait in one queue; every server takes from it what it has room for. A request leaves the queue for one server
-and returns to it when that server fails, so each is answered once, whatever dies, stalls or repeats itself. A server
-that fails is tried again after a pause that doubles; the run ends when all of them stay away.
+Requests wait in one queue, and every server takes requests while it has room. If the server fails, its requests return
+to the queue. So each request is answered once, even if servers die, stall or repeat answers. A failed server is tried
+again after a pause that doubles. The run ends when all servers have failed.
 """
 
 import asyncio
@@ -25,25 +25,25 @@ from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import UserError
 from t3d.common.paths import model_name
 from t3d.data.trajectory import Trajectory
-from t3d.decode.protocol import Request, Step, answer_end, refuse_mask_in_prompts, refuse_unserved
+from t3d.decode.protocol import Request, Step, answer_end, not_finite, refuse_mask_in_prompts, refuse_unserved
 
 
 class ServerDown(Exception):
-    """A server that does not answer as it should: pause it, and give its requests to the others."""
+    """A server does not answer properly: pause it, and give its requests to the others."""
 
 
 class BadReply(Exception):
-    """An answer that is none: ask for it again, and give up on it after a few times."""
+    """An invalid answer: repeat the request, and give it up after a few tries."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What the servers must answer with.
+    """The weights that the servers must use.
 
     Attributes:
-        source: a model folder (as the servers see it) or a hub id.
-        version: names these weights; servers that are given them report it with every answer.
-        push: load them into servers that have others; False = servers with others are an error.
+        source: a model folder (a path on the servers) or a hub id.
+        version: the name of these weights; servers that loaded them report it with every answer.
+        push: load them into servers with other weights; False = such servers are an error.
     """
 
     source: str
@@ -52,12 +52,12 @@ class Weights:
 
 
 class Server(Protocol):
-    """One place that answers. ``name`` is for messages."""
+    """One server. ``name`` is for messages."""
 
     name: str
 
     async def prepare(self, weights: Weights) -> None:
-        """Check that it is up and has the weights; before its first request, and after each failure."""
+        """Check that it runs and has the weights. Called before its first request and after each failure."""
 
     async def ask(self, payload: dict) -> dict: ...
 
@@ -65,15 +65,15 @@ class Server(Protocol):
 
 
 class HttpServer:
-    """A running server (``sglang serve``). Proxy variables are ignored: it is on one's own network.
+    """A running server (``sglang serve``). Proxy variables are ignored, because it is on the user's own network.
 
     Args:
-        timeout: seconds to wait for one answer; waiting in the server's own queue counts.
+        timeout: seconds to wait for one answer; time in the server's own queue counts.
     """
 
     def __init__(self, url: str, timeout: float):
         self.name = url.rstrip("/")
-        # as many connections as there are requests in flight; the engine bounds those
+        # one connection per request in flight; the engine limits their number
         self.client = httpx.AsyncClient(
             base_url=self.name,
             timeout=httpx.Timeout(timeout, connect=10, pool=None),
@@ -87,20 +87,20 @@ class HttpServer:
         if not weights.push:
             if model_name(served) != model_name(weights.source):
                 raise UserError(
-                    f"rollout.engine_urls: {self.name} serves {served}, wanted is {weights.source}; start it with that "
-                    "model, or set rollout.engine_push=true to load it into the server"
+                    f"rollout.engine_urls: {self.name} serves {served}, and this run needs {weights.source}; start it "
+                    "with that model, or set rollout.engine_push=true to load it into the server"
                 )
         elif info.get("weight_version") != weights.version:
             await self.push(weights)
 
     async def push(self, weights: Weights) -> None:
-        """Have the server load ``weights``: it finishes what it is at, loads, and empties its cache of prefixes."""
+        """Load ``weights`` into the server: it finishes its requests, loads, and clears its prefix cache."""
         body = {"model_path": weights.source, "weight_version": weights.version, "flush_cache": True}
         try:
             await self._send("POST", "/update_weights_from_disk", body)
         except UserError as error:
             raise UserError(
-                f"{error}; the server must see the folder under that path, with shapes as its own"
+                f"{error}; the server must have the folder at that path, with the shapes of its own model"
             ) from None
 
     async def ask(self, payload: dict) -> dict:
@@ -114,7 +114,7 @@ class HttpServer:
             response = await self.client.request(method, path, json=body)
         except httpx.TransportError as error:
             raise ServerDown(f"{type(error).__name__} {error}".strip()) from error
-        if response.status_code in (400, 404, 422):  # it is up, and will say the same again; so will the others
+        if response.status_code in (400, 404, 422):  # the server runs, and every server will repeat this error
             raise UserError(f"{self.name}{path}: {response.status_code} {_reason(response)}")
         if response.status_code != 200:
             raise ServerDown(f"{path}: {response.status_code} {_reason(response)}")
@@ -145,7 +145,7 @@ class OfflineServer:
         self.engine = engine
 
     async def prepare(self, weights: Weights) -> None:
-        pass  # it was built with them
+        pass  # it was built with the weights
 
     async def ask(self, payload: dict) -> dict:
         return await self.engine.async_generate(**payload)
@@ -157,7 +157,7 @@ class OfflineServer:
 def offline_engine(
     source: str, *, block_size: int, mask_id: int, max_active: int, tensor_parallel_size: int, gpus: int, dtype: str
 ) -> Any:
-    """Start SGLang's ``Engine`` on this machine's GPUs: as many replicas as ``tensor_parallel_size`` leaves room for.
+    """Start SGLang's ``Engine`` on this machine's GPUs: one replica per ``tensor_parallel_size`` GPUs.
 
     Raises:
         UserError: SGLang or the plugin's entry point is not installed, or there is no GPU.
@@ -169,12 +169,10 @@ def offline_engine(
             "rollout.engine=sglang: SGLang is not installed; pip install -e '.[sglang]', or give rollout.engine_urls"
         ) from None
     if not any(point.name == KEY for point in entry_points(group="sglang.srt.plugins")):
-        raise UserError(
-            "rollout.engine=sglang: SGLang does not find T3D's plugin; install T3D itself: pip install -e ."
-        )
+        raise UserError("rollout.engine=sglang: SGLang does not find T3D's plugin; install T3D: pip install -e .")
     if gpus < tensor_parallel_size:
         raise UserError(
-            f"rollout.tensor_parallel_size={tensor_parallel_size}: {gpus} GPUs are visible; lower it, or give "
+            f"rollout.tensor_parallel_size={tensor_parallel_size}: only {gpus} GPUs are visible; lower it, or give "
             "rollout.engine_urls"
         )
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="t3d-", delete=False) as file:
@@ -199,13 +197,13 @@ class SGLangEngine:
     """Decodes on servers with SGLang (see ``t3d.decode.protocol.Engine``).
 
     Args:
-        servers: called inside the event loop, makes the servers.
-        weights: what they must answer with. mask_id, stop_ids: as for the local engine.
-        words: size of the tokenizer; ids from here on may not be drawn.
+        servers: makes the servers; called inside the event loop.
+        weights: the weights that they must use. mask_id, stop_ids: as for the local engine.
+        words: size of the tokenizer; larger ids may not be drawn.
         max_active: most requests in flight to one server.
-        patience: tries in a row that a server may fail before it counts as gone; the run ends when all are.
-        pause: seconds before the first new try; doubles each time, up to a minute.
-        loop: the event loop to run in; None = one of its own per call.
+        patience: failures in a row after which a server counts as lost; the run ends when all are lost.
+        pause: seconds before the first new try; it doubles each time, up to a minute.
+        loop: the event loop to run in; None = a new one per call.
     """
 
     def __init__(
@@ -233,21 +231,21 @@ class SGLangEngine:
         seed: int,
         on_step: Callable[[Step], None] | None = None,
     ) -> Iterator[Trajectory]:
-        """Yield one trajectory per request as it finishes.
+        """Yield one trajectory per request when it is finished.
 
         Raises:
-            UserError: settings or prompts that cannot be served; servers with another model or without the plugin; all
-                servers gone; at the end, requests that were answered badly again and again. What was yielded is good.
+            UserError: the servers do not support the settings or prompts, have another model or no plugin, or are all
+                lost. At the end: some requests got no valid answer. The yielded trajectories are valid.
         """
         if on_step is not None:
-            raise UserError("rollout.engine=sglang: it does not show its steps; use the local engine")
+            raise UserError("rollout.engine=sglang: SGLang does not show its steps; use the local engine")
         refuse_unserved(settings, "rollout.")
         refuse_mask_in_prompts(requests, self.mask_id)
         if not requests:
             return
         loop = self.loop or asyncio.new_event_loop()
-        # The loop runs while we wait for the next answer and stands still while the caller has it, so nothing piles up:
-        # beside the queue there are at most max_active requests a server.
+        # The loop runs only while this generator waits for the next answer. So nothing piles up: at most max_active
+        # requests per server are outside the queue.
         run = _Run(self, requests, settings, seed)
         try:
             loop.run_until_complete(run.start())
@@ -257,7 +255,7 @@ class SGLangEngine:
                     raise answer
                 if answer is not None:
                     yield answer
-        finally:  # Ctrl-C comes here too
+        finally:  # also after Ctrl-C
             loop.run_until_complete(run.stop())
             if self.loop is None:
                 loop.close()
@@ -265,18 +263,18 @@ class SGLangEngine:
             name, reason = next(iter(run.given_up.items()))
             raise UserError(
                 f"rollout.engine=sglang: {len(run.given_up)} of {len(requests)} requests got no valid answer in "
-                f"{TRIES} tries (first: {name}: {reason}); the others are kept, run again for these"
+                f"{TRIES} tries (first: {name}: {reason}); the others are kept; run again for these"
             )
 
 
-NAME = "T3D"  # of the algorithm: --dllm-algorithm T3D
-KEY = "t3d"  # of our part of a request's custom_params, and of a reply's meta_info
-TRIES = 3  # bad replies to one request before it is given up
+NAME = "T3D"  # the algorithm's name: --dllm-algorithm T3D
+KEY = "t3d"  # the key of our part in a request's custom_params and a reply's meta_info
+TRIES = 3  # bad replies to one request until it is given up
 
 
 @dataclass
 class _Seat:
-    """A server in a run. ``ready``: it takes requests. ``failures``: in a row. ``error``: the last of them."""
+    """A server in a run. ``ready``: it takes requests. ``failures``: number in a row. ``error``: the last failure."""
 
     server: Server
     ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -285,25 +283,25 @@ class _Seat:
 
 
 class _Run:
-    """One call of ``generate``. Everything happens in one event loop, between awaits nothing else runs."""
+    """One call of ``generate``. Everything happens in one event loop; between awaits nothing else runs."""
 
     def __init__(self, engine: SGLangEngine, requests: Sequence[Request], settings: DecodeSettings, seed: int):
         self.engine, self.settings, self.seed = engine, settings, seed
         self.waiting: asyncio.Queue[Request] = asyncio.Queue()
         for request in requests:
             self.waiting.put_nowait(request)
-        # a trajectory; None for a request that is given up; an exception that ends the run
+        # items: a trajectory; None for a request that is given up; an exception that ends the run
         self.answers: asyncio.Queue[Trajectory | BaseException | None] = asyncio.Queue()
         self.tries: Counter[str] = Counter()
         self.given_up: dict[str, str] = {}
-        self.name = uuid.uuid4().hex[:8]  # two runs may ask the same servers for the same rows
+        self.name = uuid.uuid4().hex[:8]  # two runs may send the same rows to the same servers
         self.asked = 0
         self.tasks: set[asyncio.Task] = set()
         self.seats: list[_Seat] = []
 
     async def start(self) -> None:
         self.seats = [_Seat(server) for server in self.engine.servers()]
-        fair = -(-self.waiting.qsize() // len(self.seats))  # the first to be ready must not take all
+        fair = -(-self.waiting.qsize() // len(self.seats))  # the first ready server must not take all
         for seat in self.seats:
             self._spawn(self._revive(seat))
             for _ in range(min(self.engine.max_active, fair)):
@@ -335,11 +333,11 @@ class _Run:
             self.answers.put_nowait(error)
 
     async def _serve(self, seat: _Seat) -> None:
-        """One place in a server's queue: ask, hand on the answer, ask again."""
+        """One place in a server's queue: send a request, pass on the answer, repeat."""
         while True:
             await seat.ready.wait()
             request = await self.waiting.get()
-            if not seat.ready.is_set():  # it failed while this place waited for a request
+            if not seat.ready.is_set():  # the server failed while this place waited for a request
                 self.waiting.put_nowait(request)
                 continue
             try:
@@ -359,21 +357,21 @@ class _Run:
                 self.answers.put_nowait(answer)
 
     def _pause(self, seat: _Seat, error: ServerDown) -> None:
-        """All that a server had in flight fails at once: the first report counts."""
+        """Pause a failed server. All its requests fail at once; only the first report counts."""
         if seat.ready.is_set():
             seat.ready.clear()
             seat.failures, seat.error = seat.failures + 1, error
             self._spawn(self._revive(seat))
 
     async def _revive(self, seat: _Seat) -> None:
-        """Wait, look whether the server is there with the right weights, let it take requests again."""
+        """Wait, check that the server runs with the right weights, and let it take requests again."""
         engine = self.engine
         while not seat.ready.is_set():
             if all(not other.ready.is_set() and other.failures > engine.patience for other in self.seats):
                 told = "; ".join(f"{other.server.name}: {other.error}" for other in self.seats)
                 raise UserError(
-                    f"rollout.engine=sglang: no server answers ({told}); what was decoded is kept, start them and run "
-                    "the same command again"
+                    f"rollout.engine=sglang: no server answers ({told}); decoded answers are kept; start the servers "
+                    "and run the same command again"
                 )
             if seat.failures:
                 await asyncio.sleep(min(60, engine.pause * 2 ** min(seat.failures - 1, 16)))
@@ -413,10 +411,10 @@ class _Run:
         }
 
     def _read(self, server: Server, request: Request, rid: str, reply: dict, seconds: float) -> Trajectory:
-        """The trajectory of a reply, after every check that there is; see the plugin for the record in it."""
+        """The trajectory of a reply, after all checks. The plugin documents the record in it."""
         engine, settings, meta = self.engine, self.settings, reply["meta_info"]
         if meta["id"] != rid:
-            raise BadReply(f"an answer to {meta['id']!r}, asked was {rid!r}")
+            raise BadReply(f"an answer to {meta['id']!r}, the request was {rid!r}")
         if (finish := meta["finish_reason"])["type"] == "abort":
             raise BadReply(f"aborted: {finish.get('message')}")
         if engine.weights.push and meta["weight_version"] != engine.weights.version:
@@ -427,6 +425,8 @@ class _Run:
                 f"--dllm-algorithm {NAME}, where T3D is installed"
             )
         record = meta[KEY][0]
+        if "broken" in record:
+            raise not_finite(f"{engine.weights.source} on {server.name}", record["broken"])
         response, prompt = record["response_ids"], len(request.prompt_ids)
         if response[: len(reply["output_ids"])] != reply["output_ids"]:
             raise BadReply("the tokens and their trajectory differ")
@@ -435,8 +435,8 @@ class _Run:
         length, finish_reason = answer_end(response, settings.max_token, engine.stop_ids)
         if finish_reason == "length" and length < settings.max_token:
             raise BadReply(
-                f"it ends after {length} tokens without a stop token; is the server's context shorter than "
-                f"prompt + rollout.max_token={settings.max_token}, or does it stop at other tokens?"
+                f"it ends after {length} tokens without a stop token; check that the server's context holds prompt + "
+                f"rollout.max_token={settings.max_token}, and that it stops at the same tokens"
             )
         if prompt + len(response) != -(-(prompt + length) // settings.block_size) * settings.block_size:
             raise BadReply("it does not end with the block that ends the answer")
@@ -460,13 +460,13 @@ class _Run:
 
 
 def push_weights(urls: Sequence[str], folder: str | Path, version: str, timeout: float = 600.0) -> None:
-    """Load a student's exported folder into running servers, all at once; returns when every one of them has it.
+    """Load a student's exported folder into running servers, in parallel. Returns when all servers have it.
 
     ``rollout.engine_push`` does the same at the start of a rollout, and again for a server that restarts during it.
 
     Raises:
-        UserError: a server is away or cannot load the folder; the others may have loaded it, and say so by their
-            ``weight_version``.
+        UserError: a server does not answer or cannot load the folder. Other servers may have loaded it; their
+            ``weight_version`` shows it.
     """
 
     async def push(server: HttpServer) -> None:

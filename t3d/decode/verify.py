@@ -1,20 +1,21 @@
 """Self-verification: the same weights, at block size 1, check the block that they drafted.
 
-One forward gives what the model would have decoded token by token (t3d.decode.sequential). The longest prefix of the
-draft that passes stays, the first token that fails is replaced by the verifier's, and what follows it is drafted anew:
-every verification settles at least one token.
+One forward gives the model's token-by-token predictions for the draft (t3d.decode.sequential). The longest passing
+prefix of the draft stays. The verifier's token replaces the first token that fails. The tokens after it are drafted
+again. So every verification settles at least one token.
 
-Greedy, the whole answer is the one of sequential decoding at block size 1 (over a cache that holds earlier blocks as
-the model's own block size wrote them), whatever drafted it. Above temperature 0 the rule is speculative sampling's, and
-the answer has exactly the law of that sequential decoding where no draft was kept for what it is or drawn in sight of
-later tokens: at one step per block, and in the sequential strategy. The others prefer some draws to others, or draw
-right to left, and the rule does not undo that: there it is a heuristic.
+Sequential decoding below means decoding at block size 1, over a cache that the model's own block size wrote. At
+temperature 0 the whole answer equals the answer of sequential decoding, for any draft. Above 0 the rule is speculative
+sampling's. Then the answer has exactly the distribution of sequential decoding, under two conditions. Drafted tokens
+are kept regardless of their values. No token is drawn while a later one is visible. One step per block and the
+sequential strategy satisfy both. The other strategies prefer some draws, or draw right to left. The rule does not
+correct that, so there it is a heuristic.
 
-The trajectory is what stays in the end: a token's unmask step is that of its final drawing, the verification's where
-the token is the verifier's, and steps that left nothing are closed up. So it is an order in which the answer was
-unmasked, but not every state of it is one that the decoder was in: some it saw with tokens that were rejected later.
+The trajectory keeps the final tokens. A token's unmask step is the step of its final draw; for a verifier's token it is
+the verification. Steps that left no token are removed from the count. So the trajectory is an order in which the answer
+was unmasked. But the decoder saw some of its states with other tokens, which were rejected later.
 
-`Verifier` drives this for the local engine (t3d.decode.local); what stands before it are functions of tensors.
+`Verifier` applies this to the local engine (t3d.decode.local); the functions before it are pure functions of tensors.
 
 Source: S2D2 (arXiv 2603.25702); speculative sampling (arXiv 2211.17192, section 2.3 and appendix A.1).
 """
@@ -33,11 +34,13 @@ from t3d.decode.sequential import sequential_forward
 
 @dataclass
 class Drafts:
-    """What a verification must know of every lane's draft.
+    """The data of every lane's draft that a verification needs.
 
-    settled: (lanes,) the first position that no verification has settled yet. probability: (lanes, block) of the
-    drafted token under the distribution it was drawn from. hidden: (lanes, block, width) the last hidden state that it
-    was drawn from, in place of that distribution, which has the size of the vocabulary.
+    Attributes:
+        settled: (lanes,) the first position that no verification has settled yet.
+        probability: (lanes, block) of the drafted token, under the distribution of its draw.
+        hidden: (lanes, block, width) the hidden state of the draw. It replaces the distribution, which would have the
+            size of the vocabulary.
     """
 
     settled: Tensor
@@ -58,13 +61,15 @@ class Drafts:
 
 
 def accepted(logits: Tensor, token: Tensor, probability: Tensor, u: Tensor, settings: DecodeSettings) -> Tensor:
-    """Which drafted tokens pass, each for itself: (rows,) bool.
+    """(rows,) bool: whether each drafted token passes, independently of the others.
 
-    At temperature 0 the verifier's argmax; above it with probability min(1, p_verify / p_draft).
+    At temperature 0 the verifier's argmax passes. Above 0 a token passes with probability min(1, p_verify / p_draft).
 
     Args:
-        logits: (rows, vocab) the verifier's. token: (rows,) drafted; one that cannot be drawn, such as the mask, fails.
-        probability: (rows,) that the draft gave its token. u: (rows,) uniforms in [0, 1).
+        logits: (rows, vocab) the verifier's.
+        token: (rows,) drafted; a token that cannot be drawn, such as the mask, fails.
+        probability: (rows,) the draft's probability of its token.
+        u: (rows,) uniforms in [0, 1).
     """
     if settings.temperature == 0:
         return logits.argmax(-1) == token
@@ -73,18 +78,19 @@ def accepted(logits: Tensor, token: Tensor, probability: Tensor, u: Tensor, sett
 
 
 def replacement(logits: Tensor, draft_logits: Tensor, drafted: Tensor, u: Tensor, settings: DecodeSettings) -> Tensor:
-    """The verifier's tokens (rows,) in place of rejected ones: its argmax, or a draw from (p_verify - p_draft)+.
+    """The verifier's tokens (rows,) that replace rejected ones: its argmax, or a draw from (p_verify - p_draft)+.
 
     Args:
-        logits, draft_logits: (rows, vocab) the verifier's, and those that the rejected token was drawn from.
-        drafted: (rows,) bool, False where nothing was drafted: the draw is then from p_verify itself.
+        logits: (rows, vocab) the verifier's.
+        draft_logits: (rows, vocab) the logits from which the rejected token was drawn.
+        drafted: (rows,) bool, False if no token was drafted: then the draw is from p_verify itself.
         u: (rows,) uniforms in [0, 1).
     """
     if settings.temperature == 0:
         return logits.argmax(-1)
     verified = distribution(logits, settings)
     residual = (verified - distribution(draft_logits, settings) * drafted.unsqueeze(-1)).clamp_(min=0)
-    # Only rounding can reject where the two distributions are the same.
+    # If the two distributions are equal, only rounding can have rejected the token.
     return inverse_cdf(torch.where(residual.sum(-1, keepdim=True) > 0, residual, verified), u)
 
 
@@ -100,19 +106,21 @@ def verdict(
     settings: DecodeSettings,
     rows_at_once: int,
 ) -> tuple[Tensor, Tensor]:
-    """The first rejected column of each block, and the token that takes its place.
+    """The first rejected column of each block, and the token that replaces it.
 
     Args:
         hidden: (rows, block, width) the verifier's last hidden states at the masks.
         logits_of: projects (n, width) to (n, vocab) fp32 logits, ids that may not be drawn at -inf.
-        token: (rows, block) the drafted block. opened: (rows, block) bool, what is not settled. drafted: (rows, block)
-            bool, where a token was drafted.
-        drafts: of these rows.
-        uniform, draw_uniform: (rows, block), for acceptance and for the draw of a replacement.
+        token: (rows, block) the drafted block.
+        opened: (rows, block) bool, the positions that are not settled.
+        drafted: (rows, block) bool, the positions where a token was drafted.
+        drafts: the drafts of these rows.
+        uniform: (rows, block), for acceptance.
+        draw_uniform: (rows, block), for the draw of a replacement.
         rows_at_once: bound on the logits held at once.
 
     Returns:
-        (rows,) columns, ``block`` where all passed, and (rows,) tokens, meaningless there.
+        (rows,) columns, ``block`` if all passed, and (rows,) tokens, meaningless in that case.
     """
     rows, block = token.shape
     parts = zip(*(x[opened].split(rows_at_once) for x in (hidden, token, drafts.probability, uniform)), strict=True)
@@ -126,13 +134,13 @@ def verdict(
 
 
 def close_up(unmask_step: list[int]) -> list[int]:
-    """Unmask steps renumbered to 1, 2, ...: a step whose tokens were all rejected has left nothing in the answer."""
+    """Unmask steps renumbered to 1, 2, ...: a step whose tokens were all rejected has no token in the answer."""
     number = {step: n for n, step in enumerate(sorted(set(unmask_step)), 1)}
     return [number[step] for step in unmask_step]
 
 
 class Verifier:
-    """Checks the drafted blocks of a run of the local engine, whose lanes and cache it works on."""
+    """Checks the drafted blocks in a run of the local engine. It works on the run's lanes and cache."""
 
     def __init__(self, runner: ModelRunner, show: Callable[[Tensor, Tensor], None] | None):
         model, lanes = runner.model, len(runner.lanes.ids)
@@ -141,14 +149,15 @@ class Verifier:
         self.drafts = Drafts.empty(lanes, block, width, model.dtype, model.device)
 
     def settle(self, due: Tensor, unmask: Tensor, confidence: Tensor) -> Tensor:
-        """Check the blocks of the lanes ``due``, which have no mask; returns the lanes whose block is settled.
+        """Check the blocks of the lanes ``due``, which have no mask. Returns the lanes whose block is settled.
 
-        A rejected token is replaced and what follows it masked again. Where that is a single position it needs no
-        draft: a second verification settles it at once. Every verification takes a number in the count of steps, so
-        that its random numbers are its own; the trajectory closes the gaps.
+        A rejected token is replaced, and the tokens after it are masked again. If only one position is masked, it needs
+        no draft: a second verification settles it at once. Every verification has its own number in the count of steps,
+        and so its own random numbers. The trajectory closes the gaps.
 
         Args:
-            unmask, confidence: (lanes, block), where the step just done drafted, and how likely each token was.
+            unmask: (lanes, block) bool, the positions that the last step drafted.
+            confidence: (lanes, block), the probability of each drafted token.
         """
         runner, drafts = self.runner, self.drafts
         state, block, mask_id = runner.lanes, runner.settings.block_size, runner.mask_id

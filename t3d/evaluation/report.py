@@ -48,6 +48,11 @@ _COLUMNS = {
         "pass@k",
         lambda row: ", ".join(f"{at['k']}: {100 * at['estimate']:.1f} %" for at in row["pass_at_k"]),
     ),
+    "nll": ("NLL/token", "{nll:.3f}"),
+    "nll_low": ("95 % interval of NLL", "{nll_low:.3f} – {nll_high:.3f}"),
+    "distinct_2": ("Distinct 2-grams", lambda row: f"{100 * row['distinct_2']:.1f} %"),
+    "repetition": ("Repeated 4-grams", lambda row: f"{100 * row['repetition']:.1f} %"),
+    "mean_length": ("Tokens", lambda row: f"{row['mean_length']:.1f}" if "distinct_2" in row or "nll" in row else ""),
     "tokens_per_forward": ("Tokens/forward", "{tokens_per_forward:.2f}"),
     "block_size": ("Block", "{block_size}"),
     "strategy": ("Strategy", lambda row: strategy_label(row["strategy"])),
@@ -58,9 +63,14 @@ _COLUMNS = {
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def result_table(rows: Sequence[Row]) -> Table:
-    """Result rows as texts; columns that no row has are left out."""
-    columns = [(key, *told) for key, told in _COLUMNS.items() if any(key in row for row in rows)]
+def result_table(rows: Sequence[Row], more: Mapping[str, tuple[str, Any]] | None = None) -> Table:
+    """Result rows as texts; columns that no row has are left out.
+
+    Args:
+        more: further columns: key of a row -> its head, and the text of a cell (a format, or a function of the row).
+    """
+    every = _COLUMNS | dict(more or {})
+    columns = [(key, *told) for key, told in every.items() if any(row.get(key) is not None for row in rows)]
 
     def cell(row: Row, key: str, text: Any) -> str:
         if row.get(key) is None:
@@ -68,7 +78,8 @@ def result_table(rows: Sequence[Row]) -> Table:
         return text.format(**row) if isinstance(text, str) else text(row)
 
     cells = [[cell(row, key, text) for key, _, text in columns] for row in rows]
-    return Table("", [head for _, head, _ in columns], cells, text=("Run", "Method", "Data set", "Strategy"))
+    table = Table("", [head for _, head, _ in columns], cells, text=("Run", "Method", "Data set", "Strategy"))
+    return table.without_empty("Tokens")
 
 
 def print_table(rows: Sequence[Row]) -> None:

@@ -259,7 +259,7 @@ def method_order(method: str) -> tuple[bool, str]:
 def _mean(group: Sequence[Row]) -> dict[str, Any]:
     """The mean of rows: numbers are averaged, equal values kept, and all others, seeds and intervals left out."""
     mean = {}
-    for key in group[0].keys() - {"ci_low", "ci_high"}:
+    for key in group[0].keys() - {"ci_low", "ci_high", "nll_low", "nll_high"}:
         values: list[Any] = [row.get(key) for row in group]
         if all(value == values[0] for value in values):
             mean[key] = values[0]
@@ -293,10 +293,10 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     """Compares two sets of answers on their common questions. `first` and `second` are inputs of `read_records`.
 
     Returns:
-        n: number of common questions. left_out: questions in only one set. first, second: accuracy on the common
-        questions. difference: second - first, with its 95 % interval over questions (`difference_interval`). With one
-        answer per question also first_only and second_only, the questions that only one gets right, and p, McNemar's
-        exact two-sided p-value.
+        A dictionary. n: number of common questions. left_out: number of questions in only one set. first, second:
+        accuracy on the common questions. difference: second - first, with its 95 % interval (`difference_interval`).
+        With one answer per question also first_only and second_only, the questions that only one gets right, and p,
+        McNemar's exact two-sided p-value.
     """
     one, other = read_records(first), read_records(second)
     both = one.merge(other, left_index=True, right_index=True, suffixes=("_1", "_2"))

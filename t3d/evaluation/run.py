@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from t3d.common.jsonfiles import atomic_write
 from t3d.common.processes import is_main_process
 from t3d.data.shards import read_shards
 from t3d.data.trajectory import Trajectory
+from t3d.evaluation.judge import Judge, variety
 from t3d.evaluation.protocol import aup_tables, paper_tables, settings
 from t3d.evaluation.report import print_table, write_report
 from t3d.evaluation.results import average, find_results, for_people, tell_apart
@@ -170,8 +172,15 @@ def score(unit: Unit) -> dict:
     verdicts = unit.task.grade([Answer(a.text, row) for a, row in zip(answers, rows, strict=True)], unit.grading)
     write_records(folder / "records.jsonl", answers, verdicts)
     row = summarise(config, answers, verdicts, *throughput(folder))
+    if not unit.task.graded:
+        row |= variety([answer.response_ids[: answer.length] for answer in answers])
+    if config.evaluation.judge:
+        row |= judge(config.evaluation.judge, config.evaluation.checkpoint_path).measures(answers)
     more = {"isolation": unit.task.isolation(unit.grading), "left_out": unit.left_out}
     return row | {key: value for key, value in more.items() if value}
+
+
+judge = cache(Judge)  # one load for all units
 
 
 def write_records(path: Path, answers: list[Trajectory], verdicts: list[Verdict]) -> None:

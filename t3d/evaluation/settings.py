@@ -30,6 +30,10 @@ class EvalEvaluation(SampleEvaluation):
         None,
         "the result's label; null = the objective that trained the checkpoint (its t3d.json), or original without one",
     )
+    judge: str | None = option(
+        None,
+        "autoregressive model, with the same tokens, that measures the answers' likelihood; null = no such figures",
+    )
     output: str | None = option(None, "results file (JSON); null = <project>/results/<method>-<model>-....json")
     seeds: list[int] | None = option(
         None, "evaluate with each of these instead of rollout.seed; null = only rollout.seed", ge=0, le=2**32 - 1
@@ -62,7 +66,13 @@ class EvalConfig(SampleConfig):
 
     USUAL: ClassVar = (
         *SampleConfig.USUAL,
-        *("evaluation.method", "evaluation.protocol", "evaluation.protocol_blocks", "evaluation.seeds"),
+        *(
+            "evaluation.method",
+            "evaluation.judge",
+            "evaluation.protocol",
+            "evaluation.protocol_blocks",
+            "evaluation.seeds",
+        ),
         "execute.allow_unsandboxed",
     )
 

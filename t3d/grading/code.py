@@ -7,8 +7,8 @@ two boxes, and calls cross between them (`sandbox/inside/values.py`). So a progr
 expected values, and it cannot claim to have passed. The verdict comes from the tests' box, with a token that the grader
 draws for this answer. Names of Python and of the row's prefix keep their meaning in the tests, even if the program
 defines them too (`plan`). The program is a module that the tests import: its `__name__` is not "__main__". A value that
-cannot cross gives the verdict "unsupported_value": for instance a module or a file that the tests hand over, or an
-object of the program that claims to equal data of the tests.
+cannot cross gives the verdict "unsupported_value". The tests may hand over a module or a file; or an object of the
+program may claim to equal data of the tests.
 
 A row with test_method "stdio" has inputs and outputs. The program runs once per input, in a new box, as `python
 answer.py` does. Its output is compared here, word by word: the kind and amount of white space do not count (as in the

@@ -56,7 +56,7 @@ def denoise(
     *,
     mask_id: int,
     words: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """One denoising step of blocks that share their settings.
 
     Args:
@@ -69,7 +69,8 @@ def denoise(
         words: number of the tokenizer's ids; larger ids cannot be drawn.
 
     Returns:
-        (ids with the step's tokens, bool of the positions it unmasked), both (rows, block).
+        (ids with the step's tokens, bool of the positions it unmasked), both (rows, block), and bool (rows,) of the
+        blocks with NaN or infinite logits.
     """
     masked = ids == mask_id
     rows = logits[masked]  # a copy: the server's own logits stay unchanged
@@ -80,7 +81,7 @@ def denoise(
     drawn = draw(rows, u, settings, need_entropy=need_entropy)
     token, confidence, entropy = on_grid(masked, drawn)
     unmask = choose(masked, confidence, entropy, settings, key=key, position=position, step=step, stage=stage)
-    return torch.where(unmask, token, ids), unmask
+    return torch.where(unmask, token, ids), unmask, confidence.isnan().any(-1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -232,12 +233,15 @@ class Rules:
             )
             first = blocks[0].asked
             words = logits.shape[-1] if first.words is None else first.words
-            ids[at], unmasked = denoise(
+            ids[at], unmasked, broken = denoise(
                 ids[at], logits[at], position[at], key, step, stage, first.settings, mask_id=self.mask_id, words=words
             )
-            for block, now in zip(blocks, unmasked.tolist(), strict=True):
+            read = torch.cat([unmasked, broken.unsqueeze(-1)], -1).tolist()  # together, as a read waits for the device
+            for block, (*now, is_broken) in zip(blocks, read, strict=True):
                 block.stage += 1
                 number = block.record["steps"] + block.stage
+                if is_broken:
+                    block.record.setdefault("broken", number)
                 block.unmask_step = [number if new else old for new, old in zip(now, block.unmask_step, strict=True)]
         forward_batch.input_ids.copy_(ids.view(-1))  # in place, because a CUDA graph reads this tensor
         return [block.done for block in states]

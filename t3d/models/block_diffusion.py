@@ -1,11 +1,11 @@
 """Any decoder language model of transformers as a block-diffusion model: its own forward under a block-causal mask.
 
-transformers' models take a mask of four dimensions as it is (``create_causal_mask``). So one mixin before the class
-that transformers has for a model gives it the block grid, ``forward(..., head=)`` and block diffusion's ``generate``.
-SDAR (arXiv 2510.06303) is Qwen3 under that mixin: the same weights and names, no logit shift.
+transformers' models use a mask of four dimensions unchanged (``create_causal_mask``). So one mixin, put before a
+model's class of transformers, adds the block grid, ``forward(..., head=)`` and block diffusion's ``generate``. SDAR
+(arXiv 2510.06303) is Qwen3 under that mixin: the same weights and names, no logit shift.
 
-Importing this module registers ``model_type: sdar`` with AutoConfig, AutoModel and AutoModelForCausalLM, so an SDAR
-folder loads without remote code, and a flex_attention that takes what autocast makes of queries and keys.
+Importing this module registers ``model_type: sdar`` with AutoConfig, AutoModel and AutoModelForCausalLM. So an SDAR
+folder loads without remote code. It also registers a flex_attention that accepts the dtypes of autocast.
 """
 
 from collections.abc import Callable
@@ -36,12 +36,13 @@ from t3d.models.generation import BlockDiffusionMixin
 def under_block_mask(
     model: PreTrainedModel, input_ids: Tensor | None, attention_mask: Any, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a forward of ``model`` with the mask that its attention kernel takes.
+    """The arguments of a forward of ``model``, with the mask in the form for its attention kernel.
 
     Args:
-        attention_mask: None or (batch, length) of 0/1 for padding: the block-causal mask on the grid of
-            ``config.block_size``, with positions counted from the first real token; with ``config.full_attention`` one
-            block for all. Or a mask of the caller's own: (batch, 1, queries, keys) bool, or a FlexAttention BlockMask.
+        attention_mask: None, or (batch, length) with 0 at padding: the mask is then block-causal on the grid of
+            ``config.block_size``, with positions counted from the first real token. With ``config.full_attention`` all
+            positions are one block. Or the caller's own mask: (batch, 1, queries, keys) bool, or a FlexAttention
+            BlockMask.
 
     Raises:
         ValueError: a cache without a mask.
@@ -78,11 +79,11 @@ def _grid_labels(inputs: Tensor, padding_mask: Tensor | None, block_size: int) -
 class BlockDiffusionLM(BlockDiffusionMixin, PreTrainedModel):
     """A language model of transformers under the block grid. It comes before the class whose forward it calls.
 
-    Logits at a position predict the token of that same position; with ``config.logit_shift`` they predict the next
-    one's, as they do in the autoregressive model. At block size 1 with the shift it *is* the autoregressive model.
+    Logits at a position predict the token of that position. With ``config.logit_shift`` they predict the next token, as
+    in an autoregressive model. At block size 1 with the shift it *is* the autoregressive model.
     """
 
-    _supports_flash_attn = False  # it has no block-causal mask; transformers refuses it
+    _supports_flash_attn = False  # flash attention has no block-causal mask; transformers refuses it
     family: Any = None  # the t3d.models.family.Family of the folder that it was loaded from
 
     def forward(
@@ -93,13 +94,13 @@ class BlockDiffusionLM(BlockDiffusionMixin, PreTrainedModel):
         head: Callable[[Tensor, Tensor], Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As transformers' own, with one addition that keeps (tokens x vocabulary) tensors out of memory.
+        """transformers' own forward. ``head`` keeps (tokens x vocabulary) tensors out of memory.
 
         Args:
             attention_mask: see ``under_block_mask``.
-            head: a callable that receives (hidden states (batch, length, width), the head's weight (vocab, width)) and
-                whose result is returned in place of the usual output; logits are their product. It runs inside
-                ``forward``, so the hooks of DDP, DeepSpeed and FSDP see every use of the parameters.
+            head: gets the hidden states (batch, length, width) and the head's weight (vocab, width), whose product are
+                the logits. Its result replaces the usual output. It runs inside ``forward``, so the hooks of DDP,
+                DeepSpeed and FSDP see every use of the parameters.
         """
         arguments = under_block_mask(self, input_ids, attention_mask, kwargs)
         if head is None:
@@ -111,7 +112,7 @@ class BlockDiffusionLM(BlockDiffusionMixin, PreTrainedModel):
 
 
 def logit_scale(config: Any) -> float:
-    """What some models multiply their logits by (Cohere), or the inverse of what they divide them by (Granite)."""
+    """The factor of a model's logits (Cohere), or the inverse of their divisor (Granite); 1 for most models."""
     return getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
 
 
@@ -132,7 +133,7 @@ class SDARConfig(Qwen3Config):
     """Qwen3's configuration with the block grid.
 
     Attributes:
-        block_size: the block of a plain ``model(input_ids)`` call; decoding and training state theirs.
+        block_size: the block of a plain ``model(input_ids)`` call; decoding and training have their own setting.
         mask_token_id: the id that stands for "not yet decoded".
     """
 
@@ -173,8 +174,8 @@ class SDARForCausalLM(BlockDiffusionLM, Qwen3ForCausalLM):
 def flex_attention(module, query, key, value, attention_mask, **kwargs):
     """transformers' own, in the dtype of the values, as autocast does for sdpa.
 
-    With fp32 weights Qwen3's norms leave queries and keys in fp32 under autocast. FlexAttention takes one dtype, and
-    before torch 2.11 it knows nothing of autocast.
+    With fp32 weights Qwen3's norms leave queries and keys in fp32 under autocast. FlexAttention needs one dtype, and
+    before torch 2.11 it ignores autocast.
     """
     return flex_attention_forward(module, query.to(value.dtype), key.to(value.dtype), value, attention_mask, **kwargs)
 

@@ -2,8 +2,8 @@
 
     t3d convert model.pretrained_model=HuggingFaceTB/SmolLM2-135M-Instruct convert.output=models/smollm
 
-The weights stay as they are. The model gets a mask token, a block size, and the statement whether its logits are still
-the next token's (`logit_shift`). At block size 1 with the shift it decodes as the autoregressive model does.
+The weights stay unchanged. The model gets a mask token, a block size, and `logit_shift`: whether its logits still
+predict the next token. At block size 1 with the shift it decodes like the autoregressive model.
 """
 
 import json
@@ -79,11 +79,11 @@ class Mask:
 def find_mask(tokenizer: Any, rows: int, asked: str | None = None) -> Mask:
     """The mask token of a model with ``rows`` embeddings. A new token is added to ``tokenizer``.
 
-    In this order: the token that is asked for, the tokenizer's mask token, a row beyond the tokenizer's words, a
-    special token whose name says that it is unused, a new row.
+    It is the first of these that exists: ``asked``, the tokenizer's mask token, a row beyond the tokenizer's words, a
+    special token with the name of an unused one, a new row.
 
     Raises:
-        UserError: the token that is asked for is an ordinary word.
+        UserError: the token ``asked`` is an ordinary word.
     """
     known = tokenizer.get_vocab()
     special = {entry.content: token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
@@ -103,18 +103,18 @@ def find_mask(tokenizer: Any, rows: int, asked: str | None = None) -> Mask:
 
 
 def add_mask(model: Any, mask: Mask) -> None:
-    """Give the mask's row the mean of the other embeddings, in a new row where the model has none for it."""
+    """Set the mask's row to the mean of the other embeddings; a new row is added if the model has none for it."""
     if mask.id >= model.config.vocab_size:
         model.resize_token_embeddings(mask.id + 1, mean_resizing=False)
     with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):  # one and the same where tied
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):  # the same layer if they are tied
             others = torch.arange(len(layer.weight)) != mask.id
             layer.weight[mask.id] = layer.weight[others].float().mean(0).to(layer.weight.dtype)
 
 
 @contextmanager
 def as_folder(source: str, beside: Path) -> Iterator[str]:
-    """A folder or hub id as it is; a GGUF file as a temporary folder of transformers, next to ``beside``."""
+    """A folder or hub id unchanged; a GGUF file as a temporary folder of transformers, next to ``beside``."""
     if not source.endswith(".gguf"):
         yield source
         return
@@ -157,10 +157,11 @@ def unpack_gguf(file: Path, folder: Path) -> None:
 
 
 def convert(config: ConvertConfig) -> list[str]:
-    """Write the block-diffusion folder; returns lines that say what was done.
+    """Write the block-diffusion folder; returns the report's lines.
 
     Raises:
         UserError: the output exists; the source is no decoder language model, or is a block-diffusion model already.
+            A block-diffusion folder at block size 1 with a logit shift is an autoregressive model.
     """
     target, output = config.convert, paths.output(config.convert.output)
     if output.exists():
@@ -174,7 +175,7 @@ def _convert_folder(source: str, name: str, output: Path, target: Target) -> lis
     from t3d.models.loading import export_model, folder_config, load_model, load_tokenizer, special_ids
 
     found = folder_config(source, SOURCE)
-    if "block_size" in found:
+    if found.get("block_size", 1) != 1 or "block_size" in found and not found.get("logit_shift"):
         raise UserError(f"{SOURCE}={name}: a block-diffusion model already, of blocks of {found['block_size']}", SOURCE)
     model, tokenizer = load_model(source, autoregressive=True, key=SOURCE), load_tokenizer(source, SOURCE)
     mask = find_mask(tokenizer, model.config.vocab_size, target.mask_token)
@@ -184,7 +185,7 @@ def _convert_folder(source: str, name: str, output: Path, target: Target) -> lis
     model.config.mask_token_id = mask.id
     ids = special_ids(
         model.config, tokenizer, model.generation_config
-    )  # raises what is missing, before a file is written
+    )  # raises UserError for a missing id before a file is written
 
     keys = {"block_size": target.block_size, "mask_token_id": mask.id, "logit_shift": target.logit_shift}
     fresh = output.with_name(f".converting-{output.name}")
@@ -212,7 +213,7 @@ def _names(tokenizer: Any, tokens: Sequence[int]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert as ``argv`` (None: the process's own arguments) says."""
+    """Convert. ``argv``: None = the process's own arguments."""
     print("\n".join(convert(load(ConvertConfig, argv))))
 
 

@@ -1,4 +1,4 @@
-"""One way to a model that decodes: from a folder or a hub id to the model, its tokenizer, special ids and engine."""
+"""Loads a model for decoding: from a folder or a hub id to the model, its tokenizer, special ids and engine."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,11 @@ from t3d.models.loading import load_model, load_tokenizer, special_ids
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """A model in eval mode with all that decoding takes.
+    """A model in eval mode, ready to decode.
 
     Attributes:
-        ids: the model's special ids. engine: decodes requests (t3d.decode.protocol.Engine).
+        ids: the model's special ids.
+        engine: decodes requests (t3d.decode.protocol.Engine).
     """
 
     model: BlockDiffusionLM
@@ -27,7 +28,7 @@ class Decoder:
 
     @property
     def positions(self) -> int:
-        """Of the model: the longest prompt and answer together, in tokens."""
+        """The model's limit for prompt and answer together, in tokens."""
         return position_count(self.model.config)
 
 
@@ -41,12 +42,12 @@ def load_decoder(
     key: str = "model.pretrained_model",
     **engine: Any,
 ) -> Decoder:
-    """Load the model ``source`` to decode with it. A model in memory is ``LocalEngine.of``'s to take.
+    """Load the model ``source`` for decoding. For a model in memory use ``LocalEngine.of``.
 
     Args:
         source: a folder or a hub id. dtype, attn_implementation: see ``load_model``.
         device: None = the GPU if there is one, else the CPU.
-        tokenizer: the model's, where it is loaded already.
+        tokenizer: the model's, if it is loaded already.
         key: the setting that named ``source``, for error messages.
         engine: options of LocalEngine: max_active, fused_commit, compile.
 

@@ -1,12 +1,12 @@
-"""Families of models: what has to be known of a kind of model folder to load it, train it and write it again.
+"""Families of models: the facts about a kind of model folder that loading, training and export need.
 
 A family is one record. Each file of ``t3d/models/families`` holds one (t3d.blocks.plugins). A folder's ``model_type``
 names its family. A family of your own is a class like those: ``model_base=my_module:MyFamily``.
 
-A folder of any other type is transformers' own model of that type. Its config.json says how it decodes, by keys that
-``t3d convert`` writes:
+A folder of any other type is transformers' own model of that type. Its config.json then has the facts of decoding, in
+keys that ``t3d convert`` writes:
 
-    block_size      positions of one block. It is the key that makes a plain folder a block-diffusion model.
+    block_size      positions of one block. This key makes a plain folder a block-diffusion model.
     mask_token_id   the id that stands for "not yet decoded"; null = the tokenizer's mask token.
     logit_shift     true = the hidden state before a position predicts its token; absent = false.
     full_attention  true = every position sees every other, as in LLaDA; absent = block-causal attention.
@@ -26,15 +26,15 @@ from t3d.common.options import fault
 from t3d.models.block_diffusion import BlockDiffusionLM, block_diffusion_class
 
 PACKAGE = "t3d.models.families"
-SEES_ALL = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers whose keys a cache slot holds
+SEES_ALL = {"full_attention", "sliding_attention", "chunked_attention"}  # layers whose keys fit a cache slot
 
 
 class Family:
-    """One kind of model folder; this one is the default. The values stand where config.json is silent.
+    """One kind of model folder; this record is the default. Its values apply if config.json lacks them.
 
     Attributes:
-        model_types: what its folders say in ``model_type`` -> the model type of transformers whose classes run them.
-        block_size: positions of one block; None = config.json must say.
+        model_types: ``model_type`` of its folders -> the model type of transformers whose classes run them.
+        block_size: positions of one block; None = config.json must have it.
         mask_id: the mask token; None = config.json's ``mask_token_id``, else the tokenizer's.
         logit_shift: the hidden state before a position predicts its token.
         full_attention: every position sees every other.
@@ -54,13 +54,13 @@ class Family:
     lora: ClassVar[tuple[str, ...]] = ()
 
     def configuration(self, found: Mapping[str, Any], **options: Any) -> PreTrainedConfig:
-        """The configuration of a config.json, with the four keys of block diffusion in any case.
+        """The configuration of a config.json. It always has the four keys of block diffusion.
 
         Args:
             found: the file's contents. options: as of ``PreTrainedConfig.from_dict``.
 
         Raises:
-            ValueError: transformers has no such model, or it cannot decode by blocks; the text says why.
+            ValueError: transformers has no such model, or it cannot decode by blocks; the text has the reason.
         """
         kind = self.model_types.get(found["model_type"], found["model_type"])
         if kind not in CONFIG_MAPPING:
@@ -90,7 +90,7 @@ def families() -> dict[str, Family]:
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a folder's ``model_type``; the default where no file has it."""
+    """The family of a folder's ``model_type``; the default if no file has it."""
     return families().get(model_type) or Family()
 
 
@@ -110,7 +110,7 @@ def use(name: str) -> None:
 
 
 def model_class(config: PreTrainedConfig) -> type[BlockDiffusionLM]:
-    """The block-diffusion class on the one that AutoModelForCausalLM gives for a configuration."""
+    """The block-diffusion class of a configuration, on the class that AutoModelForCausalLM has for it."""
     return block_diffusion_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
 
@@ -129,7 +129,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def unsuitable(config: PreTrainedConfig) -> str | None:
-    """Why a model of this configuration cannot decode by blocks; None where it can."""
+    """The reason why a model of this configuration cannot decode by blocks; None if it can."""
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return "an encoder-decoder, or no language model; a decoder-only language model is needed"
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

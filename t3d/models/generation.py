@@ -16,8 +16,7 @@ from t3d.decode.local import LocalEngine
 from t3d.decode.model_facts import position_count
 from t3d.decode.protocol import Request, Step, refuse_conflict
 
-# What `generate` reads of transformers' own fields, and what makes no difference to it. Any other field that is not at
-# its default is an error.
+# Fields of transformers that `generate` reads, and fields without effect on it. Any other field must have its default.
 READ = {
     "max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "num_return_sequences",
     "suppress_tokens", "eos_token_id", "pad_token_id", "return_dict_in_generate",
@@ -28,19 +27,19 @@ NO_EFFECT = {"bos_token_id", "use_cache", "disable_compile", "transformers_versi
 class BlockDiffusionGenerationConfig(GenerationConfig):
     """transformers' generation config with the fields of block diffusion; None = the default.
 
-    Read of GenerationConfig's own: max_new_tokens, max_length, do_sample, temperature, top_k, top_p,
-    num_return_sequences, suppress_tokens, eos_token_id, pad_token_id, return_dict_in_generate. Unlike there, top_k is
-    off unless given, and without a length an answer may fill the model's positions, up to 2000 tokens.
+    These fields of GenerationConfig work: max_new_tokens, max_length, do_sample, temperature, top_k, top_p,
+    num_return_sequences, suppress_tokens, eos_token_id, pad_token_id, return_dict_in_generate. Two defaults differ:
+    top_k is off. Without a length an answer may fill the model's positions, up to 2000 tokens.
 
     Attributes:
         block_size: positions of one block; default the model's.
-        denoising_steps_per_block: 1..block_size; default block_size, one token a step.
+        denoising_steps_per_block: 1..block_size; default block_size, one token per step.
         remasking_strategy, dynamic_threshold, eb_threshold, eb_bound, ancestral_schedule, self_verify,
             energy_candidates: see t3d.blocks.settings.DecodeSettings.
-        seed: of the answers' random streams; default drawn from torch's global generator.
+        seed: seed of the answers' random streams; by default torch's global generator draws it.
     """
 
-    # Class attributes, because transformers' own loading makes plain GenerationConfigs, with these keys as extras.
+    # These are class attributes, because transformers loads plain GenerationConfigs with these keys as extras.
     block_size: int | None = None
     denoising_steps_per_block: int | None = None
     remasking_strategy: str | None = None
@@ -55,11 +54,11 @@ class BlockDiffusionGenerationConfig(GenerationConfig):
 
 @dataclass
 class BlockDiffusionOutput(ModelOutput):
-    """What ``generate`` returns with ``return_dict_in_generate=True``.
+    """The result of ``generate`` with ``return_dict_in_generate=True``.
 
     Attributes:
-        sequences: (rows, prompt + new) the prompts as given, the answers, pad ids.
-        unmask_step: (rows, new) the step at which each answer token was unmasked, from 1; 0 behind the answer.
+        sequences: (rows, prompt + new) the given prompts, the answers, pad ids.
+        unmask_step: (rows, new) the step at which each answer token was unmasked, from 1; 0 after the answer.
         steps, forwards: (rows,) denoising steps, and all forwards that the row took part in.
         finish_reason: per row "stop" or "length".
     """
@@ -89,20 +88,20 @@ class BlockDiffusionMixin:
         """Decode an answer to every prompt.
 
         Args:
-            inputs: (batch, length) token ids; ``input_ids`` is the same. With an ``attention_mask`` (batch, length) of
-                0/1 the tokens at 0 are padding and change nothing, wherever they stand.
-            generation_config: default the model's, which also fills the fields that this one leaves at None.
-            streamer: for a single answer. A TextDiffusionStreamer is shown every denoising step's block as a draft and
-                finished blocks as text, any other streamer finished blocks. The answer ends with its stop id.
-            kwargs: fields of the generation config, which they override, and ``tokenizer``: then ids beyond its
-                vocabulary cannot be drawn, nor the mask or ``suppress_tokens``, which never can.
+            inputs: (batch, length) token ids; ``input_ids`` is another name. An ``attention_mask`` (batch, length) is 0
+                at padding. Padding changes nothing, at any position.
+            generation_config: default the model's. The model's also fills the fields that are None here.
+            streamer: shows a single answer, which ends with its stop id. A TextDiffusionStreamer gets every denoising
+                step's block as a draft and finished blocks as text. Any other streamer gets finished blocks.
+            kwargs: fields that override the generation config, and ``tokenizer``: then ids beyond its vocabulary cannot
+                be drawn. The mask and ``suppress_tokens`` never can.
 
         Returns:
             (batch * num_return_sequences, length + new) ids, padded on the right, or a BlockDiffusionOutput.
 
         Raises:
-            ValueError: an argument or field that block diffusion does not have, a value that is not possible, a prompt
-                that does not fit, or a model in training mode.
+            ValueError: block diffusion lacks an argument or field, a value is impossible, a prompt does not fit, or the
+                model is in training mode.
         """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         attention_mask, tokenizer = kwargs.pop("attention_mask", None), kwargs.pop("tokenizer", None)
@@ -121,13 +120,13 @@ class BlockDiffusionMixin:
         samples = config.num_return_sequences or 1
         requests = [Request(str(row), k, tuple(ids)) for row, ids in enumerate(prompts) for k in range(samples)]
         stops = _ids(config.eos_token_id)
-        pad = next(iter([*_ids(config.pad_token_id), *stops]), 0)  # without either all answers are equally long
+        pad = next(iter([*_ids(config.pad_token_id), *stops]), 0)  # without both all answers are equally long
         ids = SpecialIds(self.config.mask_token_id, pad, tuple(stops), tuple(forbidden), torch.tensor([]))
         engine = LocalEngine.of(self, ids, max_active=len(requests))
         on_step = None
         if streamer is not None:
             if len(requests) > 1:
-                raise ValueError(f"streamer: it shows one answer, and {len(requests)} are asked for; give one prompt")
+                raise ValueError(f"streamer: it shows one answer, and this call has {len(requests)}; give one prompt")
             streamer.put(input_ids.cpu())
             on_step = _stream(streamer, stops, settings.max_token)
         found = {answer.id: answer for answer in engine.generate(requests, settings, seed, on_step)}
@@ -151,7 +150,7 @@ class BlockDiffusionMixin:
     def _generation_config(
         self, given: GenerationConfig | None, kwargs: dict[str, Any]
     ) -> BlockDiffusionGenerationConfig:
-        """Arguments over the given config over the model's own. Raises ValueError for what cannot be honoured."""
+        """Arguments override the given config, which overrides the model's own. ValueError for unsupported fields."""
         config = BlockDiffusionGenerationConfig()
         if given is not None:
             config.update(**given.to_dict())
@@ -179,7 +178,7 @@ def _prompts(input_ids: Tensor | None, attention_mask: Tensor | None, config: Ge
     if attention_mask is None:
         edges = input_ids[:, [0, -1]] if input_ids.shape[1] else input_ids
         if len(input_ids) > 1 and config.pad_token_id is not None and (edges == config.pad_token_id).any():
-            raise ValueError("input_ids: they seem to be padded; pass the tokenizer's attention_mask with them")
+            raise ValueError("input_ids: they seem to be padded; also pass the tokenizer's attention_mask")
         attention_mask = torch.ones_like(input_ids)
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
@@ -189,8 +188,8 @@ def _prompts(input_ids: Tensor | None, attention_mask: Tensor | None, config: Ge
 
 
 def _settings(config: BlockDiffusionGenerationConfig, model_config: Any, width: int, longest: int) -> DecodeSettings:
-    """The decoder's settings. ``width`` of the prompts as given counts for max_length, the ``longest`` real prompt for
-    what the model has positions for.
+    """The decoder's settings. max_length includes the ``width`` of the given prompts; the model's positions limit the
+    ``longest`` real prompt and its answer.
     """
     block = model_config.block_size if config.block_size is None else config.block_size
     given = {
@@ -219,7 +218,7 @@ def _settings(config: BlockDiffusionGenerationConfig, model_config: Any, width: 
 
 
 def checked(settings: DecodeSettings) -> DecodeSettings:
-    """The settings, if every value is possible. Raises UserError (a ValueError) that names the one that is not."""
+    """The settings. Raises UserError (a ValueError), with the setting's name, for an impossible value."""
     validate(settings)
     refuse_conflict(settings)
     return settings
@@ -228,7 +227,7 @@ def checked(settings: DecodeSettings) -> DecodeSettings:
 def _stream(streamer: Any, stops: list[int], max_new: int) -> Callable[[Step], None]:
     """An observer that drives a streamer: drafts of the current block, then the block when it is complete."""
     if getattr(streamer, "_takes_logits", False):
-        raise ValueError("streamer: it asks for logits, and block diffusion keeps none; give one that takes token ids")
+        raise ValueError("streamer: it needs logits, and block diffusion keeps none; give one that takes token ids")
     done = 0
 
     def on_step(step: Step) -> None:

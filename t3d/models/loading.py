@@ -1,6 +1,8 @@
 """Model folders: load a block-diffusion model and its tokenizer, know its special ids, export a student as a folder."""
 
+import fcntl
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,20 @@ from transformers.core_model_loading import revert_weight_conversion
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.errors import UserError
 from t3d.common.hub import unreachable
-from t3d.common.paths import model_source, resolve
+from t3d.common.paths import model_source, resolve, setup_cache
 from t3d.data.prompts import stop_ids
 from t3d.decode.model_facts import head_dim
 from t3d.models.block_diffusion import BlockDiffusionLM
 from t3d.models.family import families, family_of, model_class
+from t3d.models.fingerprint import adapter_base, weights_fingerprint
+
+log = logging.getLogger(__name__)
 
 PROVENANCE = "t3d.json"  # in an exported folder: the training that made it
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-# What an export does not take over from the source: weights in any format, and indices of their shards.
+CARD = "README.md"  # the model card: it describes one model, so an export does not copy its teacher's
+# Files of the source that an export does not copy: weights in any format, and indices of their shards.
 WEIGHT_FILES = (
     "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.index.json",
 )  # fmt: skip
@@ -44,19 +50,19 @@ def load_model(
     """A block-diffusion model in eval mode, from a folder or a hub id, without running code that the folder brings.
 
     Args:
-        dtype: of the weights; "auto" = as stored.
-        attn_implementation: sdpa, eager or flex_attention; None = sdpa. Given explicitly because released folders ask
-            for flex_attention, which does not suit every device.
-        autoregressive: read it causally: block size 1, and the logits are the next token's (see ``load_config``).
+        dtype: dtype of the weights; "auto" = as stored.
+        attn_implementation: sdpa, eager or flex_attention; None = sdpa. It overrides the folder, because released
+            folders name flex_attention, which does not work on every device.
+        autoregressive: read it causally: block size 1, and the logits predict the next token (see ``load_config``).
         key: the setting that named ``source``, for error messages.
 
     Raises:
-        UserError: not to be found, not a block-diffusion model, damaged or incomplete weights.
+        UserError: it does not exist, is no block-diffusion model, or has damaged or incomplete weights.
     """
     path = located(source, key)
     config = load_config(source, key, autoregressive=autoregressive)
     family = family_of(folder_config(source, key)["model_type"])
-    load_generation_config(source, key)  # transformers passes over a damaged one
+    load_generation_config(source, key)  # transformers silently ignores a damaged file
     base, attention = model_class(config), attn_implementation or "sdpa"
     if attention == "sdpa" and not base._supports_sdpa:
         raise UserError(f"{key}={source}: transformers has no sdpa for it; set attn_implementation=flex_attention", key)
@@ -80,16 +86,16 @@ def load_model(
             told = f"its weights lack {few}" if fault == "lack" else f"weights that {fault}: {few}"
             raise UserError(f"{key}={source}: {told}; the folder is not a complete model, get it again", key)
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise UserError(f"{key}={source}: its head has a bias, which block diffusion's losses leave out", key)
+        raise UserError(f"{key}={source}: its head has a bias, and block diffusion's losses have none", key)
     model.family = family
     return model.to(device).eval()
 
 
 def training_attention(asked: str | None, source: str, device: torch.device) -> str:
-    """The attention to train with: the one asked for, else FlexAttention on a CUDA GPU and sdpa elsewhere.
+    """The attention for training: ``asked``, else FlexAttention on a CUDA GPU and sdpa elsewhere.
 
-    FlexAttention skips the pairs of packed sequences that do not see each other. It has a backward pass on GPUs only,
-    and kernels for heads of 16 and more. With PyTorch 2.6 it is compiled anew for every length, and soon not at all.
+    FlexAttention skips pairs of packed sequences that do not see each other. It has a backward pass only on GPUs, and
+    kernels for heads of width 16 and more. PyTorch 2.6 compiles it again for every length, up to a limit.
     """
     recent = Version(torch.__version__) >= Version("2.7")
     flex = device.type == "cuda" and recent and head_dim(load_config(source)) >= 16
@@ -101,7 +107,7 @@ def folder_config(source: str, key: str = "model.pretrained_model") -> dict[str,
     try:
         found = PreTrainedConfig.get_config_dict(located(source, key))[0]
         if not isinstance(found.get("model_type"), str):
-            raise ValueError("config.json is not there, or has no model_type")
+            raise ValueError("config.json is missing, or has no model_type")
     except UserError:
         raise
     except Exception as error:  # of several libraries, without a common base
@@ -113,11 +119,11 @@ def load_config(source: str, key: str = "model.pretrained_model", *, autoregress
     """The configuration of a block-diffusion model, from a folder or a hub id, by its family (t3d.models.family).
 
     Args:
-        autoregressive: take any language model, as the autoregressive model that it is: block size 1 and a logit shift.
+        autoregressive: accept any language model, with block size 1 and a logit shift: the autoregressive model itself.
 
     Raises:
-        UserError: none can be read; it is of a kind that cannot decode by blocks; or an autoregressive model's, where
-            that was not asked for.
+        UserError: it cannot be read, its model cannot decode by blocks, or its model is autoregressive and
+            ``autoregressive`` is false.
     """
     found = folder_config(source, key)
     kind = found["model_type"]
@@ -132,15 +138,15 @@ def load_config(source: str, key: str = "model.pretrained_model", *, autoregress
     if config.block_size is None:
         raise UserError(
             f"{key}={source}: a {kind!r} model without block_size in its config.json, so it is autoregressive; "
-            "make a block-diffusion model of it with t3d convert",
+            "turn it into a block-diffusion model with t3d convert",
             key,
         )
     return config
 
 
 def load_generation_config(source: str, key: str = "model.pretrained_model") -> GenerationConfig | None:
-    """The generation settings beside a model; None where there are none. Raises UserError for a damaged file: without
-    it answers would end elsewhere.
+    """The generation settings of a model folder, or None. Raises UserError for a damaged file: without it answers would
+    end elsewhere.
     """
     path = located(source, key)
     try:
@@ -154,7 +160,7 @@ def load_generation_config(source: str, key: str = "model.pretrained_model") -> 
 
 
 def load_tokenizer(source: str, key: str = "model.pretrained_model") -> Any:
-    """The tokenizer of a model folder or hub id. Raises UserError where there is none to read."""
+    """The tokenizer of a model folder or hub id. Raises UserError if it cannot be read."""
     try:
         config = _config_of_a_family(source, key)
         return AutoTokenizer.from_pretrained(located(source, key), config=config, trust_remote_code=False)
@@ -171,12 +177,16 @@ def _config_of_a_family(source: str, key: str) -> PreTrainedConfig | None:
 
 
 def located(source: str, key: str = "model.pretrained_model") -> str:
-    """What transformers loads: a folder, or a hub id; without a connection the folder that the hub's cache has for it.
+    """The source for transformers: a folder or a hub id. Without a connection, a hub id's folder in the hub's cache.
+    For a LoRA adapter it is the folder of its model with the adapter in its weights.
 
     Raises:
-        UserError: no folder, or one of another kind; or a hub id that is not in the cache, with no way to the hub.
+        UserError: there is no such folder, or it is no model folder. Or a hub id is not in the cache, and the hub
+            cannot be reached.
     """
     path = model_source(source, key)
+    if Path(path).is_dir() and (merged := merged_adapter(Path(path), key)):
+        return str(merged)
     if Path(path).is_dir() and (other := other_folder(Path(path))):
         raise UserError(f"{key}={source}: {other}", key)
     if Path(path).is_dir() or (cause := unreachable()) is None:
@@ -185,20 +195,58 @@ def located(source: str, key: str = "model.pretrained_model") -> str:
     if isinstance(cached, str):
         return str(Path(cached).parent)
     raise UserError(
-        f"{key}={source}: not downloaded yet, and the hub cannot be reached ({cause}); check the connection "
+        f"{key}={source}: it is not downloaded yet, and the hub cannot be reached ({cause}); check the connection "
         "(HF_HUB_OFFLINE, HF_ENDPOINT), or give a model folder",
         key,
     )
 
 
+def merged_adapter(folder: Path, key: str) -> Path | None:
+    """The model of a folder's LoRA adapter with the adapter in its weights, as a folder in T3D's cache, made once.
+
+    None where ``folder`` holds no adapter. Raises UserError where its model cannot be loaded, the two do not fit
+    together, or PEFT is not installed.
+    """
+    base = adapter_base(folder)
+    if base is None:
+        return None
+    target = setup_cache() / "merged" / weights_fingerprint(str(folder)) / folder.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a launch make it once
+        if (target / "config.json").exists():
+            return target
+        try:
+            model = load_model(base, dtype=torch.float32, key=key)
+        except UserError as error:
+            cause = str(error).removeprefix(f"{key}={base}: ")
+            raise UserError(f"{key}={folder}: an adapter of {base}, which cannot be loaded: {cause}", key) from error
+        merged = _merge(model, folder, base, key)
+        log.warning("%s: an adapter of %s; merged into %s", folder, base, target)
+        return export_model(merged, base, target, made_by=provenance(folder))
+
+
+def _merge(model: BlockDiffusionLM, folder: Path, base: str, key: str) -> BlockDiffusionLM:
+    """The model with a folder's adapter in its weights."""
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+
+        adapted = PeftModel.from_pretrained(model, str(folder))
+        names = set(get_peft_model_state_dict(adapted))
+        if names != set(_weight_names(folder, "adapter_model.safetensors") or names):  # PEFT only warns
+            raise ValueError("its weights are of other layers")
+        return adapted.merge_and_unload()
+    except ImportError as error:
+        raise UserError(f"{key}={folder}: an adapter, and merging it needs peft; pip install peft", key) from error
+    except Exception as error:  # of several libraries, without a common base
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        raise UserError(
+            f"{key}={folder}: an adapter that does not fit {base} ({reason}); get both again", key
+        ) from error
+
+
 def other_folder(folder: Path) -> str | None:
-    """For a folder that people take for a model's: its kind, and the path that would be right; None for any other."""
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text()).get("base_model_name_or_path")
-        return (
-            f"an adapter of {base}, without that model; merge it into the model (PEFT: merge_and_unload) and save that"
-        )
+    """The kind of a folder that people confuse with a model folder, and the right path; None for any other folder."""
     if (folder / "config.json").exists():
         return None
     if folder.name.startswith("models--"):
@@ -221,7 +269,7 @@ def _models_below(folder: Path) -> str:
 def _unreadable(key: str, source: str, what: str, error: Exception) -> UserError:
     if isinstance(error.__cause__, RepositoryNotFoundError):
         return UserError(
-            f"{key}={source}: the hub has no such model, or shows it to others only; check the name, or log in there",
+            f"{key}={source}: the hub has no such model, or it is private; check the name, or log in to the hub",
             key,
         )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
@@ -235,7 +283,7 @@ def special_ids(model_config: Any, tokenizer: Any, generation_config: Any | None
     """Collect the special ids from a model's configurations and its tokenizer.
 
     Raises:
-        UserError: no mask, pad or stop token, or one that the model has no embedding for.
+        UserError: there is no mask, pad or stop token, or the model has no embedding for it.
     """
     words, vocabulary = len(tokenizer), model_config.vocab_size
     mask_id = _first(getattr(model_config, "mask_token_id", None), tokenizer.mask_token_id)
@@ -271,14 +319,15 @@ def export_model(
 ) -> Path:
     """Write a trained model as a Hugging Face folder that loads wherever its teacher did. One process calls it.
 
-    Weights have the teacher's names and dtype; all other files of the teacher's folder are copied as they are, because
-    re-saving a configuration loses keys that other loaders read. In config.json only the block size may change. An
-    older export at ``folder`` stays in place until the new one is complete.
+    Weights have the teacher's names and dtype. All other files of the teacher's folder except its card are copied
+    unchanged, because re-saving a configuration loses keys that other loaders read. In config.json only the block size
+    may change. ``t3d card`` writes the student's card. An older export at ``folder`` stays in place until the new one
+    is complete.
 
     Args:
         source: the teacher: a folder, or a hub id (non-weight files that are not in the local cache are downloaded).
         state_dict: weights gathered from shards; None = the model's own.
-        block_size: the block that the student was trained at; None = as in the teacher's config.
+        block_size: the student's block size in training; None = the teacher's.
         made_by: the training, for ``provenance``.
 
     Raises:
@@ -305,7 +354,8 @@ def export_model(
     if block_size is not None and config.get(block_key) != block_size:
         text = json.dumps(config | {block_key: block_size}, indent=2, ensure_ascii=False)
         (fresh / "config.json").write_text(text + "\n")
-    (fresh / PROVENANCE).unlink(missing_ok=True)  # the teacher's own
+    for name in (PROVENANCE, CARD):  # the teacher's own
+        (fresh / name).unlink(missing_ok=True)
     if made_by is not None:
         (fresh / PROVENANCE).write_text(json.dumps(made_by, indent=2, ensure_ascii=False) + "\n")
 
@@ -317,8 +367,10 @@ def export_model(
 
 
 def provenance(source: str | Path) -> dict[str, Any]:
-    """The training that made a model folder: objective, project, run, step and teacher. Empty where no run made it."""
+    """The training that made a model folder: objective, project, run, step and teacher. Empty if no run made it."""
     file = resolve(source) / PROVENANCE
+    if not file.is_file() and (base := adapter_base(file.parent)):
+        return {"objective": "adapter", "teacher": base}
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
@@ -327,24 +379,24 @@ def provenance(source: str | Path) -> dict[str, Any]:
 
 
 def _source_folder(source: str) -> Path:
-    """The folder of a model; for a hub id the cached snapshot that was loaded, completed by its other files."""
+    """The folder of a model. For a hub id: the cached snapshot that was loaded, completed by its other files."""
     path = model_source(source)
     if Path(path).is_dir():
-        return Path(path)
-    # Remote code is among the files that loading did not fetch; it must be of the revision that is in the cache.
-    # Offline, what the cache has must do.
+        return Path(located(source))
+    # Loading did not fetch remote code. The export needs it in the revision that is in the cache. Offline only the
+    # files in the cache are copied.
     cached = try_to_load_from_cache(path, "config.json")
     revision = Path(cached).parent.name if isinstance(cached, str) else None
-    only = is_offline_mode()  # huggingface_hub 1.33 would ask the hub for the files of a known revision, and fail
+    only = is_offline_mode()  # else huggingface_hub 1.33 asks the hub for the files of a known revision, and fails
     return Path(snapshot_download(path, revision=revision, ignore_patterns=list(WEIGHT_FILES), local_files_only=only))
 
 
-def _weight_names(folder: Path) -> list[str] | None:
-    """The names of a folder's weights; None where they are not in safetensors files."""
+def _weight_names(folder: Path, file_name: str = WEIGHTS) -> list[str] | None:
+    """The names of a folder's weights; None if they are not in safetensors files."""
     if (folder / WEIGHTS_INDEX).exists():
         return list(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"])
-    if (folder / WEIGHTS).exists():
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
+    if (folder / file_name).exists():
+        with safe_open(folder / file_name, framework="pt") as file:
             return list(file.keys())
     return None
 
@@ -357,7 +409,7 @@ def _named_weights(
     """
     weights = dict(model.state_dict() if state_dict is None else state_dict)
     tied = getattr(model, "all_tied_weights_keys", None) or {}
-    for name, original in tied.items():  # gathering may drop one of the two
+    for name, original in tied.items():  # gathering may drop one of two tied weights
         weights.setdefault(name, weights[original])
     if names is None:
         weights = {name: weight for name, weight in weights.items() if name not in tied}
@@ -374,7 +426,7 @@ def _named_weights(
     written: set[int] = set()
     for name in names:
         weight = weights[name].detach().cpu().contiguous()
-        # A teacher may store both of a tied pair; and what ZeRO-3 gathers on a CPU are views of a shared buffer.
+        # A teacher may store both weights of a tied pair. And on a CPU ZeRO-3 gathers views of one shared buffer.
         whole = weight.untyped_storage().nbytes() == weight.nbytes
         result[name] = weight if whole and weight.data_ptr() not in written else weight.clone()
         written.add(result[name].data_ptr())

@@ -1,1 +1,1 @@
-"""Training objectives, one file each, behind one interface (base.py)."""
+"""Training objectives, one file each, with one interface (base.py)."""

@@ -2,10 +2,11 @@
 
     L = mean_b (1 - exp(k s_b)) / k,    s_b = mean_{i in M_b} log p_theta(x_0^i | x_t)
 
-over the blocks b of a sequence, M_b the masked positions of b. exp(k s_b) is the probability of the block's masked
-tokens drawn at once, to the power k / |M_b|. As k -> 0 the loss becomes -s_b, cross-entropy; with k > 0 the gradient of
-a block is weighted by exp(k s_b): what the student cannot write in one step anyway is given up, what it nearly can is
-made certain. So it seeks modes without a reference model.
+The mean is over the blocks b of a sequence; M_b are the masked positions of b. The weight exp(k s_b) is the probability
+that the block's masked tokens are drawn at once, to the power k / |M_b|. As k -> 0 the loss becomes -s_b,
+cross-entropy. With k > 0 the gradient of a block has the weight exp(k s_b). So the student learns little from blocks
+that it cannot write in one step, and becomes certain of blocks that it nearly can. It seeks modes without a reference
+model.
 Source: AlphaDLM (arXiv 2609.38066), on states of teacher trajectories.
 """
 
@@ -24,7 +25,7 @@ from t3d.states.trajectory import TrajectoryNoise
 
 
 def block_likelihood_loss(log_prob: Tensor, sequence: Tensor, block: Tensor, k: float, sequences: int) -> Tensor:
-    """(sequences,) from (M,) log-probabilities in nats of the masked x_0 tokens, with each one's sequence and block."""
+    """(sequences,) from (M,) log-probabilities in nats of the masked x_0 tokens, their sequences and their blocks."""
     of_sequence, group = block_groups(sequence, block)
     s = group_mean(log_prob, group, len(of_sequence))
     return group_mean(-torch.expm1(k * s) / k if k > 0 else -s, of_sequence, sequences)
@@ -35,7 +36,7 @@ class BlockLikelihoodSettings(TrajectoryStates):
     """Keys of the objective ``block_likelihood``."""
 
     likelihood_k: float = option(
-        1.0, "block_likelihood: k of (1 - exp(k s))/k; more seeks modes more, 0 = cross-entropy", ge=0
+        1.0, "block_likelihood: k of (1 - exp(k s))/k; a larger k seeks modes more, 0 = cross-entropy", ge=0
     )
 
 

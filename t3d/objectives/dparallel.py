@@ -1,15 +1,15 @@
-"""dParallel: certainty-forcing distillation. The student writes its teacher's answer and is made sure of it early.
+"""dParallel: certainty-forcing distillation. The student learns its teacher's answer, and to be certain of it early.
 
     L = sum over a random mask M and its complement M' of
         mean_{i in M} -log p_theta(x_0^i | x_t) + w mean_{i in C} H(softmax(logits_i / tau))
 
-C are the positions of M where the student's argmax is x_0 already; there the entropy at temperature tau is lowered, so
-that certainty does not wait for its neighbours'. Each position of the region is masked with probability .5, a second
-pass masks the others, and whatever comes after the region is masked.
+C are the positions of M where the student's argmax is already x_0. There the entropy at temperature tau is lowered, so
+that a position becomes certain before its neighbours. Each position of the region is masked with probability .5. A
+second pass masks the others. All positions after the region are masked.
 Source: dParallel (arXiv 2509.26488), its code for the values: w 2 (LLaDA) or 1 (Dream), tau .5, LoRA of rank 128 or 32.
 
-The region here is every block of the answer in turn. Under block-causal attention a block sees clean earlier blocks and
-nothing later, so one forward trains all regions; the paper's code, where attention is full, draws one region a step.
+Here every block of the answer is a region. Under block-causal attention a block sees only itself and clean earlier
+blocks, so one forward trains all regions. The paper's code has full attention and draws one region per step.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from t3d.common.options import option
-from t3d.objectives.base import Context, Objective, Terms, loss_rows, register
+from t3d.objectives.base import Context, Objective, Terms, read, register
 from t3d.objectives.likelihood import token_certainty
 from t3d.objectives.states import AnswerEnd, TeacherTargets
 from t3d.states.base import Batch
@@ -33,7 +33,7 @@ class DParallelSettings(AnswerEnd, TeacherTargets):
     certainty_weight: float = option(2.0, "dparallel: weight of the entropy of tokens guessed right", ge=0)
     certainty_temperature: float = option(0.5, "dparallel: temperature of that entropy", gt=0)
     region_mask_ratio: float = option(
-        0.5, "dparallel: chance of a token to be masked in the first pass; the second masks the others", gt=0, lt=1
+        0.5, "dparallel: probability of a mask in the first pass; the second pass masks the others", gt=0, lt=1
     )
 
 
@@ -73,16 +73,13 @@ class DParallel(Objective):
         return Terms(loss, {name: value.detach() for name, value in metrics.items()})
 
     def _pass(self, student, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(sequences,) each: cross-entropy of the masked tokens, entropy of those guessed right, their share."""
+        """(sequences,) each: cross-entropy of the masked tokens, entropy of correctly guessed tokens, their share."""
         masked = batch.masked_index
 
-        def head(hidden: Tensor, weight: Tensor):
-            rows = loss_rows(hidden, batch)[masked]
-            return token_certainty(rows, weight, batch.targets[masked], self.temperature, self.chunk)
+        def head(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return token_certainty(rows[masked], weight, batch.targets[masked], self.temperature, self.chunk)
 
-        log_prob, entropy, right = student(
-            batch.input_ids, batch.attention_mask, position_ids=batch.position_ids, use_cache=False, head=head
-        )
+        log_prob, entropy, right = read(student, batch, head)
         sequence, sequences = batch.sequence[masked], batch.sequences
         return (
             group_mean(-log_prob, sequence, sequences),
@@ -95,5 +92,10 @@ def complement(batch: Batch, mask_id: int) -> Batch:
     """The batch with shown targets masked, and masked targets shown."""
     ids = batch.input_ids.flatten().clone()
     ids[batch.place] = torch.where(batch.masked, batch.targets, mask_id)
-    shown = (~batch.masked).nonzero().squeeze(-1)
-    return replace(batch, input_ids=ids.view_as(batch.input_ids), masked=~batch.masked, masked_index=shown)
+    return replace(
+        batch,
+        input_ids=ids.view_as(batch.input_ids),
+        masked=~batch.masked,
+        masked_index=batch.shown_index,
+        shown_index=batch.masked_index,
+    )

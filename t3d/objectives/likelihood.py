@@ -1,10 +1,11 @@
 """Log-probabilities of chosen tokens at chosen positions, without ever holding a (tokens x vocabulary) tensor.
 
-With a vocabulary of 151,936 the logits are the memory of training. Only the hidden states where a loss looks are
-projected, a chunk of rows at a time into one buffer, in fp32 after the product; the backward pass projects each chunk
-again and keeps nothing but the log-normaliser of every row. What a model draws is drawn from the same projection.
+With a vocabulary of 151,936 the logits would dominate the memory of training. So only the hidden states of targets are
+projected, one chunk of rows at a time into one buffer, in fp32 after the product. The backward pass projects each chunk
+again. Between the passes only the log-normaliser of every row is kept. Draws use the same projection.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ class Draw:
     u: Tensor
 
     def __call__(self, logits: Tensor, rows: slice) -> Tensor:
-        """(chunk,) token ids for the ``rows`` whose fp32 logits these are; the logits are as before afterwards."""
+        """(chunk,) token ids for the ``rows`` with these fp32 logits. The logits are unchanged afterwards."""
         columns = logits[:, self.forbidden]
         logits.index_fill_(-1, self.forbidden, -torch.inf)
         if self.temperature == 0:
@@ -39,8 +40,56 @@ class Draw:
         return y
 
 
+class Projection:
+    """Logits of (rows, width) hidden states under a head (vocab, width), a chunk of rows at a time.
+
+    All chunks share one buffer: the logits of a chunk are gone when the next one is projected.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, chunk: int):
+        self.hidden, self.chunk = hidden, chunk
+        self.weight = weight.to(hidden.dtype)
+        self.buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """(rows, vocab) fp32 logits."""
+        return torch.mm(self.hidden[rows], self.weight.T, out=self.buffer[: rows.stop - rows.start]).float()
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """(slice of rows, their logits), chunk after chunk."""
+        return ((rows, self[rows]) for rows in chunks(len(self.hidden), self.chunk))
+
+
+def chunks(rows: int, size: int) -> Iterator[slice]:
+    """Slices of at most ``size`` rows that cover ``rows`` rows."""
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def pull_back(
+    hidden: Tensor, weight: Tensor, chunk: int, slope: Callable[[slice, Tensor], Tensor], head_learns: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the hidden states and, where ``head_learns``, of the head.
+
+    Args:
+        slope: (slice of rows, their fp32 logits) -> the gradient of these logits; it may write into them.
+    """
+    projection = Projection(hidden, weight, chunk)
+    grad_hidden = torch.empty_like(hidden)
+    grad_weight = torch.zeros_like(weight) if head_learns else None
+    for rows, logits in projection:
+        grad_logits = slope(rows, logits).to(hidden.dtype)
+        grad_hidden[rows] = grad_logits @ projection.weight
+        if grad_weight is None:
+            continue
+        if weight.dtype == hidden.dtype:  # added inside the product, without a second tensor of the head's size
+            grad_weight.addmm_(grad_logits.T, hidden[rows])
+        else:
+            grad_weight += grad_logits.T @ hidden[rows]
+    return grad_hidden, grad_weight
+
+
 class _TokenLogProbs(torch.autograd.Function):
-    """log softmax(h W^T)[targets] with K targets a row, the last of which may be drawn.
+    """log softmax(h W^T)[targets] with K targets per row; the last may be drawn.
 
     Backward: d/dlogits = sum_k g_k (onehot(target_k) - softmax), with the softmax recomputed from the log-normaliser.
     """
@@ -53,11 +102,11 @@ class _TokenLogProbs(torch.autograd.Function):
             targets = torch.nn.functional.pad(targets, (0, 1))
         log_probs = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         log_normaliser = torch.empty(len(hidden), 1, dtype=torch.float32, device=hidden.device)
-        for rows, logits in _projected(hidden, weight, chunk):
+        for rows, logits in Projection(hidden, weight, chunk):
             if draw is not None:
                 targets[rows, -1] = draw(logits, rows)
             chosen = logits.gather(-1, targets[rows])
-            highest = logits.amax(-1, keepdim=True)  # logsumexp, in place: its own temporaries are tables too
+            highest = logits.amax(-1, keepdim=True)  # logsumexp in place, because torch's temporaries are tables too
             log_normaliser[rows] = logits.sub_(highest).exp_().sum(-1, keepdim=True).log_().add_(highest)
             log_probs[rows] = chosen - log_normaliser[rows]
         ctx.save_for_backward(hidden, weight, targets, log_normaliser)
@@ -69,33 +118,13 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor, _):
         hidden, weight, targets, log_normaliser = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        projection = weight.to(hidden.dtype)
-        for rows, logits in _projected(hidden, weight, ctx.chunk):
+
+        def slope(rows: slice, logits: Tensor) -> Tensor:
             softmax = logits.sub_(log_normaliser[rows]).exp_()
-            grad_logits = softmax.mul_(-grad[rows].sum(-1, keepdim=True)).scatter_add_(-1, targets[rows], grad[rows])
-            grad_logits = grad_logits.to(hidden.dtype)
-            grad_hidden[rows] = grad_logits @ projection
-            if grad_weight is None:
-                continue
-            if weight.dtype == hidden.dtype:  # added in the product itself: no second tensor of the head's size
-                grad_weight.addmm_(grad_logits.T, hidden[rows])
-            else:
-                grad_weight += grad_logits.T @ hidden[rows]
-        return grad_hidden, grad_weight, None, None, None
+            return softmax.mul_(-grad[rows].sum(-1, keepdim=True)).scatter_add_(-1, targets[rows], grad[rows])
 
-
-def _projected(hidden: Tensor, weight: Tensor, chunk: int):
-    """(slice of rows, their fp32 logits (rows, vocab)) one chunk after the other; the next overwrites the last."""
-    projection = weight.to(hidden.dtype).T
-    buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
-    for rows in _chunks(len(hidden), chunk):
-        yield rows, torch.mm(hidden[rows], projection, out=buffer[: rows.stop - rows.start]).float()
-
-
-def _chunks(rows: int, size: int):
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+        grads = pull_back(hidden, weight, ctx.chunk, slope, head_learns=ctx.needs_input_grad[1])
+        return *grads, None, None, None
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
@@ -116,15 +145,16 @@ def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int 
 def token_certainty(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int = 1024
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of the targets and, from the same projection, how certain the model is of its own guess.
+    """Log-probabilities of the targets and, from the same projection, the model's certainty of its own guess.
+
+    The backward pass projects every chunk again.
 
     Args:
         hidden: (rows, width); weight: (vocab, width); targets: (rows,).
-        temperature: of the distribution softmax(logits / temperature) whose entropy is taken.
+        temperature: the entropy is of softmax(logits / temperature).
 
     Returns:
         (rows,) each: log-probability and entropy, fp32 nats with gradients, and whether the argmax is the target.
-        Every chunk is projected again in the backward pass.
     """
 
     def of_rows(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,7 +165,7 @@ def token_certainty(
 
     parts = [
         checkpoint(of_rows, hidden[rows], weight, targets[rows], use_reentrant=False)
-        for rows in _chunks(max(len(hidden), 1), chunk)
+        for rows in chunks(max(len(hidden), 1), chunk)
     ]
     log_prob, entropy, right = zip(*parts, strict=True)
     return torch.cat(log_prob), torch.cat(entropy), torch.cat(right)
@@ -144,9 +174,9 @@ def token_certainty(
 def draw_and_score(
     hidden: Tensor, weight: Tensor, targets: Tensor, draw: Draw, chunk: int = 1024
 ) -> tuple[Tensor, Tensor]:
-    """As ``token_log_probs``, with one more target a row, drawn from the same logits.
+    """``token_log_probs`` with one more target per row, drawn from the same logits.
 
     Returns:
-        ((rows, K + 1) fp32 nats, the last for the drawn; (rows,) the drawn ids).
+        ((rows, K + 1) fp32 nats, the last column for the drawn ids; (rows,) the drawn ids).
     """
     return _TokenLogProbs.apply(hidden, weight, targets, chunk, draw)

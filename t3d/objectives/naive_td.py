@@ -2,7 +2,7 @@
 
     L_traj = -mean_{i in M} log p_theta(x_0^i | x_t)
 
-Up to a constant this is the forward KL from the teacher's answers to the student: mode-covering, where DDO seeks modes.
+Up to a constant this is the forward KL from the teacher's answers to the student. It covers modes; DDO seeks modes.
 Source: L_traj of T3D (arXiv 2602.12262), the baseline "Naive TD" of its tables.
 """
 
@@ -25,7 +25,7 @@ def trajectory_loss(log_prob: Tensor, sequence: Tensor, sequences: int) -> Tenso
 @register("naive_td", "cross-entropy on trajectories")
 @dataclass
 class NaiveTD(Objective):
-    """L_traj, a mean per sequence; the mean over sequences is the trainer's."""
+    """L_traj, a mean per sequence; the trainer takes the mean over sequences."""
 
     noise: TrajectoryNoise
     chunk: int = 1024

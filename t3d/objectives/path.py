@@ -1,9 +1,9 @@
-"""Path consistency: what the teacher decoded early in a block matters more.
+"""Path consistency: tokens that the teacher decoded early in a block have more weight.
 
     L_path = -mean_{i in M} w_i log p_theta(x_0^i | x_t),    w_i = (B - r_i + 1) / B
 
-r_i is the rank of token i in its block's decode order, 1..B. The paper's slides give every token of the answer a state
-of its own, x_t^(i), just before token i was decoded; the release and our default take one x_t for all.
+r_i is the rank of token i in its block's decode order, 1..B. In the paper's slides every token of the answer has its
+own state x_t^(i), just before token i was decoded. The release and our default use one x_t for all tokens.
 Source: T3D (arXiv 2602.12262, section 4).
 """
 
@@ -23,7 +23,7 @@ def level_path_loss(
     log_prob: Tensor, rank: Tensor, block_size: int, k: int, sequence: Tensor, sequences: int
 ) -> Tensor:
     """The release's variant: the mean over levels s = 1..ceil(B/k) of the mean cross-entropy of the first s*k decoded
-    tokens of each block, masked or not. Takes every response token, not the masked ones alone; rank 0 is left out.
+    tokens of each block. It takes every response token, masked or not; rank 0 is left out.
     Returns (sequences,).
     """
     levels = -(-block_size // k)

@@ -1,18 +1,15 @@
-"""ReDi: rectified couplings. The student learns to go straight from where the decoder began to where it ended.
+"""ReDi: rectified couplings. The student learns the direct way from the decoder's start to its result.
 
     L = E_t [ 1/t  sum_{l from x_T} -log p_theta(x_0^l | x_t) ] / length
     x_t^l = x_T^l with probability t, else x_0^l
 
-(x_T, x_0) is a coupling: x_0 is the teacher's full decode of this very x_T, masks and random tokens. Independent ends
-give few-step decoding a total correlation that it cannot express; a coupling by a decoder has less of it, and decoding
-the student's own coupling for the next round has less again (iterated rectification: training.refresh_rollouts).
-A masked model cannot decode an x_T with random tokens before it has learnt to. Stage 0 teaches it: the same loss with
-an x_T drawn anew for every state, independent of x_0 (random_start_ratio). The couplings are that model's.
+(x_T, x_0) is a coupling: x_0 is the teacher's full decode of this x_T, which has masks and random tokens. With
+independent ends few-step decoding has a total correlation that it cannot express. A decoder's coupling has less. The
+student's own coupling, decoded for the next round, has even less (iterated rectification: training.refresh_rollouts).
+A masked model must first learn to decode an x_T with random tokens. Stage 0 teaches it: the same loss with a new x_T
+for every state, independent of x_0 (random_start_ratio). The couplings then come from that model.
 Source: ReDi (arXiv 2507.15897), with the 1/t weight of the NELBO as for SFT. Its scripts for images have .3 masks in
 x_T at every stage.
-
-What tells couplings apart is the random part of x_T (rollout.random_init_ratio at the rollouts). With an all-mask x_T,
-where every answer begins alike, the loss is SFT's on the model's own text (a test holds it to that).
 """
 
 from dataclasses import dataclass
@@ -33,8 +30,8 @@ class ReDiSettings(AnswerEnd, MaskTimes):
 
     random_start_ratio: float = option(
         0.0,
-        "redi: share of random tokens in an x_T that every state draws anew, whatever the answer (stage 0); "
-        "0 = the x_T that the answer was decoded from",
+        "redi, stage 0: every state draws a new x_T with this share of random tokens; 0 = use the x_T from which the "
+        "answer was decoded",
         ge=0,
         le=1,
     )
@@ -43,7 +40,7 @@ class ReDiSettings(AnswerEnd, MaskTimes):
 @register("redi", "rectified couplings")
 @dataclass
 class ReDi(Objective):
-    """The loss above per token of the answer in nats, one (t, x_t) a sequence."""
+    """The loss above per token of the answer in nats, with one (t, x_t) per sequence."""
 
     noise: RectifiedNoise
     chunk: int = 1024
@@ -67,7 +64,7 @@ class ReDi(Objective):
         if sample["initial_ids"] or self.noise.random_start_ratio:
             return None
         return (
-            "every x_T is all masks, so that ReDi is SFT on the model's own text; roll out with "
+            "every x_T is all masks, so ReDi is SFT on the model's own text; roll out with "
             "rollout.random_init_ratio above 0"
         )
 
@@ -76,7 +73,7 @@ class ReDi(Objective):
             raise fault(
                 "training.refresh_random_init_ratio",
                 training.refresh_random_init_ratio,
-                "the data's x_T hold random tokens, those of a refresh would not; set it to the rollouts' "
+                "the data's x_T hold random tokens, and a refresh would have none; set it to the rollouts' "
                 "rollout.random_init_ratio",
             )
 

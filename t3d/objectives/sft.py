@@ -1,4 +1,4 @@
-"""The block-diffusion NELBO on ground-truth answers: the supervised baseline, and how the embedded teacher is trained.
+"""The block-diffusion NELBO on ground-truth answers: the supervised baseline, and the loss of the embedded teacher.
 
     L = E_t E_{x_t} [ 1/t  sum_{masked l} -log p_theta(x_0^l | x_t) ] / length        (log-linear schedule)
 
@@ -18,7 +18,7 @@ from t3d.states.unordered import BlockDiffusionNoise
 @register("sft", "block NELBO on given answers")
 @dataclass
 class SFT(Objective):
-    """NELBO per response token in nats, one (t, x_t) a sequence; the mean over sequences is the trainer's."""
+    """NELBO per response token in nats, one (t, x_t) per sequence; the trainer takes the mean over sequences."""
 
     noise: BlockDiffusionNoise
     chunk: int = 1024

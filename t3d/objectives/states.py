@@ -1,35 +1,36 @@
-"""Groups of keys that several objectives share: which tokens a training state hides, and where its targets end."""
+"""Groups of keys that several objectives share: the hidden tokens, the end of the targets, and soft targets."""
 
 from dataclasses import dataclass
 
 import torch
 
 from t3d.common.options import fault, option
-from t3d.objectives.base import Context, ObjectiveSettings
+from t3d.objectives.base import Context, FrozenSettings, ObjectiveSettings
+from t3d.objectives.divergence import Divergence
 from t3d.states.trajectory import TrajectoryNoise
 
 
 @dataclass
 class AnswerEnd(ObjectiveSettings):
-    """Where the targets end."""
+    """The end of the targets."""
 
     post_num: int | None = option(
         2, "pad tokens after the end that count in the loss; null = all of the last block", ge=0
     )
 
     def pads_learnt(self, context: Context) -> int:
-        """``post_num``; null is no limit, and an answer ends inside its last block."""
+        """``post_num``; null = no limit below the block size, because an answer ends inside its last block."""
         return context.block_size if self.post_num is None else self.post_num
 
 
 @dataclass
 class TeacherTargets(ObjectiveSettings):
-    """Read where a refresh of the trajectories may bring a teacher's targets (``target_ids`` of a sample)."""
+    """For objectives that can learn a teacher's targets (``target_ids`` of a sample) after a refresh."""
 
     refresh_targets: str = option(
         "student",
-        "refresh: learn the student's answers; or what the teacher (model.pretrained_model) writes in each of their "
-        "blocks after the student's earlier ones",
+        "refresh: learn the student's answers, or the completion of each of their blocks by the teacher "
+        "(model.pretrained_model)",
         choices=("student", "teacher"),
     )
 
@@ -39,7 +40,7 @@ class TrajectoryStates(AnswerEnd, TeacherTargets):
     """States of a trajectory: the tokens of later steps are hidden."""
 
     mask_strategy: str = option(
-        "trace", "which tokens a training state masks: by the trajectory, or at random", choices=("trace", "random")
+        "trace", "how a training state chooses its masks: by the trajectory or at random", choices=("trace", "random")
     )
     mask_ratios: list[float] = option(
         [1.0, 0.75, 0.5, 0.25], "masked shares of a block; one is drawn per sequence", gt=0, le=1
@@ -47,12 +48,12 @@ class TrajectoryStates(AnswerEnd, TeacherTargets):
     mask_ratio_exponent: float = option(8.0, "a ratio is drawn with p ~ ratio^exponent", ge=0)
     trace_order: str = option(
         "visible_first",
-        "a state shows the tokens decoded first, or hides them (the release)",
+        "visible_first: a state shows the tokens decoded first; reversed: it hides them (the release)",
         choices=("visible_first", "reversed"),
     )
     block_grid: str = option(
         "absolute",
-        "blocks count from position 0, or from the prompt's end (the release)",
+        "absolute: blocks count from position 0; response: from the prompt's end (the release)",
         choices=("absolute", "response"),
     )
 
@@ -68,7 +69,7 @@ class TrajectoryStates(AnswerEnd, TeacherTargets):
             )
 
     def noise(self, context: Context, every_target: bool = False, own_states: bool = False) -> TrajectoryNoise:
-        """``every_target``, ``own_states``: as of TrajectoryNoise."""
+        """``every_target``, ``own_states``: see TrajectoryNoise."""
         return TrajectoryNoise(
             context.block_size,
             context.ids.mask_id,
@@ -98,9 +99,32 @@ class MaskTimes(ObjectiveSettings):
 
     def check(self, training) -> None:
         super().check(training)
-        if self.t_min >= self.t_max:
-            raise fault("training.t_min", self.t_min, f"must be below training.t_max={self.t_max}")
+        if self.t_min > self.t_max:
+            raise fault("training.t_min", self.t_min, f"must not be above training.t_max={self.t_max}")
 
     def times(self) -> dict:
-        """Arguments of the noise that draws by time."""
+        """Arguments of the noises that draw a time t."""
         return {"t_min": self.t_min, "t_max": self.t_max, "per_block": self.sft_t_per == "block"}
+
+
+@dataclass
+class SoftTargets(FrozenSettings):
+    """A frozen teacher's distributions are the targets: KL(teacher || student) unless said otherwise."""
+
+    reverse_kl_weight: float = option(
+        0.0, "soft targets: w of (1 - w) KL(teacher || student) + w KL(student || teacher)", ge=0, le=1
+    )
+    jsd_beta: float | None = option(
+        None, "soft targets: beta of the generalised JSD, which takes the place of both KL; null = off", gt=0, lt=1
+    )
+    teacher_top_k: int | None = option(
+        None, "soft targets: the teacher's k likeliest tokens count, over the whole vocabulary's mass; null = all", ge=1
+    )
+
+    def check(self, training) -> None:
+        super().check(training)
+        if self.jsd_beta is not None and self.reverse_kl_weight:
+            raise fault("training.jsd_beta", self.jsd_beta, "takes both KL's place; set reverse_kl_weight=0")
+
+    def measure(self, temperature: float = 1.0) -> Divergence:
+        return Divergence(self.reverse_kl_weight, self.jsd_beta, self.teacher_top_k, temperature)

@@ -3,10 +3,10 @@
     L = L_DDO + lambda L_path,    ref <- stopgrad(theta) every round_interval optimizer steps
 
 Source: T3D (arXiv 2602.12262, section 4 and algorithm 1). All terms are a mean per sequence, then a mean over the
-global batch. One student and at most one reference forward a micro-batch.
+global batch. A micro-batch needs one forward of the student and at most one of the reference.
 
-For the paper's ablation each part can be left out or exchanged: L = w L_DDO + v L_traj + lambda L_path, with w, v =
-1, 0. Without DDO no reference takes part.
+For the paper's ablation each part can be left out or exchanged: L = w L_DDO + v L_traj + lambda L_path, by default
+w = 1 and v = 0. Without DDO there is no reference.
 """
 
 from dataclasses import dataclass, field
@@ -31,20 +31,20 @@ class T3DSettings(ReferenceSettings, TrajectoryStates):
     """Keys of the objective ``t3d``."""
 
     reference_temp: float = option(0.0, "temperature at which the reference draws y; 0 = argmax", ge=0)
-    alpha: float = option(0.5, "weight of DDO's term on the reference's draw", ge=0)
+    alpha: float = option(0.5, "DDO: weight of the term on the reference's draw", ge=0)
     beta: float = option(0.1, "DDO: scale of the log-probability ratio", gt=0)
     ddo_weight: float = option(1.0, "t3d: weight of DDO; 0 = off, and no reference model is held", ge=0)
     ddo_level: str = option(
-        "sequence", "log-probabilities are taken per sequence or block", choices=("sequence", "block")
+        "sequence", "DDO: take log-probabilities per sequence or per block", choices=("sequence", "block")
     )
     ddo_reduce: str = option(
         "mean",
-        "DDO: a log-probability is the mean over its masked tokens (the release), or their sum (the paper); the sum "
-        "is larger by their number, so that a smaller beta fits",
+        "DDO: a log-probability is the mean over its masked tokens (the release), or their sum (the paper); a sum "
+        "needs a smaller beta",
         choices=("mean", "sum"),
     )
     forward_kl_weight: float = option(
-        0.0, "t3d: weight of the cross-entropy on trajectories, in place of DDO or beside it", ge=0
+        0.0, "t3d: weight of the cross-entropy on trajectories, instead of DDO or in addition", ge=0
     )
     lambda_path: float = option(0.2, "weight of the path-consistency term; 0 = off", ge=0)
     path_loss: str = option(
@@ -53,23 +53,23 @@ class T3DSettings(ReferenceSettings, TrajectoryStates):
     path_k_steps: int = option(4, "path_loss levels: tokens per level", ge=1)
     path_states: str = option(
         "shared",
-        "states of the path term: DDO's one x_t, or each token's own (the paper): the state just before it was "
-        "decoded; own costs a noisy copy for every step of a block",
+        "states of the path term: DDO's one x_t, or each token's own (the paper), just before it was decoded; own "
+        "needs a noisy copy for every step of a block",
         choices=("shared", "own"),
     )
 
     def check(self, training) -> None:
         super().check(training)
         if not any((self.ddo_weight, self.forward_kl_weight, self.lambda_path)):
-            raise fault("training.ddo_weight", 0.0, "every term is off; give it, forward_kl_weight or lambda_path")
+            raise fault("training.ddo_weight", 0.0, "every term is off; set it, forward_kl_weight or lambda_path")
         if self.path_states == "own" and self.path_loss == "levels":
-            raise fault("training.path_states", "own", "levels look at all tokens in one state; set path_loss=rank")
+            raise fault("training.path_states", "own", "levels need all tokens in one state; set path_loss=rank")
 
 
 @register("t3d", "DDO + path on trajectories")
 @dataclass
 class T3D(Objective):
-    """The T3D loss on states of teacher trajectories. ``forbidden_ids``: y is none of them."""
+    """The T3D loss on states of teacher trajectories. ``forbidden_ids``: ids that y never has."""
 
     noise: TrajectoryNoise
     forbidden_ids: Tensor
@@ -118,14 +118,14 @@ class T3D(Objective):
         if settings.forward_kl_weight > 0:
             terms["forward_kl"] = trajectory_loss(log_probs[masked, 0], batch.sequence[masked], sequences)
             loss = loss + settings.forward_kl_weight * terms["forward_kl"]
-        terms["path"] = self._path(log_probs[:, 0], batch)  # logged at weight 0 too: DDO alone may collapse
+        terms["path"] = self._path(log_probs[:, 0], batch)  # also logged at weight 0, because DDO alone may collapse
         if settings.lambda_path > 0:
             loss = loss + settings.lambda_path * terms["path"]
         return Terms(loss, {name: value.detach() for name, value in (metrics | terms).items()})
 
     def _with_reference(self, student, reference, batch: Batch) -> tuple[Tensor, Tensor]:
         """(N, 2) log-probabilities of x_0 and y ~ p_ref, by the student and by the reference."""
-        self.forbidden_ids = forbidden = self.forbidden_ids.to(batch.targets.device)  # moves the first time only
+        self.forbidden_ids = forbidden = self.forbidden_ids.to(batch.targets.device)  # moves only the first time
         draw = Draw(self.settings.reference_temp, forbidden, batch.u)
         if reference is None:  # ref = stopgrad(theta): its forward is the student's own
             log_probs, _ = score(student, batch, draw=draw, chunk=self.chunk)
@@ -135,7 +135,7 @@ class T3D(Objective):
         return score(student, batch, negatives=y, chunk=self.chunk)[0], reference_log_probs
 
     def _ddo(self, log_probs: Tensor, reference_log_probs: Tensor, batch: Batch) -> tuple[dict, dict]:
-        """DDO's two terms, and what is logged beside them."""
+        """DDO's two terms, and its metrics."""
         masked = batch.masked_index
         mine, theirs = log_probs[masked], reference_log_probs[masked]
         sequence = batch.sequence[masked]
@@ -156,7 +156,7 @@ class T3D(Objective):
         return {"ddo_real": real, "ddo_fake": fake}, metrics
 
     def _reduce(self, log_probs: Tensor, group: Tensor, groups: int) -> Tensor:
-        """(groups, 2) log p of x_0 and y from (M, 2) of their tokens."""
+        """(groups, 2) log p of x_0 and y, from (M, 2) log p of their tokens."""
         reduce = group_sum if self.settings.ddo_reduce == "sum" else group_mean
         return torch.stack([reduce(log_probs[:, k], group, groups) for k in (0, 1)], -1)
 

@@ -32,7 +32,14 @@ from t3d.decode.model_facts import position_count
 from t3d.decode.protocol import SERVED_BY_SGLANG, Engine, Request
 from t3d.models.decoder import load_decoder
 from t3d.models.fingerprint import weights_fingerprint
-from t3d.models.loading import folder_config, load_config, load_generation_config, load_tokenizer, special_ids
+from t3d.models.loading import (
+    folder_config,
+    load_config,
+    load_generation_config,
+    load_tokenizer,
+    located,
+    special_ids,
+)
 from t3d.rollout.settings import RolloutConfig, SampleConfig
 from t3d.tasks import find_task, prompt_ids
 from t3d.tasks.problems import Problem, load_problems
@@ -199,7 +206,7 @@ def _claim(job: Job, source: str) -> None:
 
 
 def _refuse_unserved(jobs: Sequence[Job], world: int) -> None:
-    """Raises UserError for jobs that SGLang's servers cannot do."""
+    """Raises UserError for jobs that SGLang's servers do not support."""
     if world > 1:
         raise UserError("rollout.engine=sglang: one process uses all servers; start it without accelerate launch")
     blocks = sorted({job.config.rollout.block_size for job in jobs})
@@ -355,6 +362,8 @@ def make_sglang_engine(config: SampleConfig, source: str, tokenizer) -> Engine:
     from t3d.decode.sglang import HttpServer, OfflineServer, Server, SGLangEngine, Weights, offline_engine
 
     rollout = config.rollout
+    if Path(source).is_dir():  # an adapter is served as the model that it makes
+        source = located(source, "evaluation.checkpoint_path")
     kind = folder_config(source, key="evaluation.checkpoint_path")["model_type"]
     if kind not in SERVED_BY_SGLANG:
         served = "SDAR, SDAR-MoE and LLaDA2"

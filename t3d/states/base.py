@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,6 +121,9 @@ class State:
         copies: noisy copies, each with masks of its own. None sees another.
         copy: (targets,) the noisy copy that shows the target's x_t, ascending; 0 = the first.
         sample_id: the sample's id; the trainer sets it, so that errors can name the sample.
+        causal: the hidden state before a target predicts it, whatever the model's logit shift is.
+        teacher: the state that a frozen model reads for its distributions at the same targets, in the same order; None
+            = the frozen model reads this state, or there is none (t3d.states.pairs).
     """
 
     ids: Tensor
@@ -135,6 +139,8 @@ class State:
     sample_id: str = ""
     copies: int = 1
     copy: Tensor = field(default_factory=lambda: torch.empty(0))
+    causal: bool = False
+    teacher: "State | None" = None
 
     def __post_init__(self) -> None:
         if self.copies == 1:
@@ -163,11 +169,13 @@ class Batch:
         loss_index: (N,) indices of the hidden states that predict them: the same, with a logit shift the ones before.
         targets, masked, weight, rank, u, copy: (N,) from the states.
         masked_index: (M,) indices of the masked targets; computed on the CPU, so that nobody waits for a GPU.
+        shown_index: (N - M,) indices of the other targets; also from the CPU.
         own_index: (targets of the copies after the first,) indices where ``copy`` is not 0; also from the CPU.
         sequence: (N,) the target's sequence, 0..S-1; ascending.
         block: (N,) the target's block on its sequence's grid.
         sequences: S.
         tokens: real tokens in the layout (no padding).
+        teacher: the batch of the states' ``teacher`` states, whose N targets are these; None where they have none.
     """
 
     input_ids: Tensor
@@ -178,6 +186,7 @@ class Batch:
     targets: Tensor
     masked: Tensor
     masked_index: Tensor
+    shown_index: Tensor
     own_index: Tensor
     weight: Tensor
     rank: Tensor
@@ -187,6 +196,7 @@ class Batch:
     block: Tensor
     sequences: int
     tokens: int
+    teacher: "Batch | None" = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -198,6 +208,7 @@ def collate(
     *,
     flex: bool = False,
     shift: bool = False,
+    teacher_shift: bool = False,
     device: str | torch.device = "cpu",
 ) -> Batch:
     """Lay states out in rows; states that share a row are packed, each a segment of its own.
@@ -206,6 +217,7 @@ def collate(
         rows: a micro-batch; each row is a list of states laid one after another.
         flex: build a FlexAttention BlockMask over whole tiles of its kernel, instead of the dense mask.
         shift: the model predicts a token from the hidden state before it (``logit_shift``).
+        teacher_shift: likewise the model that reads the states' ``teacher`` states.
     """
     length = max(sum(len(state) for state in row) for row in rows)
     if flex:
@@ -233,7 +245,7 @@ def collate(
             labels.block[r, here] = state.block[position] * copies - copy
             labels.noisy[r, at : at + clean] = False
             index.append(r * length + at + clean + state.copy * width + state.position - state.start)
-            predictor.append(_state_before(state, index[-1], r * length + at) if shift else index[-1])
+            predictor.append(_state_before(state, index[-1], r * length + at) if shift or state.causal else index[-1])
             block.append(state.block[state.position])
             sequence.append(torch.full_like(state.position, len(states)))
             states.append(state)
@@ -248,27 +260,34 @@ def collate(
         place=place(torch.cat(index)),
         loss_index=place(torch.cat(predictor)),
         masked_index=place(per_target["masked"].nonzero().squeeze(-1)),
+        shown_index=place((~per_target["masked"]).nonzero().squeeze(-1)),
         own_index=place(per_target["copy"].nonzero().squeeze(-1)),
         **{name: place(value) for name, value in per_target.items()},
         sequence=place(torch.cat(sequence)),
         block=place(torch.cat(block)),
         sequences=len(states),
         tokens=sum(map(len, states)),
+        teacher=_teachers_batch(rows, pad_id, flex=flex, shift=teacher_shift, device=device),
     )
 
 
-def _state_before(state: State, place: Tensor, clean: int) -> Tensor:
-    """(targets,) the places whose hidden states predict the targets at ``place``: training's one place of the shift.
+def _teachers_batch(rows: Sequence[Sequence[State]], pad_id: int, **options: Any) -> Batch | None:
+    read = [[state.teacher for state in row if state.teacher is not None] for row in rows]
+    return collate(read, pad_id, **options) if any(read) else None
 
-    Token i is predicted at i - 1. Inside a block that lies in the same noisy copy; before a block's first token in the
-    clean copy, which begins at the place ``clean``: there the decoder has a committed block.
+
+def _state_before(state: State, place: Tensor, clean: int) -> Tensor:
+    """(targets,) the indices whose hidden states predict the targets at ``place``, under a logit shift.
+
+    Position i - 1 predicts token i. Inside a block it lies in the same noisy copy. For a block's first token it lies in
+    the clean copy, which begins at the index ``clean``: there the decoder has a committed block.
 
     Raises:
-        UserError: a target at position 0, which nothing predicts.
+        UserError: a target at position 0, which no position predicts.
     """
     before = state.position - 1
     if (before < 0).any():
-        raise UserError(f"{state.sample_id}: has no prompt; a model with a logit shift needs one token of it at least")
+        raise UserError(f"{state.sample_id}: has no prompt; a model with a logit shift needs a prompt token")
     first = state.block[state.position] != state.block[before]
     return torch.where(first, clean + before, place - 1)
 

@@ -1,11 +1,25 @@
 """The training states of a trajectory: x_0 with the tokens of later steps hidden (DESIGN: training states)."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from t3d.states.base import Grid, State, clean_sequence, learnt, target_sequence
+
+
+def step_at(sample: dict[str, Any], position: Tensor) -> Tensor:
+    """The unmask steps of a trajectory's tokens, or of a teacher's targets, at absolute positions."""
+    return torch.tensor(sample.get("target_step") or sample["unmask_step"])[position - len(sample["prompt_ids"])]
+
+
+def step_table(sample: dict[str, Any], grid: Grid) -> tuple[Tensor, Tensor]:
+    """(blocks, width) unmask steps of the response, and where the block holds a response token."""
+    present = grid.rows >= 0
+    step = torch.zeros_like(grid.rows)
+    step[present] = step_at(sample, grid.rows[present])
+    return step, present
 
 
 def decode_order(unmask_step: Tensor, present: Tensor) -> Tensor:
@@ -89,10 +103,7 @@ class TrajectoryNoise:
         """
         ids, grid = clean_sequence(sample, self.block_size, self.mask_id, self.from_response)
         x0 = target_sequence(sample, ids)
-        present = grid.rows >= 0
-        step = torch.zeros_like(grid.rows)
-        unmask_step = torch.tensor(sample.get("target_step") or sample["unmask_step"])
-        step[present] = unmask_step[grid.rows[present] - len(sample["prompt_ids"])]
+        step, present = step_table(sample, grid)
         rank = decode_order(step, present)
 
         hidden_first = step

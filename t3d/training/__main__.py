@@ -1,7 +1,7 @@
 """Stage 3, training: `t3d train`, `python -m t3d.training` or `python train/self_ddo_sdar_full.py`, with the same keys.
 
-Several processes: `t3d train --launch FILE ...`, FILE an accelerate configuration. With --dry-run: print the plan, its
-memory and the time of three steps, write nothing but the data cache, and stop.
+For several processes: `t3d train --launch FILE ...` with an accelerate configuration. --dry-run prints the plan, its
+memory and the time of three steps, and stops. It writes only the data cache.
 """
 
 import sys
@@ -15,7 +15,7 @@ DRY_RUN = "--dry-run"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train as ``argv`` (None: the process's own arguments) says."""
+    """Train. ``argv``: None = the process's own arguments."""
     argv = sys.argv[1:] if argv is None else argv
     keys = [argument for argument in argv if argument != DRY_RUN]
     config = load(TrainConfig, keys, default="configs/ddo_sdar_full_self.yaml")

@@ -19,7 +19,7 @@ STUDENT, REFERENCE = "student", "reference"
 
 
 def add(model: BlockDiffusionLM, settings: LoraSettings, with_reference: bool) -> None:
-    """Freeze ``model`` and give it the student's adapters, and if wanted a second, frozen set for the reference.
+    """Freeze ``model`` and give it the student's adapters; ``with_reference``: also a frozen set for the reference.
 
     Raises:
         UserError: no layer has one of the names, or peft is not installed.
@@ -32,15 +32,15 @@ def add(model: BlockDiffusionLM, settings: LoraSettings, with_reference: bool) -
     for name in (STUDENT, REFERENCE) if with_reference else (STUDENT,):
         config = LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides by the rank: any number will do
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides it by the rank, so a float works
             lora_dropout=settings.dropout if name == STUDENT else 0.0,
             target_modules=list(modules),
         )
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second set is what we want
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the second set is intended
                 inject_adapter_in_model(config, model, adapter_name=name)
-        except ValueError as error:  # peft's word for "none of these names"
+        except ValueError as error:  # peft's error if no layer has one of the names
             names = ", ".join(modules)
             raise UserError(
                 f"training.lora.target_modules=[{names}]: not in this model ({str(error).splitlines()[0]})",
@@ -73,7 +73,7 @@ def activate(model: nn.Module, adapter: str) -> None:
 
 
 def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of ``model`` as that of a model without adapters: W + (alpha / rank) B A under W's own name."""
+    """The state dict of ``model`` without adapters: W + (alpha / rank) B A under W's own name."""
     result = {}
     for name, weight in weights.items():
         if ".lora_" not in name:

@@ -1,4 +1,4 @@
-"""An exponential moving average of the student's weights, to be exported beside it."""
+"""An exponential moving average of the student's weights, exported in addition to the student."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """average <- decay * average + (1 - decay) * theta after every optimizer step, in fp32, of what is trained."""
+    """average <- decay * average + (1 - decay) * theta of the trained weights, in fp32, after every optimizer step."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay

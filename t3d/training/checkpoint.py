@@ -1,9 +1,9 @@
-"""Checkpoints of a training run, on accelerate's save_state / load_state: written aside and renamed when complete.
+"""Checkpoints of a training run, on accelerate's save_state / load_state.
 
     root/checkpoint-00000256/   everything accelerate saves, trainer_state.json and complete.json
 
-``complete.json`` is written last and lists every file with its size and CRC-32, so a checkpoint can be told from its
-remains. The folder must be one that all processes see.
+A checkpoint is written under another name and renamed when it is complete. ``complete.json`` is written last. It lists
+every file with its size and CRC-32, so an incomplete checkpoint is recognised. All processes must see the folder.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ from t3d.training.distribution import UNSHARDED, kind
 
 log = logging.getLogger(__name__)
 
-TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error", "unexpected pos")  # what torch.save says, no OSError
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error", "unexpected pos")  # torch.save on a full disk
 STATE, MARKER = "trainer_state.json", "complete.json"
 TEMPORARY = ".tmp-"
-# `.replaced` is what a new save of the same step found in its place. It counts until the new one is there.
+# `.replaced` is an older checkpoint of the same step. It counts until the new checkpoint is complete.
 FOLDER = re.compile(r"checkpoint-(\d+)(\.replaced)?")
 
 
@@ -40,13 +40,13 @@ def save(accelerator: Any, root: Path, step: int, state: dict, limit: int | None
 
     Args:
         step: optimizer steps done. state: JSON-serialisable; ``load`` returns it.
-        limit: how many checkpoints to keep, the one just written included; None = all.
+        limit: number of checkpoints to keep, the new one included; None = all.
 
     Returns:
-        root/checkpoint-<step>, complete. A process killed at any moment leaves the earlier checkpoints as they were.
+        root/checkpoint-<step>, complete. A kill at any moment leaves the earlier checkpoints unchanged.
 
     Raises:
-        UserError: it could not be written (a full disk, a quota); what there was of it is removed.
+        UserError: it could not be written (a full disk, a quota). Its partial files are removed.
     """
     root = Path(root)
     final = root / f"checkpoint-{step:08d}"
@@ -68,16 +68,16 @@ def save(accelerator: Any, root: Path, step: int, state: dict, limit: int | None
 
 
 def _remove_leftovers(root: Path) -> None:
-    """What a killed process was writing or deleting."""
+    """Remove the partial folders of a process that was killed while it wrote or deleted a checkpoint."""
     for leftover in root.glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover)
 
 
 @contextlib.contextmanager
 def writing(what: str, partial: Path | None = None) -> Iterator[None]:
-    """Turn the errors of a disk that takes no more into one line; the room that ``partial`` took is given back.
+    """Turn the errors of a full disk into a UserError, and delete ``partial``.
 
-    With several processes the others wait for this one until the launcher ends them all.
+    With several processes the others wait for this process until the launcher ends them all.
     """
     try:
         yield
@@ -88,22 +88,22 @@ def writing(what: str, partial: Path | None = None) -> Iterator[None]:
             shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
-            f"{what} could not be written ({reason}); what was there before is as it was: make room, and go on with "
+            f"{what} could not be written ({reason}); earlier files are unchanged: make room, and continue with "
             "experiment.resume=auto"
         ) from error
 
 
 def latest(root: Path) -> Path | None:
-    """The newest checkpoint below ``root`` that is complete, read through to the last byte; None where there is none.
+    """The newest complete checkpoint below ``root``, with every byte checked; None if there is none.
 
-    Newer ones that are damaged are told of and renamed to ``<name>.damaged``, so that nothing counts them again. One
-    process calls it.
+    A newer, damaged checkpoint gives a warning and is renamed to ``<name>.damaged``, so that it is never used again.
+    One process calls this function.
     """
     for folder in _newest_first(Path(root)):
         found = fault(folder)
         if found is None:
             return folder
-        log.warning("%s is damaged (%s): set aside, going on from the one before", folder, found)
+        log.warning("%s is damaged (%s): it is renamed, and the checkpoint before it is used", folder, found)
         folder.rename(_free_name(folder))
     return None
 
@@ -114,26 +114,26 @@ def _free_name(path: Path) -> Path:
 
 
 def prepare(accelerator: Any, path: Path) -> None:
-    """Look at a checkpoint that ``load`` will be given, before accelerate prepares anything; all processes call it.
+    """Check the checkpoint for ``load``, before accelerate prepares anything. All processes call it.
 
     Raises:
-        UserError: the folder is not a complete checkpoint, or one whose files a launch with other sharding wrote.
+        UserError: the checkpoint is not complete, or a launch with other sharding wrote it.
     """
     if _split_otherwise(accelerator, _record(accelerator, Path(path))):
         regrouping.read_universal(accelerator)
 
 
 def load(accelerator: Any, path: Path) -> dict:
-    """Load a checkpoint into what accelerate has prepared; all processes call it, after ``prepare``.
+    """Load a checkpoint into the objects that accelerate has prepared. All processes call it, after ``prepare``.
 
-    States that are split over another number of processes than this launch has are first regrouped in a folder beside
-    the checkpoint, which is of use to this start only: it goes when it is loaded, or after a kill with the next save.
+    If the states are split over another number of processes, they are first regrouped in a folder next to the
+    checkpoint. Only this start uses that folder. It is deleted after loading, or by the next save after a kill.
 
     Returns:
-        the trainer's state, as given to ``save``.
+        The trainer's state, as given to ``save``.
 
     Raises:
-        UserError: as ``prepare``; or the disk has no room for the states that are to be regrouped.
+        UserError: as ``prepare``; or the disk has no room for the regrouped states.
     """
     path = Path(path)
     record = _record(accelerator, path)
@@ -142,8 +142,8 @@ def load(accelerator: Any, path: Path) -> dict:
         if accelerator.is_main_process:
             saved, loading = record["num_processes"], accelerator.num_processes
             log.warning(
-                "%s: its states are split over %d processes; regrouping them for %d (some minutes for a large model, "
-                "and for that time twice their room on the disk)",
+                "%s: its states are split over %d processes; regrouping them for %d. A large model takes some minutes, "
+                "and twice its room on the disk meanwhile",
                 *(path, saved, loading),
             )
             _remove_leftovers(path.parent)
@@ -161,14 +161,14 @@ def load(accelerator: Any, path: Path) -> dict:
 
 
 def _record(accelerator: Any, path: Path) -> dict:
-    """What was saved beside accelerate's files, if this launch can load them."""
+    """The checkpoint's own record. Raises UserError if this launch cannot load accelerate's files."""
     if found := fault(path, contents=False):
-        raise UserError(f"{path}: not a complete checkpoint ({found}); resume from another, or with auto")
+        raise UserError(f"{path}: not a complete checkpoint ({found}); resume from another one, or with auto")
     record = json.loads((path / STATE).read_text())
     if record["kind"] != kind(accelerator):
         raise UserError(
             f"{path}: saved with {record['kind']}, loaded with {kind(accelerator)}; launch with the accelerate config "
-            "that it was saved with"
+            "of the run that saved it"
         )
     return record
 
@@ -178,7 +178,7 @@ def _split_otherwise(accelerator: Any, record: dict) -> bool:
 
 
 def fault(path: Path, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint's files; None where it is complete. Without ``contents`` only names and sizes."""
+    """The fault of a checkpoint's files; None if it is complete. ``contents`` = False checks only names and sizes."""
     try:
         files = json.loads((path / MARKER).read_text())
     except (OSError, ValueError):
@@ -199,7 +199,7 @@ def fault(path: Path, contents: bool = True) -> str | None:
 
 
 def _checksums(files: list[Path]) -> dict[Path, int]:
-    """CRC-32 of each file, several at a time: checkpoints of large models are tens of GB."""
+    """CRC-32 of each file, several at a time, because checkpoints of large models have tens of GB."""
     with ThreadPoolExecutor(8) as pool:
         return dict(zip(files, pool.map(_checksum, files), strict=True))
 
@@ -213,7 +213,7 @@ def _checksum(path: Path) -> int:
 
 
 def _seal(folder: Path, record: dict) -> None:
-    """Add the trainer's state and the marker, and bring everything to the disk before the folder gets its name."""
+    """Add the trainer's state and ``complete.json``, and force everything to the disk before the rename."""
     (folder / STATE).write_text(json.dumps(record, indent=1))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
@@ -238,7 +238,7 @@ def _put_in_place(partial: Path, final: Path) -> None:
 
 
 def _prune(root: Path, written: Path, limit: int | None) -> None:
-    """Keep ``written`` and the newest others; everything that a new save has replaced goes."""
+    """Keep ``written`` and the newest others; delete replaced checkpoints."""
     others = [folder for folder in _newest_first(root) if folder != written]
     kept = [folder for folder in others if folder.suffix != ".replaced"][: None if limit is None else limit - 1]
     for folder in others:
@@ -247,7 +247,7 @@ def _prune(root: Path, written: Path, limit: int | None) -> None:
 
 
 def _newest_first(root: Path) -> list[Path]:
-    """All checkpoint folders, complete or not, the highest step first and a replaced one behind its successor."""
+    """All checkpoint folders, complete or not, by falling step; a replaced one follows its successor."""
     if not root.is_dir():
         return []
     found = [(match, path) for path in root.iterdir() if path.is_dir() and (match := FOLDER.fullmatch(path.name))]
@@ -256,7 +256,7 @@ def _newest_first(root: Path) -> list[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint so that a kill in between leaves no half of it under its own name."""
+    """Delete a checkpoint. A kill in between leaves no half of it under its own name."""
     doomed = folder.with_name(f"{TEMPORARY}remove-{folder.name}")
     os.rename(folder, doomed)
     shutil.rmtree(doomed)
@@ -271,7 +271,7 @@ def _sync(path: Path) -> None:
 
 
 def _check_random_state(path: Path, process_index: int) -> None:
-    """accelerate only logs it when it fails to restore the random states; a resumed run must not differ in silence.
+    """Raise if accelerate did not restore the random states. accelerate itself only logs that failure.
 
     A process that the saving run did not have has no state to restore.
     """

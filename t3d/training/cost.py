@@ -1,11 +1,11 @@
-"""What a training costs, computed: memory of each process and floating-point operations of each step.
+"""The computed cost of a training: memory of each process and floating-point operations of each step.
 
     python -m t3d.training.cost        the tables of docs/SCALING.md
 
-Weights, and what a layer keeps for its backward pass, are counted on the model itself, built without memory. So any
-decoder of transformers will do. Lengths are in tokens, memory in bytes, P is the number of weights, n the number of
-processes. Sources: ZeRO (arXiv 1910.02054, section 3) for what is sharded; 2 operations for a weight and a token in a
-forward pass, twice that in a backward pass (Kaplan et al., arXiv 2001.08361, section 2.1).
+The model is built without memory. Its weights, and the tensors that a layer keeps for its backward pass, are counted on
+it. So any decoder of transformers works. Lengths are in tokens, memory in bytes. P is the number of weights, n the
+number of processes. Sources: ZeRO (arXiv 1910.02054, section 3) for the sharding. A forward pass has 2 operations per
+weight and token, a backward pass 4 (Kaplan et al., arXiv 2001.08361, section 2.1).
 """
 
 from collections.abc import Iterable
@@ -30,8 +30,8 @@ SHARDINGS = ("none", "zero1", "zero2", "zero3")
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder's sizes: weights, all of them, a tied head once; kept, bytes that a layer keeps of a token for its
-    backward pass.
+    """A decoder's sizes. weights: number of all weights; a tied head counts once. kept: bytes per token that a layer
+    keeps for its backward pass.
     """
 
     config: Any
@@ -40,27 +40,27 @@ class Model:
 
     @classmethod
     def of(cls, config: Any, half: bool = True) -> "Model":
-        """Built without memory from its configuration; ``half``: its products are in bf16."""
+        """The sizes of a configuration's model, which is built without memory. ``half``: its products are in bf16."""
         with torch.device("meta"):
             return cls(config, parameters(_built(config)), kept_per_token(config, half))
 
 
 def parameters(model: nn.Module, trained: bool = False) -> int:
-    """All weights of a model, or those with a gradient. Under ZeRO-3 a parameter is empty and DeepSpeed knows its
-    size.
+    """The number of weights of a model; ``trained``: only with a gradient. Under ZeRO-3 a parameter is empty, and
+    DeepSpeed knows its size.
     """
     return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad or not trained)
 
 
 def kept_per_token(config: Any, half: bool) -> float:
-    """The memory that autograd holds on to with two layers, less that with one, in bytes of a token."""
+    """The memory that autograd holds for two layers minus the memory for one, in bytes per token."""
     tokens, usual = 64, torch.get_default_dtype()
 
     def held(layers: int) -> int:
         model, found = _built(_with_layers(config, layers)), {}
 
         def keep(tensor):
-            found[tensor.untyped_storage()._cdata] = tensor  # kept alive, so that no address comes twice
+            found[tensor.untyped_storage()._cdata] = tensor  # kept alive, so that no address repeats
             return tensor
 
         ids, mask = torch.zeros(1, tokens, dtype=torch.long), torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
@@ -86,7 +86,7 @@ def _with_layers(config: Any, layers: int) -> Any:
 
 
 def _built(config: Any) -> PreTrainedModel:
-    """``from_config`` would shard it under ZeRO-3."""
+    """The model of a configuration, whole: ``from_config`` would shard it under ZeRO-3."""
     return model_class(config)(config)
 
 
@@ -98,9 +98,13 @@ def _built(config: Any) -> PreTrainedModel:
 class Run:
     """How a training holds its model.
 
-    half: products in bf16. weight_bytes: of a stored weight. trainable: weights with a gradient (LoRA); None = all.
-    second_model: a frozen reference is held (``round_interval`` above 1). chunk: rows of the head at once. forwards,
-    head_tables: the objective's (t3d.objectives.base).
+    Attributes:
+        half: products in bf16.
+        weight_bytes: bytes of a stored weight.
+        trainable: weights with a gradient (LoRA); None = all.
+        second_model: a frozen reference is held (``round_interval`` above 1).
+        chunk: rows of the head at once.
+        forwards, head_tables: the objective's (t3d.objectives.base).
     """
 
     processes: int = 1
@@ -134,21 +138,20 @@ class Memory:
 def memory(model: Model, run: Run, tokens: int) -> Memory:
     """The peak of one process, in the backward pass of a micro-batch.
 
-    - ZeRO: bf16 weights, 2 P, gradients added up in fp32, 4 P, and 12 P for the fp32 weights and both moments. Stage 1
-      shards the 12 P, stage 2 the gradients too, stage 3 everything and the reference.
-    - Without it: weights of ``weight_bytes`` and gradients like them, two moments, and with ``half`` the rounded copies
-      that autocast keeps for a pass, 2 P. DDP (n > 1) holds the gradients once more in its buckets.
-    - The head's gradient, V x width, exists beside the sum that it is added to.
-    - Activations: with checkpointing the residual stream before each layer, and the tensors that one layer keeps; else
-      those of all layers (``Model.kept``), for each of the ``forwards`` before a backward pass. The reference has
-      none: its forward pass is over before.
-    - Logits: ``head_tables`` times ``chunk`` rows of the vocabulary in fp32, and with ``half`` the product before it is
-      widened.
+    - ZeRO: 2 P for bf16 weights, 4 P for gradients added up in fp32, 12 P for the fp32 weights and both moments. Stage
+      1 shards the 12 P, stage 2 also the gradients, stage 3 everything and the reference.
+    - Without ZeRO: weights and gradients of ``weight_bytes`` each, and two moments. With ``half`` autocast keeps
+      rounded copies for a pass, 2 P. DDP (n > 1) holds the gradients once more in its buckets.
+    - The head's new gradient, V x width, exists at the same time as the sum to which it is added.
+    - Activations with checkpointing: the residual stream before each layer, and the tensors that one layer keeps.
+      Without it: the tensors that all layers keep (``Model.kept``). Both count once for each of the ``forwards`` before
+      a backward pass. The reference has none, because its forward pass ends earlier.
+    - Logits: ``head_tables`` times ``chunk`` rows of the vocabulary in fp32. With ``half`` also the bf16 product.
 
     Left out: masks, the allocator's slack, NCCL's and the libraries' own buffers: some GB on a GPU.
 
     Args:
-        tokens: of a micro-batch's layout, padding included.
+        tokens: number of tokens of a micro-batch's layout, padding included.
     """
     config, weights = model.config, model.weights
     trained = weights if run.trainable is None else run.trainable
@@ -177,9 +180,10 @@ def memory(model: Model, run: Run, tokens: int) -> Memory:
 
 
 def flops(model: Model, tokens: float, passes: int) -> float:
-    """Floating-point operations of ``tokens`` of the training layout (clean and noisy copy): 2 x their weights in each
-    pass, without those of the input's table, which is not multiplied. Attention, small at these lengths, is left out;
-    of a mixture of experts all count.
+    """Floating-point operations of ``tokens`` of the training layout (clean and noisy copy).
+
+    Each pass has 2 operations per weight and token. The input's table is not multiplied, so it does not count.
+    Attention is left out; it is small at these lengths. All experts of a mixture count.
 
     Args:
         passes: the student's forward 1, its backward 2, recomputation 1 with checkpointing, the reference's forward 1.
@@ -205,7 +209,7 @@ def _shape(width: int, hidden: int, layers: int, heads: int) -> SDARConfig:
 
 
 # SDAR-4B-Chat: its config.json. The others: Qwen3-1.7B and Qwen3-8B (arXiv 2505.09388, table 1, and their config.json),
-# from which SDAR starts (arXiv 2510.06303); their heads are taken to be untied, as SDAR-4B-Chat's is.
+# from which SDAR starts (arXiv 2510.06303). Their heads are assumed to be untied, like SDAR-4B-Chat's.
 MODELS = {
     "SDAR-1.7B": _shape(2048, 6144, 28, 16),
     "SDAR-4B": _shape(2560, 9728, 36, 32),

@@ -1,4 +1,4 @@
-"""Processes: the accelerator, what DeepSpeed splits over them, and when they exchange gradients."""
+"""Processes: the accelerator, the states that DeepSpeed splits over them, and their exchange of gradients."""
 
 import contextlib
 import os
@@ -18,11 +18,11 @@ from t3d.common.errors import UserError
 from t3d.common.options import fault
 from t3d.training.settings import TrainConfig
 
-# How long processes wait for one that saves, reads a checkpoint through or builds the data set: NCCL's 10 minutes are
-# too few for large ones.
+# How long processes wait for a process that saves, checks a checkpoint or builds the data set. NCCL's 10 minutes are
+# too short for large models.
 PATIENCE = timedelta(hours=12)
-# 0.18.6 to 0.18.10 leave a step's last micro-batch out of the exchange (its pull request 7985), and 0.19.0 keeps bf16
-# gradients beside the fp32 ones.
+# 0.18.6 to 0.18.10 exchange gradients without a step's last micro-batch (its pull request 7985). 0.19.0 keeps bf16
+# gradients besides the fp32 gradients.
 DEEPSPEED = Version("0.19.8")
 
 
@@ -30,14 +30,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """The accelerator of this launch: one process, plain data parallelism, or DeepSpeed ZeRO-1, 2 or 3.
 
     Raises:
-        UserError: a launch that training does not know, or an option that does not go with it.
+        UserError: a kind of launch that training does not support, or an option that conflicts with it.
     """
     training = config.training
     refuse_without_gpu(training.mixed_precision)
     on_cpus = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()  # launched processes without a GPU
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     accelerator = Accelerator(
-        # accelerate joins CPU processes only when told that they are meant; and a Mac's GPU has no float64
+        # accelerate connects CPU processes only with cpu=True; and a Mac's GPU has no float64
         cpu=not torch.cuda.is_available() and not deepspeed,
         mixed_precision=training.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if on_cpus else None, timeout=PATIENCE)],
@@ -54,14 +54,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["gradient_clipping"] = config.clip_norm or 0.0
         settings["train_micro_batch_size_per_gpu"] = training.batch_size_lm
-        if training.mixed_precision == "bf16":  # else it adds up micro-batches in bf16
+        if training.mixed_precision == "bf16":  # otherwise DeepSpeed adds up micro-batches in bf16
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
             if zero_stage(accelerator) == 1:
-                # Its gradients go to fp32 as they come and are exchanged so: else a bf16 copy of them all stays beside,
-                # and the exchange rounds the sums to bf16, in one more copy.
+                # Each gradient is added in fp32 at once, and exchanged in fp32. Otherwise a bf16 copy of all gradients
+                # stays, and the exchange rounds the sums to bf16 in another copy.
                 settings["bf16"]["immediate_grad_update"] = True
                 settings["communication_data_type"] = "fp32"
-        settings["gradient_accumulation_steps"] = 1  # the training loop says when a step is complete
+        settings["gradient_accumulation_steps"] = 1  # the training loop decides when a step is complete
         if zero_stage(accelerator) == 3:
             settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
             refuse_with_zero_3(config)
@@ -69,7 +69,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def refuse_without_gpu(mixed_precision: str) -> None:
-    """A launch that is meant for GPUs must not train on a CPU in silence, at a hundredth of the speed."""
+    """Refuse to train on a CPU silently, at a hundredth of the speed, if the launch is meant for GPUs."""
     if torch.cuda.is_available():
         return
     if mixed_precision == "fp16":
@@ -83,18 +83,18 @@ def refuse_without_gpu(mixed_precision: str) -> None:
 
 
 def refuse_with_zero_3(config: TrainConfig) -> None:
-    """Raises UserError for settings that weights split over processes rule out."""
-    training, remedy = config.training, "launch with ZeRO-2 or leave it off"
+    """Raises UserError for settings that conflict with weights split over processes."""
+    training, remedy = config.training, "launch with ZeRO-2 or turn it off"
     if getattr(training, "reference_offload", False):
         raise UserError(
-            "training.reference_offload=true: ZeRO-3 splits the reference over the processes already; leave it off"
+            "training.reference_offload=true: ZeRO-3 splits the reference over the processes already; turn it off"
         )
     if training.ema_decay is not None:
-        raise UserError(f"training.ema_decay={training.ema_decay}: not with ZeRO-3; {remedy}")
+        raise UserError(f"training.ema_decay={training.ema_decay}: does not work with ZeRO-3; {remedy}")
     if training.lora.rank:
-        raise UserError(f"training.lora.rank={training.lora.rank}: not with ZeRO-3; {remedy}")
+        raise UserError(f"training.lora.rank={training.lora.rank}: does not work with ZeRO-3; {remedy}")
     if training.compile:
-        raise UserError(f"training.compile=true: not with ZeRO-3; {remedy}")
+        raise UserError(f"training.compile=true: does not work with ZeRO-3; {remedy}")
 
 
 def zero_stage(accelerator: Accelerator) -> int:
@@ -108,16 +108,16 @@ UNSHARDED = "whole states"
 
 
 def kind(accelerator: Accelerator) -> str:
-    """What decides the files of a checkpoint, for people: "DeepSpeed ZeRO-2", or "whole states"."""
+    """The sharding of a checkpoint's files, for people: "DeepSpeed ZeRO-2", or "whole states"."""
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     return f"DeepSpeed ZeRO-{zero_stage(accelerator)}" if deepspeed else UNSHARDED
 
 
 def gathered(parameters: Iterable[Parameter], written: bool = False) -> AbstractContextManager:
-    """The whole parameters inside the block, where ZeRO-3 has split them; all processes enter it.
+    """Inside the block, ZeRO-3's split parameters are whole. All processes enter it.
 
     Args:
-        written: what the main process has written into them is kept, on every process.
+        written: keep the values that the main process writes into them, on every process.
     """
     split = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not split:
@@ -130,7 +130,7 @@ def gathered(parameters: Iterable[Parameter], written: bool = False) -> Abstract
 def declare_head(model: PreTrainedModel) -> None:
     """Tell ZeRO-3 that the model itself uses its vocabulary head's weight (``head=``), besides the head's own forward.
 
-    DeepSpeed finds that out by itself only while the weight is split, and then contradicts the order it has recorded.
+    DeepSpeed itself notices this use only while the weight is split. It then conflicts with the order it has recorded.
     """
     import deepspeed
 
@@ -147,7 +147,7 @@ def copy_parameters(source: Iterable[Parameter], target: Iterable[Parameter]) ->
 
 @contextlib.contextmanager
 def accumulation(accelerator: Accelerator, model, last: bool):
-    """Around forward and backward of one micro-batch: gradients are exchanged with a step's last one only."""
+    """A context for forward and backward of one micro-batch: only a step's last micro-batch exchanges gradients."""
     accelerator.gradient_state._set_sync_gradients(last)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         model.set_gradient_accumulation_boundary(last)  # before the forward pass

@@ -1,4 +1,4 @@
-"""Stopping on request: SIGTERM (clusters send it before they take a node away) or Ctrl-C."""
+"""Stopping on request: SIGTERM (clusters send it before they remove a node) or Ctrl-C."""
 
 import signal
 import sys
@@ -11,9 +11,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Inside its block SIGTERM or SIGINT is noted, for the loop to look at; a second Ctrl-C stops at once.
+    """Inside its block SIGTERM or SIGINT is recorded, and the loop checks it. A second Ctrl-C stops at once.
 
-    A second SIGTERM does not: clusters send one to every process, and the launcher passes on its own.
+    A second SIGTERM does not: clusters send one to every process, and the launcher sends another.
     """
 
     def __init__(self):
@@ -37,5 +37,5 @@ class StopRequest:
             raise KeyboardInterrupt
 
     def interrupted(self, line: str) -> Interrupted:
-        """What to raise. Where another process got the signal, it is taken for the cluster's."""
+        """The exception to raise. If another process got the signal, SIGTERM is assumed."""
         return Interrupted(self.received or signal.SIGTERM, line)

@@ -1,9 +1,9 @@
-"""Stage 3: train a student on what a teacher decoded (or, with the SFT objective, a model on given answers).
+"""Stage 3: train a student on a teacher's trajectories (or, with the SFT objective, a model on given answers).
 
-Reads downward: data and models are set up, then every optimizer step draws its sequences' states, accumulates their
-gradients in micro-batches, steps, logs, refreshes the reference and saves. An optimizer step is always batch_size_lm x
-gradient_accumulation_steps x processes sequences; which ones, and how they are noised, is a pure function of the seed
-and the step, so a resumed run repeats nothing and skips nothing.
+The file reads downward. After the set-up every optimizer step draws its sequences' states, accumulates their gradients
+in micro-batches, steps, logs, refreshes the reference and saves. An optimizer step always has batch_size_lm x
+gradient_accumulation_steps x processes sequences. The sequences and their noise are a pure function of the seed and the
+step, so a resumed run repeats nothing and skips nothing.
 """
 
 import logging
@@ -27,7 +27,7 @@ from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
 from t3d.decode.model_facts import full_attention, logit_shift, position_count
 from t3d.models.loading import export_model, load_model, load_tokenizer, special_ids, training_attention
-from t3d.objectives.base import Context, Objective, find
+from t3d.objectives.base import Context, FrozenSettings, Objective, find
 from t3d.states.base import State, collate, generator_for
 from t3d.states.packing import micro_batches
 from t3d.states.whole import WholeSequence
@@ -38,7 +38,7 @@ from t3d.training.distribution import accumulation, all_names, declare_head, mak
 from t3d.training.interruption import StopRequest
 from t3d.training.onpolicy import Rounds
 from t3d.training.order import SampleOrder
-from t3d.training.reference import FrozenAdapters, FrozenModel, compile_layers
+from t3d.training.reference import FrozenAdapters, FrozenModel, compile_layers, refuse_other_tokens
 from t3d.training.runs import fingerprint, prune_exports, refuse_other_data, refuse_other_settings, run_folder
 from t3d.training.settings import TrainConfig, objective_settings
 from t3d.training.tally import Tally
@@ -48,9 +48,9 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
-    """Run a training as configured; the run's folder, with the trained model in ``ckpt/<optimized_name>``.
+    """Run a training. Returns the run's folder, with the trained model in ``ckpt/<optimized_name>``.
 
-    ``dry_run``: print the plan and the time of three steps instead, and write nothing but the data cache.
+    ``dry_run``: print the plan and the time of three steps instead, and write only the data cache.
     """
     source = paths.model_source(config.model.pretrained_model, "model.pretrained_model")
     accelerator = make_accelerator(config)
@@ -72,6 +72,8 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
     objective = make_objective(config, ids)
     if warning := objective.warning(samples[0]):
         log.warning("%s: %s", data_path, warning)
+    if objective.teacher:
+        refuse_other_tokens(objective.teacher.source, tokenizer)
     trainer = Trainer(config, accelerator, student, objective, samples, ids, source)
     if dry_run:
         planning.dry_run(trainer)
@@ -100,7 +102,7 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
         if not finished:
             accelerator.end_training()
             done = f"after step {trainer.step} of {trainer.total_steps}, with a checkpoint"
-            raise stop.interrupted(f"{done}; to go on: experiment.resume={run}")
+            raise stop.interrupted(f"{done}; to continue: experiment.resume={run}")
     final = trainer.export(run / "ckpt" / config.model.optimized_name)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -125,8 +127,8 @@ def load_student(config: TrainConfig, source: str, accelerator: Accelerator):
     training = config.training
     if model.dtype == torch.bfloat16 and not zero_stage(accelerator) and not training.lora.rank:
         log.warning(
-            "model.dtype=bfloat16: without DeepSpeed or training.lora.rank no fp32 copy of the weights is kept, and an "
-            "update below 1/512 of its weight is lost; at optimizer.params.learning_rate=%g that may be most",
+            "model.dtype=bfloat16: without DeepSpeed or training.lora.rank there is no fp32 copy of the weights. An "
+            "update below 1/512 of its weight is lost; at optimizer.params.learning_rate=%g most may be lost",
             config.optimizer.params.learning_rate,
         )
     if training.gradient_checkpointing_enable:
@@ -139,19 +141,19 @@ def load_student(config: TrainConfig, source: str, accelerator: Accelerator):
 
 
 def data_file(config: TrainConfig) -> Path:
-    """Where the training data lie; for SFT a set of the hub is brought here first."""
+    """The file or folder of the training data. For SFT a set of the hub is downloaded first."""
     data = config.dataset.optimization_data
     if not data.startswith("hub:"):
         return paths.data_file(data)
     if find(config.training.objective).data != "examples":
-        raise UserError(f"dataset.optimization_data={data}: only training.objective=sft learns from the hub's sets")
+        raise UserError(f"dataset.optimization_data={data}: only training.objective=sft learns from sets of the hub")
     return hub_rows(data.removeprefix("hub:"))
 
 
 def settle_block_size(config: TrainConfig, rollout_block: int) -> None:
-    """``training.block_size`` defaults to the rollouts' block, and may only be a multiple of it.
+    """``training.block_size`` defaults to the rollouts' block, and must be a multiple of it.
 
-    The states of a part of a block are states that the teacher never visited.
+    A smaller block would have states that the teacher never visited.
     """
     training = config.training
     training.block_size = training.block_size or rollout_block
@@ -159,13 +161,13 @@ def settle_block_size(config: TrainConfig, rollout_block: int) -> None:
         raise UserError(
             f"training.block_size={training.block_size}: must be a multiple of the rollouts' block, {rollout_block}"
         )
-    config.check()  # what depends on the block
+    config.check()  # the limits that depend on the block
 
 
 def load_samples(config: TrainConfig, path: Path, tokenizer, ids: SpecialIds, model_block: int):
     """The training set as memory-mapped columns: trajectories, or for SFT questions with their answers.
 
-    Returns it with the block that the data come from: the rollouts', or for SFT the model's own.
+    Returns the set and the data's block size: the rollouts', or for SFT the model's.
     """
     training, task = config.training, find_task(config.dataset.data_type, "dataset.data_type")
     turn = task.turn if training.instruction else itemgetter("question")
@@ -231,8 +233,8 @@ class Trainer:
     """The student, its reference, its optimizer, and the loop over optimizer steps.
 
     Attributes:
-        step: optimizer steps done. total_steps: those of the whole run.
-        order: which sequences each step sees.
+        step: optimizer steps done. total_steps: optimizer steps of the whole run.
+        order: the sequences of each step.
     """
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, student, objective, samples, ids, source):
@@ -246,7 +248,7 @@ class Trainer:
         batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         if batch > len(samples) and accelerator.is_main_process:
             log.warning(
-                "an optimizer step has %d sequences and the data set %d: a step sees some of them several times; lower "
+                "an optimizer step has %d sequences and the data set %d: a step sees some of them several times. Lower "
                 "training.gradient_accumulation_steps or training.batch_size_lm for steps without repetition",
                 *(batch, len(samples)),
             )
@@ -259,8 +261,9 @@ class Trainer:
         self.noise = noise_for(config, objective, ids, student.config)
         kept = objective.reference
         frozen = kept is not None and not kept.is_student
+        shared = training.lora.rank > 0 and not objective.teacher  # student and reference have one base
         if training.lora.rank:
-            adapters.add(student, training.lora, with_reference=frozen)
+            adapters.add(student, training.lora, with_reference=frozen and shared)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in student.parameters() if parameter.requires_grad],
             lr=params.learning_rate,
@@ -269,11 +272,11 @@ class Trainer:
             eps=params.epsilon,
         )
         self.reference: FrozenAdapters | FrozenModel | None = None
-        if frozen and training.lora.rank:
+        self.teacher_shift = self.shift
+        if frozen and shared:
             self.reference = FrozenAdapters(student, accelerator)
         elif frozen:
-            self.reference = FrozenModel(config, source, accelerator, kept.reference_offload)
-            accelerator.register_for_checkpointing(self.reference)
+            self.hold_second_model(kept)
         if zero_stage(accelerator) == 3:
             declare_head(student)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
@@ -282,13 +285,21 @@ class Trainer:
             self.average = WeightAverage(student, training.ema_decay)
             accelerator.register_for_checkpointing(self.average)
 
+    def hold_second_model(self, kept: FrozenSettings) -> None:
+        """The frozen reference as a model of its own. One that is refreshed goes with the checkpoints."""
+        offload, teacher = kept.reference_offload, self.objective.teacher
+        model = FrozenModel(self.config, self.source, self.accelerator, offload, teacher)
+        self.reference, self.teacher_shift = model, logit_shift(model.model.config)
+        if kept.refreshed:
+            self.accelerator.register_for_checkpointing(model)
+
     @cached_property
     def data(self) -> dict:
-        """What tells the training set from another, for a run to go on with the same."""
+        """The fingerprint of the training set, so that a resumed run uses the same set."""
         return fingerprint(self.samples)
 
     def go_on_from(self, state: dict) -> None:
-        """Stand where a checkpoint's trainer stood, whatever the size of its batches was.
+        """Continue from a checkpoint's position, for any size of its batches.
 
         Raises:
             UserError: it was trained on other data.
@@ -300,7 +311,7 @@ class Trainer:
         self.total_steps = max(self.step, training.max_steps or self.order.steps(training.num_train_epochs))
 
     def run(self, run: Path, tracker: Tracker, stop: StopRequest) -> bool:
-        """Optimizer steps to the end, with a checkpoint every ``save_every_steps``; False if it was told to stop."""
+        """Optimizer steps to the end, with a checkpoint every ``save_every_steps``; False after a request to stop."""
         config, accelerator = self.config, self.accelerator
         bar = tqdm(
             total=self.total_steps,
@@ -341,10 +352,10 @@ class Trainer:
         return self.step == self.total_steps
 
     def progress(self, step: int) -> float:
-        """How much of the schedule's course after the warm-up is over at ``step``, 0 to 1.
+        """The part of the schedule after the warm-up that is over at ``step``, 0 to 1.
 
-        Where ``max_steps`` sets the end it is counted in steps, else in sequences: so a run that is resumed with
-        another global batch goes on at the rate it had.
+        It is counted in steps if ``max_steps`` sets the end, else in sequences. So a run that is resumed with another
+        global batch continues at its learning rate.
         """
         warmup = self.config.lr_scheduler.params.warmup_steps
         if step <= warmup:
@@ -354,14 +365,15 @@ class Trainer:
         return (self.order.consumed(step) - self.warm) / (self.order.consumed(self.total_steps) - self.warm)
 
     def optimizer_step(self, step: int, stop: bool = False) -> dict[str, float]:
-        """Accumulate this step's sequences and update the student; the metrics of the global batch.
+        """Accumulate this step's sequences and update the student; returns the metrics of the global batch.
 
-        The loss of a step is the mean over its sequences on all processes, without those that teach nothing unless the
-        objective counts them. Every micro-batch contributes the sum over its own sequences, divided by the global
-        count, so neither micro-batches nor processes change it. Between the count
-        before and the metrics after, nothing waits for the device.
+        The loss of a step is the mean over its sequences on all processes. Sequences without targets do not count,
+        unless the objective counts them. Every micro-batch contributes the sum over its own sequences, divided by the
+        global count. So neither micro-batches nor processes change the loss. Nothing waits for the device between the
+        count at the start and the metrics at the end.
         """
         accelerator, training = self.accelerator, self.config.training
+        self.objective.progress = (step - 1) / self.total_steps
         states = self.draw_states(step)
         learning = [state for state in states if state.masked.any()]
         batches = micro_batches(
@@ -371,14 +383,15 @@ class Trainer:
         divisor = max(drawn if self.objective.counts_empty else sequences, 1)
         tally = Tally(accelerator.device)
         for number in range(rounds):
-            # All processes take part in every round, because ZeRO-2 and 3 communicate in each; one that has no batch
-            # left computes its shortest state and adds nothing.
+            # ZeRO-2 and 3 communicate in every round, so all processes take part. A process without a batch computes
+            # its shortest state and adds nothing.
             counted = number < len(batches)
             rows = batches[number] if counted else [[min(states, key=len)]]
-            batch = collate(rows, self.ids.pad_id, flex=self.flex, shift=self.shift, device=accelerator.device)
+            layout = {"flex": self.flex, "shift": self.shift, "teacher_shift": self.teacher_shift}
+            batch = collate(rows, self.ids.pad_id, **layout, device=accelerator.device)
             with accumulation(accelerator, self.student, last=number == rounds - 1):
                 loss, metrics = self.objective(self.student, self.reference, batch)
-                # DDP and DeepSpeed average gradients over processes; the loss is a sum over them
+                # DDP and DeepSpeed average gradients over processes; the loss needs their sum
                 self.backward(loss.sum() * (counted * accelerator.num_processes / divisor))
             if counted:
                 tally.add(loss, metrics, batch.tokens, [state.sample_id for row in rows for state in row])
@@ -388,7 +401,7 @@ class Trainer:
         tokens, stopping = totals.pop("tokens"), totals.pop("stopping")
         means = {name: value / divisor for name, value in totals.items()}
         means = {"loss": means.pop("loss", 0.0), **means, "grad_norm": norm, "tokens": tokens, "stopping": stopping}
-        if kept := self.objective.reference:
+        if (kept := self.objective.reference) and kept.refreshed:
             means["round"] = kept.round_at(step)
         return {**means, "sequences": sequences, "skipped": drawn - sequences}
 
@@ -406,19 +419,19 @@ class Trainer:
         return self.order.share(step - 1, self.accelerator.process_index, self.accelerator.num_processes)
 
     def exchange_counts(self, learning: int, drawn: int, batches: int) -> tuple[int, int, int]:
-        """(sequences with something to learn, sequences drawn, most micro-batches of a process) over all processes."""
+        """(sequences with targets, sequences drawn, most micro-batches of a process) over all processes."""
         mine = torch.tensor([[learning, drawn, batches]], device=self.accelerator.device)
         counts = self.accelerator.gather(mine).cpu()
         return int(counts[:, 0].sum()), int(counts[:, 1].sum()), max(1, int(counts[:, 2].max()))
 
     def backward(self, loss: Tensor) -> None:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            self.student.backward(loss)  # accelerate's would step at once, before the loss has been looked at
+            self.student.backward(loss)  # accelerate's backward would step at once, before the loss is checked
         else:
             self.accelerator.backward(loss)
 
     def update(self, step: int, tally: "Tally", stop: bool) -> tuple[dict[str, float], float]:
-        """Look at the losses, clip, step, clear. Returns the sums over all processes and the norm before clipping.
+        """Check the losses, clip, step, clear. Returns the sums over all processes and the norm before clipping.
 
         Raises:
             UserError: a loss or a gradient that is not finite; nothing is written after that.
@@ -435,15 +448,15 @@ class Trainer:
             )
             raise UserError(
                 f"loss is nan or infinite at step {step}, in sequences {', '.join(guilty)}; nothing was overwritten; "
-                "start anew with a lower optimizer.params.learning_rate, or leave the sequences out"
+                "start again with a lower optimizer.params.learning_rate, or remove the sequences"
             )
-        if deepspeed:  # clips as well
+        if deepspeed:  # DeepSpeed clips in its own step
             self.student.step()
             norm = float(self.student.get_global_grad_norm())
         assert norm is not None
         if not math.isfinite(norm) and accelerator.mixed_precision != "fp16":  # fp16's scaler skips such steps
             raise UserError(
-                f"gradient norm is {norm} at step {step}; nothing was overwritten; start anew with a lower "
+                f"gradient norm is {norm} at step {step}; nothing was overwritten; start again with a lower "
                 "optimizer.params.learning_rate"
             )
         if not deepspeed:
@@ -459,9 +472,9 @@ class Trainer:
             self.reference.refresh(self.accelerator.unwrap_model(self.student))
 
     def refresh_rollouts(self, run: Path, step: int) -> None:
-        """Every ``refresh_rollouts`` steps, decode anew what the steps up to the next time will see.
+        """Every ``refresh_rollouts`` steps, decode again the samples of the steps up to the next refresh.
 
-        It comes after the step's checkpoint: a run that goes on from there begins by doing it, with the same weights.
+        It follows the step's checkpoint. A run that resumes from there begins with it, with the same weights.
         """
         if self.rounds and step % self.rounds.every == 0 and step < self.total_steps:
             self.rounds.refresh(self.student, self.ahead(step, self.rounds.every), run / "rollouts", step)
@@ -478,7 +491,7 @@ class Trainer:
         checkpoint.save(self.accelerator, run / "checkpoints", self.step, state, limit)
 
     def export_under_way(self, run: Path) -> None:
-        """A model folder to evaluate while training goes on."""
+        """Write a model folder for evaluation during training."""
         name, limit = self.config.model.optimized_name, self.config.experiment.checkpoints_total_limit
         epoch = self.order.indices(self.step - 1)[0][0]
         self.export(run / "ckpt" / name, f"-{epoch}-{self.step}")
@@ -487,7 +500,7 @@ class Trainer:
                 prune_exports(run / "ckpt", kind, limit)
 
     def export(self, folder: Path, suffix: str = "") -> Path:
-        """The student, and where there is one its moving average, as Hugging Face folders like their teacher's."""
+        """Write the student, and its moving average if there is one, as Hugging Face folders like the teacher's."""
         student = self.accelerator.unwrap_model(self.student)
         target = folder.with_name(folder.name + suffix)
         self.export_weights(student, target)
@@ -498,7 +511,7 @@ class Trainer:
 
     def export_weights(self, student, folder: Path) -> None:
         main = self.accelerator.is_main_process
-        # Under ZeRO-3 all take part; else every other process's copy would go unused.
+        # Under ZeRO-3 all processes take part. Otherwise only the main process needs a copy.
         if main or zero_stage(self.accelerator) == 3:
             state_dict = self.accelerator.get_state_dict(self.student)
         if main:
@@ -524,14 +537,14 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
 
-AVERAGED = "-ema"  # what the folder of averaged weights has after its name
+AVERAGED = "-ema"  # the ending of the name of a folder with averaged weights
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
     """The rate of optimizer step 1, 2, ...: linear warm-up, then cosine (or linear) down to the floor.
 
     Args:
-        progress: how much of the course after the warm-up is over, 0 to 1.
+        progress: the part of the schedule after the warm-up that is over, 0 to 1.
     """
     peak, schedule = config.optimizer.params.learning_rate, config.lr_scheduler
     warmup, floor = schedule.params.warmup_steps, schedule.params.min_lr_scale

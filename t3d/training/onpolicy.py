@@ -1,18 +1,19 @@
-"""On-policy refresh: training goes on with answers that the student itself has just decoded.
+"""On-policy refresh: training continues with answers that the student itself has just decoded.
 
-Every ``training.refresh_rollouts`` optimizer steps the questions that the steps up to the next refresh will see are
-decoded again, by the decoder of stage 1, with the student's weights of that moment. Their answers take the place of the
-earlier ones; which question a step sees, and everything else, stays. With ReDi a refresh is the next rectification.
+A refresh happens every ``training.refresh_rollouts`` optimizer steps. It decodes again the questions of the steps up to
+the next refresh, with the decoder of stage 1 and the student's present weights. The new answers replace the earlier
+ones; the order of the questions and everything else stays. With ReDi a refresh is the next rectification.
 
-What is learnt from them are the answers themselves, or with ``refresh_targets: teacher`` what the model that training
-began with writes in each of their blocks (t3d.decode.completion): the student's own states, with a teacher's targets.
-Source of the idea: DAgger (arXiv 1011.0686), on-policy distillation (GKD, arXiv 2306.13649).
+By default the student learns from its own answers. With ``refresh_targets: teacher`` the model from which training
+started completes each of their blocks (t3d.decode.completion). The student then learns a teacher's targets at its own
+states. Source of the idea: DAgger (arXiv 1011.0686), on-policy distillation (GKD, arXiv 2306.13649).
 
-A round's trajectories go to <run>/rollouts/<step>/ as shards, so that a resumed run goes on with the same data. A round
-that begins at the very step where a run goes on is drawn again: the same weights and seed give the same answers.
+A round's trajectories go to <run>/rollouts/<step>/ as shards, so that a resumed run uses the same data. If a run
+resumes at the first step of a round, the round is drawn again: the same weights and seed give the same answers.
 """
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
+import torch
 from accelerate import Accelerator
 
 from t3d.blocks.settings import DecodeSettings
@@ -34,8 +36,9 @@ from t3d.data.trajectory import Trajectory, split_id
 from t3d.decode.completion import complete, of_stream
 from t3d.decode.local import LocalEngine
 from t3d.decode.model_facts import logit_shift
-from t3d.decode.protocol import Request
+from t3d.decode.protocol import Request, refuse_conflict
 from t3d.objectives.base import Objective
+from t3d.states.base import generator_for
 from t3d.training import checkpoint
 from t3d.training.distribution import zero_stage
 from t3d.training.reference import FrozenModel
@@ -48,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 class RefreshedSamples:
-    """A training set whose answers are replaced by newer ones as rounds go by; ids, prompts and order stay."""
+    """A training set whose answers are replaced in each round; ids, prompts and order stay."""
 
     def __init__(self, samples: "Dataset"):
         self.samples = samples
@@ -63,16 +66,16 @@ class RefreshedSamples:
 
     @property
     def data(self) -> Any:
-        """The columns as they were loaded."""
+        """The columns as loaded."""
         return self.samples.data
 
     def read(self, folder: Path) -> None:
-        """Take the answers of a round; those of earlier rounds go."""
+        """Take the answers of a round; drop the answers of earlier rounds."""
         self.newer = {}
         for t in read_shards(folder):
             kept = len(t.response_ids)
             if "unmask_step" not in self.samples.column_names:
-                # SFT fills up with pads, which teach an end: of a cut answer whole blocks are kept, as at loading
+                # SFT adds pads, which teach an end. So a cut answer keeps only whole blocks, as at loading.
                 cut = blocks_within(len(t.prompt_ids), kept, t.block_size, t.length)
                 kept = t.length if t.finish_reason == "stop" else cut
             self.newer[t.id] = {
@@ -87,13 +90,13 @@ class RefreshedSamples:
 
 
 class Rounds:
-    """Draws a training set's answers anew, round by round. Every process holds one, and all call it together.
+    """Draws a training set's answers again in every round. Every process holds one, and all call it together.
 
     Attributes:
         every: optimizer steps from one round to the next.
-        samples: the training set with the answers of the round in force.
-        teacher: who writes the targets; None = the student's answers are the targets. On a GPU it is there during a
-            round only.
+        samples: the training set with the answers of the current round.
+        teacher: the model that writes the targets; None = the student's answers are the targets. It is on the GPU only
+            during a round.
     """
 
     def __init__(
@@ -106,13 +109,13 @@ class Rounds:
         accelerator: Accelerator,
         positions: int,
     ):
-        """``positions``: the model's. Raises UserError where no process holds the whole student, or where some round
-        could not be.
+        """``positions``: the model's number of positions. Raises UserError if no process holds the whole student, or if
+        a round would be impossible.
         """
         if zero_stage(accelerator) == 3:
             raise UserError(
-                "training.refresh_rollouts: the student's weights are split over processes, which cannot decode with "
-                "them; use ZeRO-1 or ZeRO-2, or leave it null"
+                "training.refresh_rollouts: the student's weights are split over processes, so that none can decode; "
+                "use ZeRO-1 or ZeRO-2, or leave it null"
             )
         refuse_impossible(config, objective, samples, positions)
         assert config.training.refresh_rollouts
@@ -124,68 +127,82 @@ class Rounds:
             self.teacher = FrozenModel(config, source, accelerator, offload=True)
 
     def refresh(self, student, indices: Sequence[int], folder: Path, step: int) -> None:
-        """Decode the samples ``indices`` with the student as it is after ``step``, to train on from now on.
+        """Decode the samples ``indices`` with the student after ``step``. Training then uses these answers.
 
-        Every process decodes its share; the order of ``indices`` and the number of processes change no answer.
+        Every process decodes its share. The order of ``indices`` and the number of processes change no answer.
         """
         target = round_folder(folder, step)
-        if self.accelerator.is_main_process:  # what a killed run left may be of weights that are gone
+        if self.accelerator.is_main_process:  # a killed run's answers may come from lost weights
             shutil.rmtree(target, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._add(student, indices, target, step)
+        self._add(student, self._decoded(indices, step), target, step)
 
     def restore(self, student, indices: Sequence[int], folder: Path, step: int) -> None:
-        """Go on after ``step`` with the round in force there, whose answers the samples ``indices`` are to have.
+        """Continue after ``step`` with that step's round, for the samples ``indices``.
 
-        With another batch size or end than the round was drawn for, some of them have none yet: they are decoded now.
+        After a change of the batch size or the end some of them have no answer yet; they are decoded now.
 
         Raises:
             UserError: the round's trajectories are gone.
         """
         begun = step // self.every * self.every
-        if not begun or not indices:
+        if not indices or not (begun or self.training.refresh_at_start):
             return
         if begun == step:
             return self.refresh(student, indices, folder, step)
         target = round_folder(folder, begun)
         if not target.is_dir():
-            raise UserError(f"training.refresh_rollouts: {target} is gone, and step {step} went on from it; start anew")
+            raise UserError(f"training.refresh_rollouts: {target} is missing, step {step} needs it; start a new run")
         self.samples.read(target)
-        missing = [index for index in indices if self.samples.samples[index]["id"] not in self.samples.newer]
-        self.accelerator.wait_for_everyone()  # nobody writes before all have read
+        due = self._decoded(indices, begun)
+        missing = [index for index in due if self.samples.samples[index]["id"] not in self.samples.newer]
+        self.accelerator.wait_for_everyone()  # no process writes before all have read
         if missing:
             log.warning("%s lacks %d of the %d questions up to the next refresh", target, len(missing), len(indices))
             self._add(student, missing, target, begun)
 
+    def _decoded(self, indices: Sequence[int], begun: int) -> list[int]:
+        """The samples that the round after step ``begun`` decodes. The others keep the answers of the data."""
+        share = data_share(self.training, begun // self.every)
+        named = ((index, self.samples.samples[index]["id"]) for index in indices)
+        return [i for i, name in named if not share or uniform(self.training.seed, begun, name) >= share]
+
     def _add(self, student, indices: Sequence[int], target: Path, begun: int) -> None:
-        """Add the samples ``indices`` to the round in ``target``, which began after step ``begun``; take all of it."""
+        """Add the samples ``indices`` to the round in ``target``, which began after step ``begun``; read all of it."""
         clock, accelerator, seed = time.perf_counter(), self.accelerator, self.training.seed + begun
         asked = [self.samples.samples[index] for index in indices]
         requests = [Request(*of_stream(sample["id"]), tuple(sample["prompt_ids"])) for sample in asked]
         mine = requests[accelerator.process_index :: accelerator.num_processes]
         with checkpoint.writing(f"the round {target}"), ShardWriter(target, accelerator.process_index) as writer:
-            answers = self._answers(accelerator.unwrap_model(student), mine, seed)
-            for trajectory in self._with_targets(self.teacher, answers, seed) if self.teacher else answers:
+            settings = decode_settings(self.training, begun // self.every)
+            answers = self._answers(accelerator.unwrap_model(student), mine, settings, seed)
+            if self.teacher:
+                answers = self._with_targets(self.teacher, answers, settings, seed)
+            for trajectory in answers:
                 writer.write(trajectory)
         accelerator.wait_for_everyone()
         self.samples.read(target)
         lost = [sample["id"] for sample in asked if sample["id"] not in self.samples.newer]
         assert not lost, f"{target}: {len(lost)} answers cannot be seen, {lost[0]} first"  # a shared disk that lags
-        log.info("%s: %d answers decoded anew in %.0f s", target, len(requests), time.perf_counter() - clock)
+        log.info("%s: %d new answers decoded in %.0f s", target, len(requests), time.perf_counter() - clock)
 
-    def _answers(self, student, requests: Sequence[Request], seed: int) -> Iterator[Trajectory]:
+    def _answers(
+        self, student, requests: Sequence[Request], settings: DecodeSettings, seed: int
+    ) -> Iterator[Trajectory]:
         with decoding(student):
             engine = LocalEngine.of(student, self.ids, max_active=self.training.refresh_max_active)
-            yield from engine.generate(requests, decode_settings(self.training), seed)
+            yield from engine.generate(requests, settings, seed)
 
-    def _with_targets(self, teacher: FrozenModel, answers: Iterator[Trajectory], seed: int) -> Iterator[Trajectory]:
+    def _with_targets(
+        self, teacher: FrozenModel, answers: Iterator[Trajectory], settings: DecodeSettings, seed: int
+    ) -> Iterator[Trajectory]:
         """The answers with the teacher's completion of each of their blocks."""
-        decoded = list(answers)  # the student is through before the teacher comes
+        decoded = list(answers)  # the student finishes before the teacher is loaded
         with teacher.on_device():
             completed = complete(
                 teacher,
                 decoded,
-                decode_settings(self.training),
+                settings,
                 seed,
                 self.ids,
                 device=self.accelerator.device,
@@ -198,7 +215,7 @@ class Rounds:
 
 
 def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Dataset", positions: int) -> None:
-    """Tell at the start what else only the first refresh would: UserError."""
+    """Raise at the start the UserErrors that otherwise only the first refresh would raise."""
     training = config.training
     assert training.block_size  # settled by the data
     longest = pc.max(pc.list_value_length(samples.data.column("prompt_ids"))).as_py()
@@ -206,9 +223,10 @@ def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Datas
         raise fault(
             "training.max_gen_length",
             training.max_gen_length,
-            f"refreshed answers have the model's {positions} positions together with their prompts, and the longest of "
-            f"these has {longest} tokens; lower it, or training.max_prompt_len",
+            f"a refreshed answer and its prompt share the model's {positions} positions, and the longest prompt has "
+            f"{longest} tokens; lower this, or training.max_prompt_len",
         )
+    refuse_conflict(decode_settings(training, 0), "training.refresh_")
     objective.check_refresh(samples[0], training)
     for name in samples["id"]:
         try:
@@ -217,31 +235,51 @@ def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Datas
             raise fault(
                 "dataset.optimization_data",
                 config.dataset.optimization_data,
-                f"{error}, from which refreshed trajectories take their random numbers; roll out again, or leave "
+                f"{error}, and refreshed trajectories take their random numbers from it; roll out again, or leave "
                 "training.refresh_rollouts null",
             ) from None
 
 
 def round_folder(folder: Path, step: int) -> Path:
-    """Where the trajectories of the round after ``step`` are."""
+    """The folder of the trajectories of the round after ``step``."""
     return folder / f"{step:08d}"
 
 
-def decode_settings(training: TrainingConfig) -> DecodeSettings:
-    """How a round decodes."""
+def decode_settings(training: TrainingConfig, number: int) -> DecodeSettings:
+    """The decode settings of round ``number``, from 0."""
     assert training.block_size  # settled by the data
     return DecodeSettings(
         block_size=training.block_size,
         denoising_steps_per_block=training.refresh_steps_per_block or training.block_size,
+        remasking_strategy=training.refresh_remasking_strategy,
+        dynamic_threshold=training.refresh_dynamic_threshold,
         temperature=training.refresh_temperature,
         random_init_ratio=training.refresh_random_init_ratio,
-        max_token=training.max_gen_length,
+        max_token=longest_answer(training, number),
     )
+
+
+def longest_answer(training: TrainingConfig, number: int) -> int:
+    """Tokens of the longest answer in round ``number``, from 0; it grows by 1 - cos, as OPDLM's does."""
+    first, last = training.refresh_first_length or training.max_gen_length, training.max_gen_length
+    grown = min(1.0, number / training.refresh_length_rounds)
+    return round(first + (last - first) * (1 - math.cos(math.pi / 2 * grown)))
+
+
+def data_share(training: TrainingConfig, number: int) -> float:
+    """The share of the questions that keep the data's answers in round ``number``, from 0."""
+    over = number / training.refresh_data_rounds
+    return training.refresh_data_share * max(0.0, 1 - over)
+
+
+def uniform(seed: int, begun: int, sample_id: str) -> float:
+    """In [0, 1), a pure function of its arguments."""
+    return float(torch.rand((), generator=generator_for(seed, begun, sample_id)))
 
 
 @contextmanager
 def decoding(model) -> Iterator[None]:
-    """The model as the decoder wants it: in eval mode, with an attention that takes the decoder's masks."""
+    """The model ready for decoding: in eval mode, with an attention that takes the decoder's masks."""
     implementation, training = model.config._attn_implementation, model.training
     model.config._attn_implementation = "sdpa" if implementation == "flex_attention" else implementation
     model.eval()

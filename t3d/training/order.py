@@ -8,14 +8,14 @@ import torch
 
 @dataclass
 class SampleOrder:
-    """The endless order of training: the samples of epoch 0 shuffled, then those of epoch 1, ..., in global batches.
+    """The endless order of training: the shuffled samples of epoch 0, then of epoch 1, ..., cut into global batches.
 
-    A pure function of (num_samples, seed), cut into batches: a resumed run goes on where it was, and the batch of a
-    step does not depend on how many processes share it. A batch may span epochs; every epoch has each sample once.
+    It is a pure function of (num_samples, seed). So a resumed run continues at its place, and the number of processes
+    does not change the batch of a step. A batch may span epochs. Every epoch has each sample once.
 
     Attributes:
-        offset: sequences that were drawn before this run's batches, less those that as many batches of this size would
-            have drawn: 0 but for a run that was resumed with another global batch (`resumed`).
+        offset: shift of the batches after a resume with another global batch (`resumed`), else 0. It is the number of
+            sequences drawn before the resume, minus the number that equally many batches of the present size hold.
     """
 
     num_samples: int
@@ -39,11 +39,11 @@ class SampleOrder:
         return batch
 
     def consumed(self, steps: int) -> int:
-        """Sequences drawn in the first so many optimizer steps."""
+        """Sequences drawn in the first `steps` optimizer steps."""
         return self.offset + steps * self.global_batch
 
     def resumed(self, steps: int, consumed: int) -> "SampleOrder":
-        """The same order in batches of this size, from where a run stands that drew `consumed` in `steps` steps."""
+        """The same order in batches of this size, for a run that drew `consumed` sequences in `steps` steps."""
         return SampleOrder(self.num_samples, self.global_batch, self.seed, consumed - steps * self.global_batch)
 
     def share(self, step: int, rank: int, world: int) -> list[tuple[int, int]]:
@@ -53,14 +53,14 @@ class SampleOrder:
         return self.indices(step)[rank::world]
 
     def steps(self, epochs: float) -> int:
-        """Optimizer steps to the end of so many epochs: whole batches, at least one."""
+        """Optimizer steps of `epochs` epochs: whole batches, at least one."""
         return max(1, int((epochs * self.num_samples - self.offset) // self.global_batch))
 
     def _permutation(self, epoch: int) -> list[int]:
         if epoch not in self._permutations:
             digest = hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            if len(self._permutations) > 1:  # steps go forward: two epochs are enough
+            if len(self._permutations) > 1:  # steps only increase, so two epochs are enough
                 del self._permutations[min(self._permutations)]
             self._permutations[epoch] = torch.randperm(self.num_samples, generator=generator).tolist()
         return self._permutations[epoch]

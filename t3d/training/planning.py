@@ -1,4 +1,4 @@
-"""The plan of a training, without its results: what it would do and need, and three real steps to time it."""
+"""The plan of a training: its data, steps and memory, and the time of three real steps. It has no results."""
 
 import math
 import resource
@@ -12,7 +12,7 @@ from accelerate import DistributedType
 
 from t3d.training import cost
 
-STEPS = 3  # the first one warms up
+STEPS = 3  # the first is a warm-up
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Lengths:
 
     @classmethod
     def of(cls, samples, copies: int = 1) -> "Lengths":
-        """From the memory-mapped columns of t3d.data.dataset, without reading the tokens."""
+        """The lengths from the memory-mapped columns of t3d.data.dataset, without reading the tokens."""
         prompt, answer = (
             pc.list_value_length(samples.data.column(name)).to_numpy() for name in ("prompt_ids", "response_ids")
         )
@@ -41,25 +41,25 @@ class Lengths:
 
 
 def dry_run(trainer) -> None:
-    """Print a trainer's plan, make three optimizer steps, print their time. Nothing is written but the data cache."""
+    """Print a trainer's plan, make three optimizer steps, print their time. Only the data cache is written."""
     accelerator, lengths = trainer.accelerator, Lengths.of(trainer.samples, trainer.objective.copies)
     say = print if accelerator.is_main_process else lambda *parts: None
     for line in plan_lines(trainer, lengths):
         say(line)
-    say(f"\n{STEPS} optimizer steps, to see ...")
+    say(f"\nmeasuring {STEPS} optimizer steps ...")
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     taken = []
     for step in range(1, STEPS + 1):
         began = time.perf_counter()
-        metrics = trainer.optimizer_step(step)  # ends by reading its metrics, so the device has finished
+        metrics = trainer.optimizer_step(step)  # it reads its metrics at the end, so the device has finished
         taken.append(time.perf_counter() - began)
         say(f"step {step}: {taken[-1]:.2f} s, loss {metrics['loss']:.4f}")
     usual = sum(taken[1:]) / len(taken[1:])
     whole = clock(usual * trainer.total_steps)
     say(f"time of a step: {usual:.2f} s; of the whole training, without checkpoints: {whole}")
     say(f"most memory seen in this process: {measured_memory(accelerator.device.type) / 1e6:,.0f} MB")
-    say("dry run: nothing was written but the data cache")
+    say("dry run: only the data cache was written")
 
 
 def plan_lines(trainer, lengths: Lengths) -> list[str]:
@@ -80,11 +80,11 @@ def plan_lines(trainer, lengths: Lengths) -> list[str]:
     ]
     need = estimate(trainer, lengths.longest)
     lines += [f"  {name:12} {value / 1e6:10,.1f}" for name, value in vars(need).items()]
-    lines.append(f"  {'total':12} {need.total / 1e6:10,.1f} and some for the libraries")
+    lines.append(f"  {'total':12} {need.total / 1e6:10,.1f} without the libraries' own memory")
     if trainer.rounds and trainer.rounds.teacher:
         held = sum(p.numel() * p.element_size() for p in trainer.rounds.teacher.model.parameters())
         lines.append(
-            f"teacher of the on-policy rounds: {held / 1e6:,.1f} MB more, in CPU memory; on a GPU during a round alone"
+            f"teacher of the on-policy rounds: {held / 1e6:,.1f} MB more, in CPU memory; on the GPU only during a round"
         )
     return lines
 
@@ -106,19 +106,19 @@ def estimate(trainer, longest: int) -> cost.Memory:
         forwards=trainer.objective.forwards,
         head_tables=trainer.objective.head_tables,
     )
-    # a token budget, where there is one, holds for all but a sequence that is longer alone
+    # the token budget may be exceeded only by one long sequence
     budget = training.tokens_per_batch
     tokens = max(budget, longest) if budget else training.batch_size_lm * longest
     return cost.memory(cost.Model.of(student.config, run.half), run, tokens)
 
 
 def holds_reference(reference) -> bool:
-    """Is there a second model on the device? Adapters share the student's base, and an offloaded one is elsewhere."""
+    """Whether a second model is on the device. Adapters share the student's base; an offloaded one is in CPU memory."""
     return hasattr(reference, "model") and not getattr(reference, "offloaded", False)
 
 
 def sharding(accelerator) -> str:
-    """DeepSpeed's stage by the names of t3d.training.cost."""
+    """The sharding, by the names of t3d.training.cost."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return "none"
     return cost.SHARDINGS[accelerator.state.deepspeed_plugin.zero_stage]
@@ -133,7 +133,7 @@ def measured_memory(device: str) -> float:
 
 
 def clock(seconds: float) -> str:
-    """12 s, 3 min 20 s, 5 h 10 min."""
+    """Seconds -> "12 s", "3 min 20 s", "5 h 10 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = math.floor(seconds / 60)

@@ -1,18 +1,21 @@
-"""Frozen models beside the student: DDO's reference, refreshed from it every ``round_interval`` steps, and a teacher.
+"""Frozen models: DDO's reference, refreshed from the student every ``round_interval`` steps, and a teacher.
 
-A full student has a second model beside it. A LoRA student shares its base with the reference, which is then a second
-set of adapters: no second model. Where the reference is refreshed at every step there is neither (see training.py).
+For a full student the reference is a second model. A LoRA student shares its base with the reference, which is only a
+second set of adapters. If the reference is refreshed at every step, there is neither.
 """
 
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from t3d.common.options import fault
 from t3d.models.family import decoder_layers
-from t3d.models.loading import load_model, training_attention
+from t3d.models.loading import load_model, load_tokenizer, training_attention
+from t3d.objectives.base import Teacher
 from t3d.training import adapters
 from t3d.training.distribution import copy_parameters, declare_head, gathered, zero_stage
 from t3d.training.settings import TrainConfig
@@ -21,29 +24,38 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FrozenModel:
-    """A second model with the student's first weights or those of some later step, without gradients and optimizer.
+    """A second model with the student's weights of the start or of a later step, without gradients and optimizer.
 
     Equal weights must give equal log-probabilities, so it computes exactly as the student does. DeepSpeed's bf16
-    student has bf16 weights throughout: so has the reference. Under autocast the student's weights are fp32, and every
-    product rounds its matrix to bf16: here the matrices are stored rounded, which is half the memory and the same
-    result to the bit; embeddings and norms, which autocast leaves in fp32, stay in fp32.
+    student has only bf16 weights, and so has the reference. Under autocast the student's weights are fp32, and every
+    product rounds its matrix to bf16. The reference stores these matrices rounded: that takes half the memory, and the
+    result is the same to the bit. Embeddings and norms stay in fp32, as under autocast.
 
     Args:
         offload: keep it in CPU memory between its passes.
+        teacher: another model than the student's first weights, which takes the student's masks; None = those.
     """
 
-    def __init__(self, config: TrainConfig, source: str, accelerator: Accelerator, offload: bool = False):
+    def __init__(
+        self,
+        config: TrainConfig,
+        source: str,
+        accelerator: Accelerator,
+        offload: bool = False,
+        teacher: Teacher | None = None,
+    ):
         self.accelerator = accelerator
         half = HALF.get(accelerator.mixed_precision)
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.offloaded = offload and accelerator.device.type == "cuda"
-        rounded = None if deepspeed else half  # what the matrices are stored as
+        rounded = None if deepspeed else half  # the dtype of the stored matrices
         self.model = load_model(
-            source,
+            teacher.source if teacher else source,
             dtype=half if deepspeed and half else config.model.dtype,
             attn_implementation=training_attention(config.model.attn_implementation, source, accelerator.device),
-            device="cpu" if self.offloaded or rounded else accelerator.device,  # what comes to a GPU is small already
-            key="model.pretrained_model",
+            device="cpu" if self.offloaded or rounded else accelerator.device,  # rounded before the move to a GPU
+            autoregressive=teacher is not None and teacher.autoregressive,
+            key="training.teacher" if teacher else "model.pretrained_model",
         )
         self.model.requires_grad_(False).eval()
         if rounded:
@@ -61,14 +73,12 @@ class FrozenModel:
             split_over_processes(self.model, accelerator)
 
     def __call__(self, *args, **kwargs):
-        with self.accelerator.autocast(), self.on_device():  # it is not wrapped by accelerate: autocast by hand
+        with self.accelerator.autocast(), self.on_device():  # accelerate does not wrap it, so it needs autocast here
             return self.model(*args, **kwargs)
 
     @contextmanager
     def on_device(self):
-        """An offloaded model is on the GPU for one forward pass, and gone before the student's begins; or for all the
-        passes in this context.
-        """
+        """Puts an offloaded model on the GPU: for this context, or for one pass that ends before the student's."""
         parameters = list(self.model.parameters()) if self.offloaded else []
         held = [parameter.data for parameter in parameters]
         for parameter in parameters:
@@ -84,7 +94,7 @@ class FrozenModel:
         copy_parameters(student.parameters(), self.model.parameters())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole weights, on the main process, which writes them; all processes call it."""
+        """The whole weights on the main process, which writes them. All processes call it."""
         weights = {}
         for name, parameter in self.model.named_parameters():
             with gathered([parameter]):
@@ -100,7 +110,7 @@ class FrozenModel:
 
 
 class FrozenAdapters:
-    """The student's own base with a frozen set of adapters, which are saved with the student."""
+    """The student's own base with a frozen set of adapters. The adapters are saved with the student."""
 
     def __init__(self, student: nn.Module, accelerator: Accelerator):
         self.student, self.accelerator = student, accelerator
@@ -119,14 +129,26 @@ class FrozenAdapters:
         copy_parameters(*named)
 
 
+def refuse_other_tokens(source: str, tokenizer: Any) -> None:
+    """Raises UserError where a token of the teacher at ``source`` has another id in the student's ``tokenizer``."""
+    mine, theirs = tokenizer.get_vocab(), load_tokenizer(source, key="training.teacher").get_vocab()
+    if other := next((token for token, number in theirs.items() if mine.get(token) != number), None):
+        raise fault(
+            "training.teacher",
+            source,
+            f"its token {other!r} has the id {theirs[other]}, in the student's tokenizer {mine.get(other)}; take a "
+            "teacher with the student's tokenizer",
+        )
+
+
 def compile_layers(model: PreTrainedModel) -> None:
-    """torch.compile each layer: one small graph serves them all. Student and reference alike, to round alike."""
+    """torch.compile each layer: one small graph serves all. Student and reference both use it, for equal rounding."""
     for layer in decoder_layers(model):
         layer.compile(dynamic=True)
 
 
 def store_matrices_as(model: nn.Module, dtype: torch.dtype) -> None:
-    """Round the matrices of linear layers to ``dtype``, but for one that is the embedding as well."""
+    """Round the matrices of linear layers to ``dtype``, except a head that shares the embedding's matrix."""
     shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in model.modules():
         if isinstance(module, nn.Linear) and id(module.weight) not in shared:

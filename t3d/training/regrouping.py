@@ -1,8 +1,8 @@
 """ZeRO checkpoints for another number of processes, by way of DeepSpeed's universal checkpoints.
 
 A ZeRO checkpoint holds one part of the optimizer's state for each process that saved it. DeepSpeed's converter
-(deepspeed/checkpoint/ds_to_universal.py) joins them into one file for every weight and state, and with
-``checkpoint.load_universal`` each process reads its own part out of those, however many there are.
+(deepspeed/checkpoint/ds_to_universal.py) joins the parts into one file for every weight and state. With
+``checkpoint.load_universal`` each process of any launch reads its own part from these files.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ def read_universal(accelerator: Accelerator) -> None:
 
 
 def regroup(path: Path, target: Path) -> None:
-    """Make ``target``, a folder that does not depend on the number of processes, of a ZeRO checkpoint.
+    """Convert a ZeRO checkpoint into ``target``, a folder that does not depend on the number of processes.
 
-    Weights and states are converted, one saved part in memory at a time; everything else is linked. On the disk it
-    takes 24 bytes a trained weight while it is made and 12 when it is there.
+    Weights and states are converted, with one saved part in memory at a time. All other files are linked. The
+    conversion takes 24 bytes of disk per trained weight, and the folder 12.
     """
     from deepspeed.checkpoint import ds_to_universal
 
@@ -38,10 +38,10 @@ def regroup(path: Path, target: Path) -> None:
         if entry.name != MODEL_NAME:
             (target / entry.name).symlink_to(entry.resolve())
     settings = Namespace(
-        # The converter takes these for patterns; the folders' own names, seen from beside them, hold nothing special.
+        # The converter reads these paths as patterns. Relative to their parent, the folders' names are plain text.
         input_folder=os.path.relpath(path / MODEL_NAME, path.parent),
         output_folder=os.path.relpath(target / MODEL_NAME, path.parent),
-        num_extract_workers=1,  # in this process: what is killed with it writes on nowhere
+        num_extract_workers=1,  # in this process, so that a kill ends the conversion too
         num_merge_workers=1,
         keep_temp_folder=False,
         strict=True,
@@ -54,7 +54,7 @@ def regroup(path: Path, target: Path) -> None:
 
 
 def _thin_out(file: Path) -> None:
-    """Of ZeRO-3 the converter leaves the first part's states in what is common, and every process would read them."""
+    """Remove the first part's ZeRO-3 states from the common file, where the converter leaves them for every process."""
     common = torch.load(file, map_location="cpu", weights_only=False)
     if common.pop("fp32_flat_groups", None):
         for states in common["optimizer_state_dict"]["state"].values():
@@ -63,10 +63,10 @@ def _thin_out(file: Path) -> None:
 
 
 def load(accelerator: Accelerator, folder: Path) -> None:
-    """Load what ``regroup`` has made into what accelerate has prepared; all processes call it."""
+    """Load a folder of ``regroup`` into the objects that accelerate has prepared. All processes call it."""
     accelerator.load_state(str(folder))
     if zero_stage(accelerator) < 3:
-        # DeepSpeed reads only what is trained from a universal checkpoint: a LoRA reference is not. ZeRO-3 trains all.
+        # DeepSpeed reads only trained weights from a universal checkpoint, so not a LoRA reference. ZeRO-3 trains all.
         file = folder / MODEL_NAME / "mp_rank_00_model_states.pt"
         saved = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
         accelerator.deepspeed_engine_wrapped.engine.module.load_state_dict(saved["module"])

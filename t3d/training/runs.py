@@ -1,4 +1,4 @@
-"""A training run's folder: a new one or one to go on in, what a resumed run may change, and its exports."""
+"""A training run's folder: new or resumed, the settings that a resumed run may change, and its exports."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ from t3d.training.settings import TrainConfig
 
 
 def run_folder(config: TrainConfig, accelerator: Accelerator, look: bool = True) -> tuple[Path, Path | None]:
-    """This run's folder, the same on every process, and the checkpoint to go on from (None: from the start).
+    """This run's folder, the same on every process, and the checkpoint to resume from (None = start at step 0).
 
     Args:
-        look: for a checkpoint at all, which sets damaged ones aside.
+        look: look for a checkpoint; this renames damaged ones.
     """
     experiment = config.experiment
     root = paths.run_root(
@@ -43,7 +43,7 @@ def run_folder(config: TrainConfig, accelerator: Accelerator, look: bool = True)
         raise UserError(
             f"experiment.run_name={experiment.run_name}: {run} exists; choose another name or experiment.resume=auto"
         )
-    reads = look and experiment.resume and accelerator.is_main_process  # one process reads the checkpoints through
+    reads = look and experiment.resume and accelerator.is_main_process  # one process checks the checkpoints
     found = checkpoint.latest(run / "checkpoints") if reads else None
     shared = [str(run), str(found) if found else ""]
     broadcast_object_list(shared)
@@ -55,7 +55,7 @@ def run_folder(config: TrainConfig, accelerator: Accelerator, look: bool = True)
     return run, found
 
 
-# What a resumed run may change: the size of its batch and how it is cut up, how long it runs, what it costs.
+# Keys that a resumed run may change: the size and division of its batch, its length, its cost.
 FREE_ON_RESUME = {
     *("batch_size_lm", "gradient_accumulation_steps", "tokens_per_batch", "max_steps", "num_train_epochs"),
     *("gradient_checkpointing_enable", "head_chunk", "reference_offload", "compile", "enable_tf32"),
@@ -66,13 +66,13 @@ SAME_ON_RESUME += ("experiment.gradient_clipping", "experiment.max_grad_norm")
 
 
 def refuse_other_settings(config: TrainConfig, saved: Path) -> None:
-    """A resumed run must be the same run: UserError names every setting that its config.yaml has otherwise."""
+    """A resumed run must be the same run. UserError names every setting that differs from its config.yaml."""
     before = saved_settings(saved)
     for section in ("experiment", *(name[:-1] for name in SAME_ON_RESUME if name.endswith("."))):
         if not isinstance(before.get(section), dict):
-            raise UserError(f"{saved}: damaged, it has no {section}; put it in order, or choose another run_name")
+            raise UserError(f"{saved}: damaged, it has no {section}; repair it, or choose another run_name")
     now = options.dotted(options.to_dict(config))
-    defaults = options.dotted(options.to_dict(type(config)()))  # of keys that the saved run did not know yet
+    defaults = options.dotted(options.to_dict(type(config)()))  # the values of keys that the saved run did not have
     old = defaults | options.dotted(before)
     other = [key for key in sorted(now) if _same_on_resume(key) and old[key] != now[key]]
     if other:
@@ -91,11 +91,11 @@ def saved_settings(path: Path) -> dict[str, Any]:
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not readable ({reason}); put it in order, or choose another run_name") from None
+        raise UserError(f"{path}: not readable ({reason}); repair it, or choose another run_name") from None
 
 
 def fingerprint(samples: Any) -> dict[str, Any]:
-    """What tells a training set from another: its number of sequences, a digest of their ids and answers' lengths."""
+    """A training set's identity: its number of sequences, and a digest of their ids and answers' lengths."""
     digest = hashlib.sha256()
     columns = (samples.data.column(name) for name in ("id", "length"))
     for pair in zip(*(chain.from_iterable(chunk.to_pylist() for chunk in c.chunks) for c in columns), strict=True):
@@ -104,7 +104,7 @@ def fingerprint(samples: Any) -> dict[str, Any]:
 
 
 def refuse_other_data(name: str, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
-    """A resumed run must see the data that it began with. Checkpoints of earlier versions do not know theirs."""
+    """A resumed run must see the data of its start. Checkpoints of earlier versions have no record of their data."""
     if before not in (None, now):
         raise UserError(
             f"dataset.optimization_data={name}: not the data that the run to resume was trained on "
@@ -114,7 +114,7 @@ def refuse_other_data(name: str, before: dict[str, Any] | None, now: dict[str, A
 
 
 def prune_exports(folder: Path, name: str, limit: int | None) -> None:
-    """Keep the newest ``limit`` of the exports <name>-<epoch>-<step> of a run under way."""
+    """Keep the newest ``limit`` of a running run's exports <name>-<epoch>-<step>."""
     pattern = re.compile(re.escape(name) + r"-\d+-(\d+)")
     found = [(match, path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
     exports = [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]

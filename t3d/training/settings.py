@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, ClassVar, get_type_hints
 
 from t3d.blocks.attention import ATTENTION
+from t3d.blocks.strategy import names
 from t3d.common.options import Released, fault, option
 from t3d.objectives.base import Objective, ObjectiveSettings, find, registered
 from t3d.tasks import HELP, find_task
@@ -18,7 +19,7 @@ class WandbConfig:
 
     entity: str | None = option(None, "user or team")
     project: str | None = option(None, "project; null = experiment.project")
-    resume: bool = option(False, "go on with the run run_id")
+    resume: bool = option(False, "continue the run run_id")
     run_id: str | None = option(None, "null = a new one")
 
 
@@ -38,7 +39,7 @@ class TrainExperiment:
     resume: str | None = option(None, "null = a new run; auto = this project's newest run; or a run's folder")
     tracker: str = option(
         "none",
-        "besides the run's own JSONL log; wandb is offline unless logged in",
+        "an additional log besides the run's own JSONL log; wandb is offline unless logged in",
         choices=("none", "wandb", "tensorboard"),
     )
 
@@ -54,8 +55,8 @@ class TrainModel:
     )
     attn_implementation: str | None = option(
         None,
-        "attention kernel; null = flex_attention on CUDA GPUs, which packs and skips, else sdpa; should it not run on "
-        "yours: sdpa, with the same result",
+        "attention kernel; null = flex_attention on CUDA GPUs (it packs sequences and skips masked tiles), else sdpa; "
+        "both give the same result",
         choices=ATTENTION,
     )
     dtype: str = option("float32", "master weights", choices=("float32", "bfloat16"))
@@ -74,9 +75,9 @@ class TrainDataset:
     allow_other_model: bool = option(
         False, "learn from another model's trajectories, such as a larger teacher's with the same tokenizer"
     )
-    limit: int | None = option(None, "the first N rows only; null = all", ge=1)
+    limit: int | None = option(None, "use only the first N rows; null = all", ge=1)
     question_key: str = option("question", "objective sft: the column with the question; dots lead into nested ones")
-    answer_key: str = option("solution", "objective sft: the column with the answer to learn, likewise")
+    answer_key: str = option("solution", "objective sft: the column with the answer; dots lead into nested ones")
 
 
 @dataclass
@@ -109,23 +110,43 @@ class TrainingConfig:
     mixed_precision: str = option(
         "bf16", "precision of the forward and backward passes", choices=("no", "bf16", "fp16")
     )
-    enable_tf32: bool = option(True, "TF32 products on NVIDIA GPUs")
+    enable_tf32: bool = option(True, "use TF32 products on NVIDIA GPUs")
     seed: int = option(10086, "seed of the data order, the masks and the random tokens", ge=0, le=2**32 - 1)
     num_train_epochs: int = option(30, "passes over the data", ge=1)
-    max_steps: int | None = option(
-        None, "stop after so many optimizer steps; the schedule then runs over them; null = all epochs", ge=1
-    )
+    max_steps: int | None = option(None, "number of optimizer steps, also for the schedule; null = all epochs", ge=1)
     block_size: int | None = option(
-        None, "block of training, at which the student is decoded; null = the rollouts' (sft: the model's)", ge=1
+        None, "block size of training and of the student; null = the rollouts' (sft: the model's)", ge=1
     )
     max_gen_length: int = option(1024, "longer answers are cut at a block's end (tokens)", ge=1)
     max_prompt_len: int = option(512, "longer prompts are left out (tokens)", ge=1)
     instruction: bool = option(True, "keep the rollout's prompt; false: the bare question (the release)")
     refresh_rollouts: int | None = option(
-        None, "draw the trajectories anew from the student every so many optimizer steps; null = never", ge=1
+        None, "draw new trajectories from the student every N optimizer steps; null = never", ge=1
     )
     refresh_steps_per_block: int | None = option(
         None, "refresh: denoising steps per block; null = one token per step", ge=1
+    )
+    refresh_at_start: bool = option(
+        False, "refresh: before the first step too, so that no step sees the data's answers"
+    )
+    refresh_remasking_strategy: str = option(
+        "low_confidence_static", "refresh: which positions a step unmasks", choices=names(), own=True
+    )
+    refresh_dynamic_threshold: float = option(
+        0.9, "refresh: low_confidence_dynamic unmasks all above it, whatever the steps", ge=0, le=1
+    )
+    refresh_data_share: float = option(
+        0.0,
+        "refresh: share of the questions that keep the data's answers, a teacher's own, in the first round",
+        ge=0,
+        le=1,
+    )
+    refresh_data_rounds: int = option(100, "refresh: rounds until that share has fallen to 0, linearly", ge=1)
+    refresh_first_length: int | None = option(
+        None, "refresh: longest answers of the first round (tokens); null = max_gen_length from the start", ge=1
+    )
+    refresh_length_rounds: int = option(
+        100, "refresh: rounds until answers may be max_gen_length long; slowly first (a quarter of a cosine)", ge=1
     )
     refresh_temperature: float = option(0.1, "refresh: decoding temperature; 0 = greedy", ge=0)
     refresh_random_init_ratio: float = option(
@@ -134,10 +155,10 @@ class TrainingConfig:
     refresh_max_active: int = option(64, "refresh: answers decoded at once; lower it when memory runs out", ge=1)
     lora: LoraSettings = field(default_factory=LoraSettings)
     ema_decay: float | None = option(
-        None, "export a moving average of the weights beside the student; null = off; costs one fp32 copy", gt=0, lt=1
+        None, "also export a moving average of the weights; null = off; costs one fp32 copy", gt=0, lt=1
     )
-    compile: bool = option(False, "torch.compile each layer: slow start, faster steps")
-    head_chunk: int = option(1024, "rows of the vocabulary projection at once: less memory when lower", ge=1)
+    compile: bool = option(False, "compile each layer with torch.compile: slow start, faster steps")
+    head_chunk: int = option(1024, "rows of the vocabulary projection at once; a lower value needs less memory", ge=1)
 
 
 @dataclass
@@ -175,11 +196,11 @@ class SchedulerConfig:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The training section: core keys, and those of the objectives
+# The training section: core keys and the objectives' keys
 
 
 def objectives(own: str | None) -> dict[str, type[Objective]]:
-    """Every registered objective, and the user's own one (``module:Class``) where ``own`` names it."""
+    """Every registered objective, and the user's own one if ``own`` (``module:Class``) names it."""
     return registered() | ({own: find(own)} if own else {})
 
 
@@ -190,14 +211,14 @@ def objective_settings(training: TrainingConfig) -> ObjectiveSettings:
 
 
 def unread_keys(chosen: str) -> dict[str, str]:
-    """Keys that the ``chosen`` objective does not read -> who does."""
+    """Keys that the ``chosen`` objective does not read -> the objectives that read them, and the remedy."""
     readers: dict[str, list[str]] = {}
     for name, objective in registered().items():
         for f in fields(objective.Settings):
             readers.setdefault(f.name, []).append(name)
     own = {f.name for f in fields(find(chosen).Settings)}
     return {
-        key: f"training.objective={' or '.join(names)} only; leave it out"
+        key: f"training.objective={' or '.join(names)}; leave it out"
         for key, names in readers.items()
         if key not in own
     }
@@ -205,7 +226,7 @@ def unread_keys(chosen: str) -> dict[str, str]:
 
 @cache
 def training_section(own: str | None) -> type[TrainingConfig]:
-    """The schema of the training section: the core keys and those of ``objectives(own)``, the later ones' first."""
+    """The schema of the training section: the core keys and the keys of ``objectives(own)``, the last one's first."""
     found = objectives(own)
     about = "; ".join(f"{name}: {objective.about}" for name, objective in found.items() if objective.about)
     core = {f.name: f for f in fields(TrainingConfig)}
@@ -218,14 +239,14 @@ def training_section(own: str | None) -> type[TrainingConfig]:
         hints = get_type_hints(objective.Settings)
         for f in fields(objective.Settings):
             if f.name in core:
-                raise fault("training.objective", name, f"its key {f.name} is a key of every training; rename it")
+                raise fault("training.objective", name, f"its key {f.name} exists for every training; rename it")
             copied = field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)
             keys[f.name] = (f.name, hints[f.name], copied)
     return make_dataclass("TrainingConfig", [*added, *keys.values()], bases=(TrainingConfig,))
 
 
 def presets(own: str | None) -> dict[str, Mapping[str, Any]]:
-    """Choices of ``training.preset`` -> values of keys beside it."""
+    """Choices of ``training.preset`` -> values of other keys of the section."""
     return {name: values for objective in objectives(own).values() for name, values in objective.PRESETS.items()}
 
 
@@ -237,22 +258,22 @@ def presets(own: str | None) -> dict[str, Mapping[str, Any]]:
 RELEASED = {
     "experiment.start_from_scratch": Released(
         (True,),
-        "nothing to go on from; set experiment.resume=auto",
+        "there is nothing to resume; set experiment.resume=auto",
         accepts=lambda value, config: value is False and config.experiment.resume is not None,
     ),
     "experiment.num_node": Released((), "accelerate launch starts the machines", accepts=lambda value, config: True),
-    "training.method": Released(("semi-ar",), "training goes block by block; leave it out"),
-    "training.target_temp": Released((0,), "has no effect, y is drawn by the reference; set training.reference_temp"),
+    "training.method": Released(("semi-ar",), "training always works block by block; leave it out"),
+    "training.target_temp": Released((0,), "has no effect: the reference draws y; set training.reference_temp"),
     "training.max_grad_norm": Released(
         (None, 1),
-        "experiment.max_grad_norm counts; set that one",
+        "experiment.max_grad_norm decides; set that key",
         accepts=lambda value, config: value == config.experiment.max_grad_norm,
     ),
     "optimizer.name": Released(("adamw",), "AdamW is the only optimizer; leave it out"),
-    "optimizer.params.scale_lr": Released((False,), "the rate is not scaled; set optimizer.params.learning_rate"),
+    "optimizer.params.scale_lr": Released((False,), "the rate is never scaled; set optimizer.params.learning_rate"),
     "lr_scheduler.params.learning_rate": Released(
         (None,),
-        "optimizer.params.learning_rate counts; set that one",
+        "optimizer.params.learning_rate decides; set that key",
         accepts=lambda value, config: value == config.optimizer.params.learning_rate,
     ),
 }
@@ -262,7 +283,7 @@ RELEASED = {
 class TrainConfig:
     """Stage 3: train a student on the teacher's trajectories (or a model on given answers: training.objective=sft).
 
-    --dry-run beside the keys prints the plan, its memory and the time of three steps. It writes the data cache only.
+    --dry-run prints the plan, its memory and the time of three steps. It writes only the data cache.
     """
 
     RELEASED: ClassVar = RELEASED
@@ -290,7 +311,7 @@ class TrainConfig:
 
     @classmethod
     def composed(cls, given: dict[str, Any]) -> "type[TrainConfig]":
-        """The schema for the values ``given``: with the keys of the user's own objective, where they name one."""
+        """The schema for the values ``given``, with the keys of the user's own objective if they name one."""
         own = given.get("training.objective")
         return with_objective(own) if isinstance(own, str) and ":" in own else cls
 
@@ -313,28 +334,46 @@ class TrainConfig:
             raise fault(
                 "training.max_gen_length",
                 training.max_gen_length,
-                f"shorter than one block; at least training.block_size={training.block_size}",
+                f"is shorter than one block; set at least training.block_size={training.block_size}",
             )
         if training.refresh_rollouts and not training.instruction:
             raise fault(
                 "training.refresh_rollouts",
                 training.refresh_rollouts,
-                "the decoder has the rollout's prompt; set training.instruction=true",
+                "the decoder uses the rollout's prompt; set training.instruction=true",
             )
         if (training.refresh_steps_per_block or 1) > (training.block_size or math.inf):
             raise fault(
                 "training.refresh_steps_per_block",
                 training.refresh_steps_per_block,
-                f"more steps than the block has positions; at most training.block_size={training.block_size}",
+                f"more steps than the block has positions; set at most training.block_size={training.block_size}",
             )
+        self._check_refresh()
         self._check_unread()
 
+    def _check_refresh(self) -> None:
+        """The keys of on-policy rounds that count with another one."""
+        training = self.training
+        if (training.refresh_first_length or 1) > training.max_gen_length:
+            raise fault(
+                "training.refresh_first_length",
+                training.refresh_first_length,
+                f"longer than answers become; at most training.max_gen_length={training.max_gen_length}",
+            )
+        for name, other in (
+            ("refresh_data_rounds", "refresh_data_share"),
+            ("refresh_length_rounds", "refresh_first_length"),
+        ):
+            value = getattr(training, name)
+            if value != getattr(type(training)(), name) and not getattr(training, other):
+                raise fault(f"training.{name}", value, f"counts with training.{other} only; set that, or leave it out")
+
     def _check_unread(self) -> None:
-        """A key of the training section that nothing reads must be at its default."""
+        """A key of the training section without a reader must have its default."""
         training, default = self.training, type(self.training)()
         unread = unread_keys(training.objective)
         if not training.refresh_rollouts:
-            needed = "refreshed trajectories only; set training.refresh_rollouts, for example to 150"
+            needed = "refreshed trajectories; set training.refresh_rollouts, for example to 150"
             names = [f.name for f in fields(training) if f.name.startswith("refresh_")]
             unread |= dict.fromkeys(names, needed)
         for name, needed in unread.items():
@@ -342,8 +381,8 @@ class TrainConfig:
             if value == getattr(default, name):
                 continue
             if self.PRESETS["training.preset"][training.preset].get(name) == value:
-                raise fault("training.preset", training.preset, f"its {name}={value} counts with {needed}")
-            raise fault(f"training.{name}", value, f"counts with {needed}")
+                raise fault("training.preset", training.preset, f"its {name}={value} works only with {needed}")
+            raise fault(f"training.{name}", value, f"works only with {needed}")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What an optimizer step adds up."""
+"""The sums of an optimizer step."""
 
 from collections import defaultdict
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Tally:
-    """The sums of an optimizer step's losses and metrics, kept on the device until they are read, all at once."""
+    """The sums of an optimizer step's losses and metrics. They stay on the device until they are all read at once."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -25,11 +25,11 @@ class Tally:
             self.sums[name] += value.double().sum()
 
     def read(self, accelerator: Accelerator, norm: Tensor | None, stop: bool) -> tuple[dict, list[float], float | None]:
-        """The step's one wait for the device.
+        """Read the sums. This is the step's only wait for the device.
 
         Returns:
-            (sums over all processes: the metrics', "loss", "tokens", "faults": losses that are not finite, "stopping":
-            processes that were told to; this process's losses; the norm).
+            (sums, this process's losses, the norm). The sums are over all processes: the metrics, "loss", "tokens",
+            "faults" (losses that are not finite) and "stopping" (processes with a request to stop).
         """
         losses = torch.cat([torch.zeros(0, device=self.device), *self.losses]).double()
         self.sums["loss"] += losses.sum()

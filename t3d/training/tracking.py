@@ -1,4 +1,4 @@
-"""A run's log: one JSON line per optimizer step in log.jsonl, always; accelerate's wandb or tensorboard tracker too."""
+"""A run's log: one JSON line per optimizer step in log.jsonl, and optionally accelerate's wandb or tensorboard."""
 
 import json
 import math
@@ -17,14 +17,14 @@ WANDB_ID = "wandb_run_id"
 
 
 class Tracker:
-    """The places that a run's metrics go to. On other than the main process it does nothing.
+    """Writes a run's metrics. It works only on the main process; on others it does nothing.
 
     Args:
         folder: the run's. kind: "none", "wandb" or "tensorboard".
         config: the run's resolved configuration, as plain dicts. wandb_config: entity, project, run_id, resume.
         name: the run's name, for people.
-        resume_step: optimizer steps done already. Lines of later steps, which a resumed run will write again, leave
-            log.jsonl; so at 0 the log begins anew.
+        resume_step: optimizer steps done already. Lines of later steps are removed from log.jsonl, because a resumed
+            run writes them again. At 0 the log starts empty.
 
     Raises:
         UserError: the tracker is not installed, or wandb cannot start.
@@ -52,7 +52,7 @@ class Tracker:
         self._file = (folder / LOG).open("a", encoding="utf-8")
 
     def log(self, metrics: dict, step: int) -> None:
-        """Record a step's metrics: one line, flushed, with null for what is not finite (JSON has no word for it)."""
+        """Record a step's metrics: one line, flushed, with null for values that are not finite (JSON lacks them)."""
         if self._file is None:
             return
         values = {name: _plain(value) for name, value in metrics.items() if name != "step"}
@@ -72,7 +72,7 @@ class Tracker:
 
 
 def _rewind(path: Path, step: int) -> None:
-    """Drop the lines after ``step``, and one that a kill has cut off."""
+    """Remove the lines after ``step``, and a torn last line."""
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
@@ -89,7 +89,7 @@ def _step_of(line: str) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """A number out of a tensor or a NumPy scalar."""
+    """A tensor or a NumPy scalar as a plain number."""
     return value.item() if hasattr(value, "item") else value
 
 
@@ -104,8 +104,8 @@ def _started(kind: str, folder: Path, config: dict, wandb: Any, name: str, resum
         tracker = TensorBoardTracker("tensorboard", folder, purge_step=resume_step + 1 if resume_step else None)
     else:
         if wandb.resume and not wandb.run_id:
-            raise UserError("wandb.resume=true: which run? set wandb.run_id", key="wandb.run_id")
-        own = folder / WANDB_ID  # a resumed run goes on with its own
+            raise UserError("wandb.resume=true: needs the run to continue; set wandb.run_id", key="wandb.run_id")
+        own = folder / WANDB_ID  # a resumed run continues its own
         tracker = WandBTracker(
             wandb.project or config["experiment"]["project"],
             entity=wandb.entity,
@@ -121,7 +121,7 @@ def _started(kind: str, folder: Path, config: dict, wandb: Any, name: str, resum
     except ImportError as error:
         remedy = f"not installed; pip install {kind}"
         raise UserError(f"experiment.tracker={kind}: {remedy}", key="experiment.tracker") from error
-    except Exception as error:  # wandb's own errors, and those of its service process
+    except Exception as error:  # wandb's own errors, and its service process's
         reason = " ".join(str(error).split()) or type(error).__name__
         remedy = "check wandb.entity and wandb.project, set WANDB_MODE=offline, or use experiment.tracker=none"
         raise UserError(
@@ -133,7 +133,7 @@ def _started(kind: str, folder: Path, config: dict, wandb: Any, name: str, resum
 
 
 def _logged_in() -> bool:
-    """Is there a key for wandb's server: in the environment, or where `wandb login` puts it?"""
+    """Whether there is a key for wandb's server: in the environment, or in the file of `wandb login`."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""

@@ -91,6 +91,8 @@ def test_every_stage_runs_in_an_empty_folder(start, story_teacher, story_questio
         *("evaluation.limit=8", "rollout.max_token=16", "evaluation.method=t3d"),
     )
     assert "| T3D |" in start("t3d", "report", "eval/results")
+    start("t3d", "card", student)
+    assert "| T3D | GSM8K |" in (start.folder / student / "README.md").read_text()
 
     written = {str(path.relative_to(start.folder)) for path in start.folder.rglob("*") if path.is_file()}
     assert {name.split("/")[0] for name in written} == {"data", "mine", "experiments", "eval"}

@@ -24,6 +24,7 @@ SHIPPED = {
     "configs/demo/teacher.yaml": TrainConfig,
     "configs/best.yaml": TrainConfig,
     "configs/demo/best.yaml": TrainConfig,
+    "configs/opdlm.yaml": TrainConfig,
     **{str(path.relative_to(ROOT)): TrainConfig for path in sorted((ROOT / "configs" / "baselines").rglob("*.yaml"))},
 }
 
@@ -210,9 +211,10 @@ def test_a_file_builds_on_another(tmp_path, monkeypatch):
 
 
 def test_every_objective_has_its_two_files():
-    """For SDAR-4B-Chat and for the embedded teacher, where T3D's own is the demo's; each sets its objective."""
+    """For a model of 4B and for the embedded teacher, where T3D's own is the demo's; each sets its objective."""
     for name in registered():
-        assert load(TrainConfig, [f"config=configs/baselines/{name}.yaml"]).training.objective == name
+        large = "configs/opdlm.yaml" if name == "opdlm" else f"configs/baselines/{name}.yaml"
+        assert load(TrainConfig, [f"config={large}"]).training.objective == name
         file = "configs/demo/train.yaml" if name == "t3d" else f"configs/baselines/demo/{name}.yaml"
         assert load(TrainConfig, [f"config={file}"]).training.objective == name
 
@@ -451,7 +453,7 @@ STRATEGIES = ", ".join([*names(), "or module:Object"])
         (
             TrainConfig,
             "training.likelihood_k=2.0",
-            "counts with training.objective=block_likelihood only; leave it out",
+            "works only with training.objective=block_likelihood; leave it out",
         ),
     ],
 )
@@ -462,7 +464,7 @@ def test_a_wrong_override_is_one_line(schema, override, expected):
 def test_two_keys_that_do_not_go_together_name_the_other_one():
     for objective in ("sft", "redi"):
         text = message(TrainConfig, "training.t_max=0.01", f"training.objective={objective}")
-        assert text == "training.t_min=0.05: must be below training.t_max=0.01"
+        assert text == "training.t_min=0.05: must not be above training.t_max=0.01"
 
 
 @pytest.mark.parametrize(
@@ -584,7 +586,7 @@ def test_accelerate_files_leave_precision_and_clipping_to_the_training_config():
 
 
 def test_answers_shorter_than_a_block_are_refused():
-    with pytest.raises(UserError, match="training.max_gen_length=3: shorter than one block; at least .*block_size=4"):
+    with pytest.raises(UserError, match="training.max_gen_length=3: is shorter than one block; .*block_size=4"):
         load(TrainConfig, ["training.max_gen_length=3", "training.block_size=4"])
 
 
@@ -597,21 +599,21 @@ def test_a_key_that_the_objective_does_not_read_is_refused():
     for objective, keys in unread.items():
         for key in keys:
             said = message(TrainConfig, f"training.objective={objective}", f"training.{key}")
-            assert said.startswith(f"training.{key}: counts with training.objective=") and "t3d only" in said
+            assert said.startswith(f"training.{key}: works only with training.objective=") and "t3d" in said
             load(TrainConfig, [f"training.{key}"])
     for preset, key in {"release": "path_loss=levels", "algorithm1": "round_interval=1"}.items():
         said = message(TrainConfig, "training.objective=naive_td", f"training.preset={preset}")
-        assert said == f"training.preset={preset}: its {key} counts with training.objective=t3d only; leave it out"
+        assert said == f"training.preset={preset}: its {key} works only with training.objective=t3d; leave it out"
 
 
 def test_refresh_keys_need_a_refresh():
     for key in ("steps_per_block=2", "temperature=0.5", "random_init_ratio=0.5", "max_active=8"):
         said = message(TrainConfig, f"training.refresh_{key}")
-        assert said.startswith(f"training.refresh_{key}: counts with refreshed trajectories only; set training.refresh")
+        assert said.startswith(f"training.refresh_{key}: works only with refreshed trajectories; set training.refresh")
         load(TrainConfig, [f"training.refresh_{key}", "training.refresh_rollouts=5"])
     more = ("training.block_size=4", "training.refresh_rollouts=5")
     said = message(TrainConfig, *more, "training.refresh_steps_per_block=5")
-    assert said.endswith("=5: more steps than the block has positions; at most training.block_size=4")
+    assert said.endswith("=5: more steps than the block has positions; set at most training.block_size=4")
 
 
 def test_own_states_and_levels_do_not_go_together():
@@ -622,6 +624,6 @@ def test_own_states_and_levels_do_not_go_together():
 
 def test_an_objective_without_any_term_is_told():
     off = ("training.ddo_weight=0", "training.lambda_path=0")
-    with pytest.raises(UserError, match="training.ddo_weight=0.0: every term is off; give it, forward_kl_weight or"):
+    with pytest.raises(UserError, match="training.ddo_weight=0.0: every term is off; set it, forward_kl_weight or"):
         load(TrainConfig, off)
     assert load(TrainConfig, [*off, "training.forward_kl_weight=1"]).training.forward_kl_weight == 1

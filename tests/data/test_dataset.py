@@ -255,8 +255,7 @@ def examples(path, **changes):
     return load_examples(
         path,
         prompt_ids=lambda row: encode("a " + row["question"], add_special_tokens=False),
-        answer_ids=lambda text: [*encode(text, add_special_tokens=False), END],
-        **(arguments | changes),
+        **({"answer_ids": lambda text: [*encode(text, add_special_tokens=False), END]} | arguments | changes),
     )
 
 
@@ -278,6 +277,17 @@ def test_examples_end_with_the_turn(tmp_path, lines):
     }
     assert (report.kept, report.long_prompts, report.cut_answers) == (3, 1, 1)
     assert examples(path, limit=1)[0]["id"] == ["set/0/0"]
+
+
+def test_an_answer_that_cannot_be_encoded_names_its_row(tmp_path):
+    def refuse(text: str) -> list[int]:
+        raise UserError("answer: it holds <end>", "answer")
+
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps([{"question": "b", "answer": ""}, {"question": "b", "answer": "c"}]))
+    with pytest.raises(UserError, match="row 1: answer: it holds <end>") as error:
+        examples(path, answer_ids=refuse)
+    assert error.value.key == "answer"
 
 
 def test_blank_lines_are_no_rows_and_empty_answers_no_examples(tmp_path, caplog):

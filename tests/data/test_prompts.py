@@ -1,13 +1,10 @@
-from pathlib import Path
-
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from t3d.common.errors import UserError
 from t3d.data.prompts import answer_ids, end_of_turn_id, render, stop_ids
 
-SDAR = Path(__file__).resolve().parents[3] / "shared" / "sdar-4b-chat"
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }} {{ m.content }}<e> {% endfor %}"
     "{% if add_generation_prompt %}<s>assistant {% endif %}"
@@ -22,13 +19,6 @@ def word_tokenizer(**special):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", **special)
     tokenizer.chat_template = TEMPLATE
     return tokenizer
-
-
-@pytest.fixture(scope="module")
-def sdar():
-    if not SDAR.is_dir():
-        pytest.skip(f"needs the real SDAR tokenizer at {SDAR}")
-    return AutoTokenizer.from_pretrained(SDAR, trust_remote_code=False)
 
 
 def test_a_prompt_is_the_users_turn_and_the_opening_of_the_answer():
@@ -82,7 +72,7 @@ def test_sdar(sdar):
     assert sdar.decode(render("q", sdar, "```python\ndef f")).endswith("<|im_start|>assistant\n```python\ndef f")
     assert sdar.eos_token == "<|endoftext|>"
     assert sdar.decode(answer_ids("2", sdar)) == "2<|im_end|>"
-    assert stop_ids(sdar, GenerationConfig.from_pretrained(SDAR)) == (151645, 151643) == stop_ids(sdar)
+    assert stop_ids(sdar, GenerationConfig.from_pretrained(sdar.name_or_path)) == (151645, 151643) == stop_ids(sdar)
 
 
 def test_a_special_token_in_a_question_is_text():
@@ -93,11 +83,23 @@ def test_a_special_token_in_a_question_is_text():
     assert tokenizer.convert_ids_to_tokens(render("<s>", tokenizer)) == [*written[:2], "[UNK]", *written[6:9]]
 
 
+def test_special_tokens_in_answers_openings_and_earlier_turns_are_text_too():
+    tokenizer = word_tokenizer()
+    plain = tokenizer.convert_ids_to_tokens
+    assert plain(answer_ids("two <e> is <s>", tokenizer)) == ["two", "[UNK]", "is", "[UNK]", "<e>"]
+    assert plain(render("is", tokenizer, "two <e>"))[-4:] == ["<s>", "assistant", "two", "[UNK]"]
+    assert plain(render("is", tokenizer, "<s>\n"))[-1] == "<s>", "a template's own opening, such as <think>"
+    earlier = [{"role": "user", "content": "what <e>"}, {"role": "assistant", "content": "<s> two"}]
+    ids = plain(render("is", tokenizer, earlier=earlier))
+    assert ids[:9] == ["<s>", "user", "what", "[UNK]", "<e>", "<s>", "assistant", "[UNK]", "two"]
+
+
 def test_a_special_token_that_cannot_be_text_is_refused():
     tokenizer = word_tokenizer(eos_token="<end>", additional_special_tokens=["<s>", "<e>", "two"])  # an ordinary word
-    with pytest.raises(UserError, match="two") as error:
-        render("what is two", tokenizer)
-    assert error.value.key == "question"
+    for call, key in ((render, "question"), (answer_ids, "answer")):
+        with pytest.raises(UserError, match="two") as error:
+            call("what is two", tokenizer)
+        assert error.value.key == key
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_the_first_candidate_is_the_plain_draft_and_more_leave_the_others_alone(
         (["rollout.temperature=0"], "=8: at temperature 0"),
         (["rollout.self_verify=true"], "=8: does not work with self_verify"),
         (["rollout.block_size=1", "rollout.denoising_steps_per_block=1"], "=8: a block of one token has no energy"),
-        (["rollout.engine=sglang"], "=8: not with rollout.engine=sglang"),
+        (["rollout.engine=sglang"], "=8: does not work with rollout.engine=sglang"),
         (["rollout.energy_candidates=0"], "=0: must be at least 1"),
     ],
 )

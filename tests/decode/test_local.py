@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections import Counter, deque
+from dataclasses import replace
 
 import pytest
 import torch
@@ -312,6 +313,40 @@ def test_one_prompt_is_prefilled_once(model, monkeypatch, temperature, tokens, r
         assert one.forwards == other.forwards  # what the answer takes, whoever else took it with it
     if temperature:
         assert len({tuple(r.response_ids) for r in alone}) > 6
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DecodeSettings(temperature=0.0),
+        DecodeSettings(temperature=1.0),
+        DecodeSettings(temperature=1.0, top_p=0.9),
+        DecodeSettings(temperature=0.7, top_k=5, top_p=0.9),
+        DecodeSettings(temperature=0.0, remasking_strategy="random"),
+        DecodeSettings(temperature=0.0, remasking_strategy="entropy_bounded"),
+        DecodeSettings(temperature=0.0, self_verify=True),
+        DecodeSettings(temperature=1.0, energy_candidates=3),
+    ],
+    ids=["greedy", "drawn", "nucleus", "top k", "random", "entropy", "verified", "energy"],
+)
+def test_logits_that_are_no_numbers_end_the_run_at_their_step(model, settings, value):
+    """The weight of one token's output row: that row's logit alone is NaN, or infinite."""
+    model.name_or_path = "a/broken"
+    model.lm_head.weight.data[7, 3] = value
+    with pytest.raises(UserError, match="model a/broken: step 1 ") as error:
+        list(engine(model).generate(requests(), replace(settings, max_token=12), seed=1))
+    assert error.value.key == "model"
+
+
+def test_the_step_of_a_late_overflow_is_named(model):
+    """A token that the prompt has not, but the answer does: its embedding is infinite."""
+    settings = DecodeSettings(temperature=0.0, max_token=24)
+    (answer,) = engine(model).generate(requests()[:1], settings, seed=1)
+    first = answer.response_ids[answer.unmask_step.index(1)]
+    model.model.embed_tokens.weight.data[first] = torch.inf
+    with pytest.raises(UserError, match=": step 2 "):
+        list(engine(model).generate(requests()[:1], settings, seed=1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,12 @@ def config(tmp_path, story_teacher, story_questions):
     return make
 
 
+def test_weights_that_are_no_numbers_get_no_result(config, broken_teacher, tmp_path):
+    with pytest.raises(UserError, match="tiny-broken: step 1 ") as error:
+        evaluate(config(f"evaluation.checkpoint_path={broken_teacher}"))
+    assert error.value.key == "model" and not list(tmp_path.rglob("results/*.json"))
+
+
 def records_of(output) -> list[dict]:
     return [json.loads(line) for line in (output.with_suffix("") / "records.jsonl").read_text().splitlines()]
 

@@ -761,15 +761,7 @@ class A:
 def f():
     return A()
 ---
-assert type(f()) == A
-=== typeis
-class A:
-    pass
-
-def f():
-    return A()
----
-assert type(f()) is A
+assert type(f()) == A and type(f()) is A
 === classeq
 class A:
     pass

@@ -123,9 +123,19 @@ def test_the_mask_and_ids_beyond_the_tokenizer_are_never_drawn():
     before = logits.clone()
     count = torch.zeros(2, dtype=torch.long)
     position = torch.arange(4).expand(2, 4)
-    new, unmasked = denoise(ids, logits, position, count, count + 1, count, settings, mask_id=MASK, words=50)
+    new, unmasked, broken = denoise(ids, logits, position, count, count + 1, count, settings, mask_id=MASK, words=50)
     assert unmasked.sum(1).tolist() == [1, 1] and set(new[unmasked].tolist()) == {7}
     assert torch.equal(logits, before), "the server's logits were changed"
+    assert not broken.any()
+
+
+def test_logits_that_are_no_numbers_end_the_run_with_the_server_named(fdfo):
+    model = tiny_model()
+    model.lm_head.weight.data[7, 3] = torch.nan
+    server = FakeSGLang(model, dllm_config(4, MASK, fdfo=fdfo), running=8)
+    with pytest.raises(UserError, match=f"model m on {server.name}: step 1 ") as error:
+        list(engine(server).generate(requests(), DecodeSettings(temperature=0.0, max_token=12), seed=2))
+    assert error.value.key == "model"
 
 
 def request(prompt=(1, 2, 3), rid="r", config=None, **sampling) -> SimpleNamespace:
@@ -189,5 +199,5 @@ def test_a_short_context_is_told_apart_from_an_answers_end():
     model = tiny_model()
     model.lm_head.weight.data[[STOP, PAD]] = 0
     served = engine(FakeSGLang(model, dllm_config(4, MASK, fdfo=True), context=16))
-    with pytest.raises(UserError, match=r"1 of 1 requests.*without a stop token; is the server's context shorter"):
+    with pytest.raises(UserError, match=r"1 of 1 requests.*without a stop token; check that the server's context"):
         list(served.generate(requests([5]), DecodeSettings(temperature=0.0, max_token=40), 0))

@@ -158,6 +158,13 @@ def test_what_cannot_be_converted_is_one_line(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_model_of_block_size_1_is_autoregressive_and_gets_larger_blocks(tmp_path):
+    """Trained by `sft` at block size 1, where the loss is the next token's (tests/objectives/test_sft.py)."""
+    first = convert(write(tmp_path / "ar"), tmp_path / "one", "convert.block_size=1")
+    model = load_model(str(convert(first, tmp_path / "four")))
+    assert (model.config.block_size, model.config.mask_token_id) == (4, 63)
+
+
 def test_a_gguf_file(tmp_path):
     """Written by the gguf package in llama.cpp's layout; a damaged one is one line."""
     gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")

@@ -6,11 +6,15 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 
 from t3d.common.errors import UserError
-from t3d.models.loading import export_model, load_model, load_tokenizer
+from t3d.models.fingerprint import weights_fingerprint
+from t3d.models.loading import export_model, load_model, load_tokenizer, located, provenance
 from tests.conftest import ROOT, tiny_model
 
 
@@ -33,7 +37,58 @@ def refusal(folder) -> str:
     return str(error.value)
 
 
-def test_an_adapter_names_its_base(tmp_path):
+@pytest.fixture
+def adapter(story_teacher, tmp_path, monkeypatch):
+    """Makes a LoRA adapter's folder as PEFT saves it, far from zero; with the weights that it should give."""
+    monkeypatch.setenv("T3D_CACHE_ROOT", str(tmp_path / "cache"))
+
+    def make(base=story_teacher, targets=("q_proj", "down_proj")):
+        model = load_model(str(story_teacher))
+        torch.manual_seed(3)
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=list(targets), init_lora_weights=False))
+        folder = tmp_path / "my-adapter"
+        adapted.save_pretrained(folder)
+        named = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
+        (folder / "adapter_config.json").write_text(json.dumps(named))
+        return folder, adapted.merge_and_unload().state_dict()
+
+    return make
+
+
+def test_an_adapter_is_merged_into_its_base(adapter, story_teacher):
+    folder, expected = adapter()
+    before = weights_fingerprint(str(folder))
+    for name, weight in load_model(str(folder)).state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert load_tokenizer(str(folder)).get_vocab() == load_tokenizer(str(story_teacher)).get_vocab()
+    assert provenance(folder) == {"objective": "adapter", "teacher": str(story_teacher)}
+    merged = Path(located(str(folder)))
+    assert merged.name == "my-adapter" and located(str(folder)) == str(merged), "made once"
+    assert provenance(merged) == provenance(folder)
+    assert weights_fingerprint(str(folder)) == before
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"lora_alpha": 1}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert weights_fingerprint(str(folder)) != before and Path(located(str(folder))) != merged
+
+
+def test_an_adapter_of_another_model_is_refused(adapter):
+    folder, _ = adapter(base=ROOT / "models/embedded-teacher")
+    with pytest.raises(UserError, match="does not fit") as error:
+        load_model(str(folder), key="evaluation.checkpoint_path")
+    assert error.value.key == "evaluation.checkpoint_path"
+
+
+def test_an_adapter_with_weights_of_other_layers_is_refused(adapter):
+    folder, _ = adapter()
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="other layers"):
+        load_model(str(folder))
+
+
+def test_an_adapter_without_its_base_names_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("T3D_CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "JetLM/SDAR-4B-Chat"}))
     assert "an adapter of JetLM/SDAR-4B-Chat" in refusal(tmp_path)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from t3d.objectives.sft import SFT
 from t3d.states.base import collate
@@ -69,3 +70,24 @@ def test_a_state_without_a_mask_costs_nothing():
     assert loss.tolist() == [0.0]
     loss.sum().backward()
     assert not any(p.grad.any() for p in model.parameters())
+
+
+def test_at_block_size_1_with_a_shift_it_is_the_next_token_loss():
+    """With every token masked (t = 1): the loss and gradient of transformers' own class on the same ids."""
+    model = tiny_model(block_size=1)
+    model.config.logit_shift = True
+    sft = SFT(BlockDiffusionNoise(1, MASK, PAD, t_min=1.0, t_max=1.0), chunk=3)
+    states = [sft.noise(sample, torch.Generator()) for sample in SAMPLES]
+    loss = sft(model, None, collate([states[:1], states[1:]], PAD, shift=True)).loss
+    plain = Qwen3ForCausalLM(Qwen3Config(**{**model.config.to_dict(), "model_type": "qwen3"})).eval()
+    plain.load_state_dict(model.state_dict())
+    expected = []
+    for sample in SAMPLES:
+        ids, prompt = torch.tensor(sample["prompt_ids"] + sample["response_ids"]), len(sample["prompt_ids"])
+        labels = torch.where(torch.arange(len(ids)) < prompt, -100, ids)
+        expected.append(plain(ids[None], labels=labels[None]).loss)
+    torch.testing.assert_close(loss, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    loss.sum().backward()
+    sum(expected).backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=2e-5)

@@ -30,28 +30,11 @@ from tests.conftest import ROOT, launch_line
 
 
 @pytest.fixture
-def overrides(story_teacher, story_questions):
-    """The command line of a small rollout into a project."""
-
-    def line(project, *more: str) -> list[str]:
-        return [
-            f"experiment.project={project}",
-            f"evaluation.checkpoint_path={story_teacher}",
-            f"evaluation.eval_dataset={story_questions}",
-            "rollout.max_token=24",
-            "rollout.temperature=0.5",
-            *more,
-        ]
-
-    return line
-
-
-@pytest.fixture
-def rolled(tmp_path, overrides):
+def rolled(tmp_path, rollout_line):
     """Roll out in this process; the folder of shards."""
 
     def run(name: str, *more: str):
-        return roll_out(load(SampleConfig, overrides(tmp_path / name, *more))).with_suffix("")
+        return roll_out(load(SampleConfig, rollout_line(tmp_path / name, *more))).with_suffix("")
 
     return run
 
@@ -61,6 +44,12 @@ def by_id(folder) -> dict[str, dict]:
     lines = [json.loads(line) for path in shard_files(folder) for line in path.read_text().splitlines()]
     assert len({line["id"] for line in lines}) == len(lines)
     return {line["id"]: {key: value for key, value in line.items() if key != "seconds"} for line in lines}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_weights_that_are_no_numbers_end_with_the_model_named(rolled, broken_teacher, processes):
+    with pytest.raises(UserError, match="tiny-broken: step 1 "):
+        rolled("broken", f"evaluation.checkpoint_path={broken_teacher}", f"rollout.num_processes={processes}")
 
 
 def test_processes_and_batches_change_nothing(rolled, story_teacher):
@@ -107,11 +96,11 @@ def kill_in_the_middle(line: list[str], shard: Path, answers: int) -> None:
     assert not psutil.wait_procs(working, timeout=30)[1], "a process went on without its parent"
 
 
-def test_kill_9_loses_and_doubles_nothing(tmp_path, overrides, rolled):
+def test_kill_9_loses_and_doubles_nothing(tmp_path, rollout_line, rolled):
     whole = by_id(rolled("whole"))
     stem = tmp_path / "killed" / "temp_data" / "outputs-eval-tiny-teacher-Story"
     shard = stem / "shard-00000.jsonl"
-    kill_in_the_middle(overrides(tmp_path / "killed"), shard, 4)
+    kill_in_the_middle(rollout_line(tmp_path / "killed"), shard, 4)
     before = shard.read_bytes()
     done = before.count(b"\n")
     assert 4 <= done < 24 and not stem.with_suffix(".json").exists()
@@ -128,12 +117,12 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path, overrides, rolled):
     assert shard.stat().st_mtime_ns == written
 
 
-def test_kill_9_ends_all_processes_and_any_number_goes_on(tmp_path, overrides, rolled, story_questions):
+def test_kill_9_ends_all_processes_and_any_number_goes_on(tmp_path, rollout_line, rolled, story_questions):
     many = tmp_path / "Story.json"  # so many that the second process has not ended when the first is killed
     many.write_text(json.dumps(json.loads(story_questions.read_text()) * 20))
     more = (f"evaluation.eval_dataset={many}", "rollout.max_token=12")
     stem = tmp_path / "killed" / "temp_data" / "outputs-eval-tiny-teacher-Story"
-    line = overrides(tmp_path / "killed", *more, "rollout.num_processes=2")
+    line = rollout_line(tmp_path / "killed", *more, "rollout.num_processes=2")
     kill_in_the_middle(line, stem / "shard-00000.jsonl", 10)
     done = sum(path.read_bytes().count(b"\n") for path in shard_files(stem))
     time.sleep(0.3)
@@ -345,11 +334,11 @@ rollout.roll_out(load(SampleConfig))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs these processes would share the cards")
-def test_launched_processes_join(tmp_path, overrides, rolled):
+def test_launched_processes_join(tmp_path, rollout_line, rolled):
     """The first process writes the JSON; with a second that starts late it is whole only if the first waits."""
     script = tmp_path / "late.py"
     script.write_text(SLOW_SECOND_PROCESS)
-    line = launch_line("2_cpu_processes.yaml", script, *overrides(tmp_path / "launched"))
+    line = launch_line("2_cpu_processes.yaml", script, *rollout_line(tmp_path / "launched"))
     done = subprocess.run(line, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "launched" / "temp_data" / "outputs-eval-tiny-teacher-Story"

@@ -160,7 +160,7 @@ def test_without_figures(tmp_path):
 
 def test_a_torn_file_is_named(tmp_path):
     (tmp_path / "one.json").write_text('{"method": "t3d", "rows": [')
-    with pytest.raises(UserError, match="one.json: no figures of a run .* remove it, and run that again"):
+    with pytest.raises(UserError, match="one.json: no figures of a run .* remove it, and run the method again"):
         write_page(tmp_path, tmp_path / "analysis", tmp_path / "RESULTS.md", METHODS, ABLATIONS, SPLITS, 32)
 
 

@@ -48,11 +48,8 @@ def test_every_table_has_all_its_columns():
 
 def test_the_section_says_where_it_is_from():
     text = section(DATA)
-    assert (
-        "arXiv 2602.12262v1" in text
-        and "https://arxiv.org/html/2602.12262v1" in text
-        and "none is ours" in " ".join(text.split())
-    )
+    assert "arXiv 2602.12262v1" in text and "https://arxiv.org/html/2602.12262v1" in text
+    assert "none is ours" in " ".join(text.split())
     t3d = "47.80 | 69.90 | 22.60 | 23.78 | 44.80 | 63.99 | 21.20 | 23.17 | 39.66 | 85.02"
     assert f"| 4 | T3D | {t3d} |" in text
     assert "| DDO + path |  | 60.60 | 41.00 |" in text

@@ -125,7 +125,7 @@ def test_what_another_process_has_in_hand_is_left_to_it(in_folder, tmp_path, cap
     with tables.claimed(tables.model_folder("t3d", 4, 1, args)) as ours:
         assert ours
         assert in_folder("--methods", "t3d", "--seeds", "1") == []
-        assert "another process is at it" in capsys.readouterr().out
+        assert "another process works on it" in capsys.readouterr().out
     assert in_folder("--methods", "t3d", "--seeds", "1") == [("t3d", 4, 1)]
 
 
@@ -138,13 +138,13 @@ def test_an_analysis_without_its_student_is_told_and_nothing_is_trained_for_it(i
 @pytest.mark.parametrize(
     "line, told",
     [
-        (["--seeds", "abc"], "abc: a whole number from 1 on"),
-        (["--seeds", "1,,2"], ": a whole number"),
+        (["--seeds", "abc"], "abc: give a whole number of at least 1"),
+        (["--seeds", "1,,2"], ": give a whole number of at least 1"),
         (["--seeds", "1,1"], "1,1: give each once"),
         (["--blocks", "3"], "3: blocks of 2, 4, 8"),
         (["--blocks", "1"], "1: blocks of 2, 4, 8"),
-        (["--steps", "0"], "0: a whole number from 1 on"),
-        (["--problems", "-3"], "-3: a whole number from 1 on"),
+        (["--steps", "0"], "0: give a whole number of at least 1"),
+        (["--problems", "-3"], "-3: give a whole number of at least 1"),
     ],
 )
 def test_a_number_that_cannot_be_is_told(in_folder, capsys, line, told):

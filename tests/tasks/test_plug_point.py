@@ -93,4 +93,4 @@ def test_answers_that_nothing_grades_have_no_accuracy(tmp_path, story_teacher):
         rows = json.loads(results.read_text())
         assert [row["verdicts"] for row in rows] == [{"ungraded": 2}] * count
         assert all(not {"accuracy", "ci_low"} & row.keys() and row["mean_length"] > 0 for row in rows)
-        assert "ungraded 2" in done.stdout and "%" not in done.stdout
+        assert "ungraded 2" in done.stdout and "Accuracy" not in done.stdout

@@ -2,7 +2,6 @@
 
 import random
 import sys
-from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,15 +14,6 @@ from t3d.data.prompts import render
 from t3d.grading.math import extract_answer
 from t3d.tasks import TASKS, Answer, Grading, find_task, prompt, prompt_ids
 from t3d.tasks.problems import load_problems
-
-SDAR = Path(__file__).resolve().parents[3] / "shared" / "sdar-4b-chat"
-
-
-@pytest.fixture(scope="module")
-def sdar():
-    if not SDAR.is_dir():
-        pytest.skip(f"needs the real SDAR tokenizer at {SDAR}")
-    return AutoTokenizer.from_pretrained(SDAR, trust_remote_code=False)
 
 
 def turn(kind: str, think: bool = False, **row) -> str:
@@ -129,8 +119,8 @@ def test_the_real_tokenizers_prompts(sdar):
 
 
 @pytest.mark.parametrize("name", ["HumanEval", "MBPP"])
-def test_every_real_code_row_renders(sdar, name):
-    for problem in load_problems(SDAR.parent / "data" / f"{name}.json", "code"):
+def test_every_real_code_row_renders(sdar, shared, name):
+    for problem in load_problems(shared / "data" / f"{name}.json", "code"):
         asked = (
             f"<|im_start|>user\nThis is the problem:\n{problem.question}\nPlace your code within a single Python code "
             "block ```python ```. Do not include more than one code block. <|im_end|>\n<|im_start|>assistant\n"

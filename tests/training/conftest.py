@@ -2,14 +2,17 @@
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from t3d.common.options import load
-from t3d.training.loop import train
+from t3d.states.base import State
+from t3d.training.loop import Trainer, train
 from t3d.training.settings import TrainConfig
 from t3d.training.tracking import Tracker
 from tests.conftest import ROOT, launch_line, reset_accelerator
@@ -87,21 +90,70 @@ class Stopped(Exception):
 
 
 @pytest.fixture
-def stop_after(monkeypatch):
+def after_step(monkeypatch):
+    """``after_step(number, act)``: act once, right after the step of this number was logged."""
+    acts: dict[int, Callable[[], None]] = {}
+    original = Tracker.log
+
+    def log(tracker, metrics, number):
+        original(tracker, metrics, number)
+        acts.pop(number, lambda: None)()
+
+    monkeypatch.setattr(Tracker, "log", log)
+    return acts.__setitem__
+
+
+@pytest.fixture
+def stop_after(after_step):
     """Let training fail right after a step was logged, as a full disk or a lost node would."""
 
-    def set_up(step: int) -> None:
-        original = Tracker.log
+    def stop() -> None:
+        raise Stopped
 
-        def log(tracker, metrics, number):
-            original(tracker, metrics, number)
-            if number == step:
-                monkeypatch.setattr(Tracker, "log", original)
-                raise Stopped
+    return lambda number: after_step(number, stop)
 
-        monkeypatch.setattr(Tracker, "log", log)
 
-    return set_up
+@pytest.fixture
+def resumes_to_the_bit(run, stop_after):
+    """Run, and run again with a stop after a step: the same log, and the same weights in all that is exported."""
+
+    def check(stop: int, *more: str) -> None:
+        whole = run("whole", *more)
+        stop_after(stop)
+        with pytest.raises(Stopped):
+            run("stopped", *more, "experiment.resume=auto")
+        resumed = run("stopped", *more, "experiment.resume=auto")
+        assert without_times(log_of(resumed)) == without_times(log_of(whole))
+        for path in (whole / "ckpt").iterdir():
+            for name, weight in weights(whole, path.name).items():
+                assert torch.equal(weight, weights(resumed, path.name)[name]), f"{path.name}: {name}"
+
+    return check
+
+
+class Drawn(NamedTuple):
+    """What an optimizer step trains on: (epoch, sample) pairs, the samples as the objective gets them, their states."""
+
+    step: int
+    indices: list[tuple[int, int]]
+    samples: list[dict]
+    states: list[State]
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Drawn]:
+    """All that training in this process draws, step by step."""
+    steps: list[Drawn] = []
+    original = Trainer.draw_states
+
+    def draw_states(trainer, step):
+        indices = trainer.local_indices(step)
+        samples = [trainer.samples[index] for _, index in indices]
+        steps.append(Drawn(step, indices, samples, original(trainer, step)))
+        return steps[-1].states
+
+    monkeypatch.setattr(Trainer, "draw_states", draw_states)
+    return steps
 
 
 def launch(config: str | Path, *line: str) -> None:

@@ -18,7 +18,7 @@ from t3d.training.settings import TrainConfig
     ["training.reference_offload=true", "training.ema_decay=0.9", "training.lora.rank=4", "training.compile=true"],
 )
 def test_what_zero_3_does_not_do(override):
-    with pytest.raises(UserError, match=rf"{override}: .*ZeRO-3.*leave it off"):
+    with pytest.raises(UserError, match=rf"{override}: .*ZeRO-3.*turn it off"):
         distribution.refuse_with_zero_3(load(TrainConfig, [override]))
     distribution.refuse_with_zero_3(load(TrainConfig, []))
 

@@ -35,7 +35,6 @@ from t3d.training import loop as training
 from t3d.training.loop import learning_rate
 from t3d.training.order import SampleOrder
 from t3d.training.settings import TrainConfig
-from t3d.training.tracking import Tracker
 from tests.conftest import ROOT, launch_line
 from tests.training.conftest import (
     VOLATILE,
@@ -150,20 +149,14 @@ def always_refresh(trainer, step):
     trainer.reference.refresh(trainer.student)
 
 
-def test_masks_are_fresh_in_every_epoch_and_each_sample_comes_once(run, monkeypatch):
-    drawn = []
-    original = training.Trainer.draw_states
-
-    def draw_states(trainer, step):
-        states = original(trainer, step)
-        for (epoch, index), state in zip(trainer.local_indices(step), states, strict=True):
-            drawn.append((epoch, index, state.noisy.tolist(), state.position.tolist()))
-        return states
-
-    monkeypatch.setattr(training.Trainer, "draw_states", draw_states)
+def test_masks_are_fresh_in_every_epoch_and_each_sample_comes_once(run, drawn):
     run("epochs", "training.max_steps=12")
-    epochs = [{index: state for epoch, index, *state in drawn if epoch == number} for number in (0, 1)]
-    assert [sorted(epoch) for epoch in epochs] == [list(range(24))] * 2 and len(drawn) == 48
+    pairs = [pair for step in drawn for pair in zip(step.indices, step.states, strict=True)]
+    epochs = [
+        {index: (state.noisy.tolist(), state.position.tolist()) for (epoch, index), state in pairs if epoch == number}
+        for number in (0, 1)
+    ]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(24))] * 2 and len(pairs) == 48
     different = sum(epochs[0][index] != epochs[1][index] for index in range(24))
     assert different > 20, "masks of the first epoch came again"
 
@@ -312,7 +305,10 @@ def test_every_shipped_objective_trains(run, story_questions, name, size):
         data += ("dataset.answer_key=solution",)
     else:
         data = ()
-    file = "configs/demo/train.yaml" if (name, size) == ("t3d", "demo/") else f"configs/baselines/{size}{name}.yaml"
+    if name == "opdlm":
+        data = ("training.max_gen_length=24", "training.refresh_first_length=8")
+    others = {("t3d", "demo/"): "configs/demo/train.yaml", ("opdlm", ""): "configs/opdlm.yaml"}
+    file = others.get((name, size), f"configs/baselines/{size}{name}.yaml")
     folder = run("shipped", f"config={file}", *data, "training.max_steps=3", "training.round_interval=10")
     rows = log_of(folder)
     assert len(rows) == 3
@@ -325,7 +321,7 @@ def test_every_shipped_objective_trains(run, story_questions, name, size):
 @pytest.mark.parametrize(
     "name, term",
     [("naive_td", "cross_entropy"), ("block_likelihood", "cross_entropy"), ("dparallel", "cross_entropy")]
-    + [("redi", "rectified")],
+    + [("redi", "rectified"), ("consistency", "cross_entropy"), ("trajectory_aware", "cross_entropy")],
 )
 def test_every_objective_brings_the_student_to_the_teachers_answers(run, name, term):
     more = (f"training.objective={name}", "training.max_steps=40", "optimizer.params.learning_rate=1e-2")
@@ -336,7 +332,7 @@ def test_every_objective_brings_the_student_to_the_teachers_answers(run, name, t
 
 def test_couplings_that_cannot_differ_are_told(run, caplog):
     run("masks", "training.objective=redi", "training.max_steps=1")
-    assert "every x_T is all masks, so that ReDi is SFT on the model's own text" in caplog.text
+    assert "every x_T is all masks, so ReDi is SFT on the model's own text" in caplog.text
 
 
 class SkippingSFT(SFT):
@@ -420,10 +416,11 @@ def test_variants_run(run, more):
 
 def test_post_num_null_is_no_limit():
     ids = SpecialIds(mask_id=1, pad_id=0, stop_ids=(2,), forbidden_ids=(1,), ordinary_ids=torch.arange(3, 9))
-    for objective in registered().keys() - {"sft"}:
+    for objective in registered().keys() - {"sft", "opdlm"}:  # their answers end at the end of the turn
         for given, learnt in (("null", 8), ("0", 0), ("1", 1)):
             line = ["training.block_size=8", f"training.objective={objective}", f"training.post_num={given}"]
-            assert training.make_objective(load(TrainConfig, line), ids).noise.post_num == learnt
+            noise = training.make_objective(load(TrainConfig, line), ids).noise
+            assert getattr(noise, "noise", noise).post_num == learnt  # a pair of states is drawn around one
 
 
 def test_a_chunked_head_changes_nothing(run):
@@ -490,17 +487,9 @@ def test_the_moving_average_is_exported_beside_the_student(run):
 @pytest.mark.parametrize(
     "more", [LORA + ("training.lora.dropout=0.2",), ("training.ema_decay=0.9",)], ids=["lora", "ema"]
 )
-def test_they_resume_to_the_bit(run, stop_after, more):
+def test_they_resume_to_the_bit(run, resumes_to_the_bit, more):
     more += ("experiment.save_every_steps=2", "training.round_interval=3", "training.max_steps=6")
-    whole = run("whole", *more)
-    stop_after(5)
-    with pytest.raises(Stopped):
-        run("stopped", *more, "experiment.resume=auto")
-    resumed = run("stopped", *more, "experiment.resume=auto")
-    assert without_times(log_of(resumed)) == without_times(log_of(whole))
-    for path in (whole / "ckpt").iterdir():
-        for name, weight in weights(whole, path.name).items():
-            assert torch.equal(weight, weights(resumed, path.name)[name]), f"{path.name}: {name}"
+    resumes_to_the_bit(5, *more)
     with pytest.raises(UserError, match="the run to resume has"):
         run("stopped", "experiment.save_every_steps=2", "training.max_steps=7", "training.round_interval=3",
             "experiment.resume=auto")  # fmt: skip
@@ -655,16 +644,9 @@ def test_a_run_is_not_overwritten(run):
     [(1, 3, 5), (3, 4, 4), (3, 4, 7), (3, 3, 4)],
     ids=["one model", "before the first save", "between refreshes", "at a refresh"],
 )
-def test_resumed_equals_uninterrupted_to_the_bit(run, stop_after, interval, save_every, stop):
+def test_resumed_equals_uninterrupted_to_the_bit(resumes_to_the_bit, interval, save_every, stop):
     more = (f"training.round_interval={interval}", f"experiment.save_every_steps={save_every}", "training.max_steps=9")
-    whole = run("whole", *more)
-    stop_after(stop)
-    with pytest.raises(Stopped):
-        run("stopped", *more, "experiment.resume=auto")
-    resumed = run("stopped", *more, "experiment.resume=auto")
-    assert without_times(log_of(resumed)) == without_times(log_of(whole))
-    for name, weight in weights(whole).items():
-        assert torch.equal(weight, weights(resumed)[name]), name
+    resumes_to_the_bit(stop, *more)
 
 
 def test_auto_finds_the_newest_run_and_a_folder_names_one(run, stop_after):
@@ -679,31 +661,18 @@ def test_auto_finds_the_newest_run_and_a_folder_names_one(run, stop_after):
     assert done == again and len(log_of(again)) == 6
 
 
-@pytest.fixture
-def seen(monkeypatch):
-    """The (epoch, sample) pairs that training in this process draws."""
-    drawn = []
-    original = training.Trainer.draw_states
-
-    def draw_states(trainer, step):
-        drawn.extend(trainer.local_indices(step))
-        return original(trainer, step)
-
-    monkeypatch.setattr(training.Trainer, "draw_states", draw_states)
-    return drawn
-
-
-def test_another_batch_size_goes_on_from_the_sequences_seen(run, stop_after, seen):
+def test_another_batch_size_goes_on_from_the_sequences_seen(run, stop_after, drawn):
     """24 sequences, 2 epochs: 3 steps of 4, then steps of 6; the rate is where as many sequences had brought it."""
     more = ("training.max_steps=null", "training.num_train_epochs=2", "experiment.save_every_steps=3")
     stop_after(3)
     with pytest.raises(Stopped):
         run("first", *more, "experiment.save_every_steps=1")  # the save of step 3 is lost
-    assert len(seen) == 12
-    del seen[8:]
+    assert len(drawn) == 3
+    del drawn[2:]
     resumed = run("first", *more, "experiment.resume=auto", "training.batch_size_lm=2", *accumulating(3))
     rows = log_of(resumed)
     assert [row["sequences"] for row in rows] == [4, 4] + [6] * 6  # 8 + 36 = 44; the last 4 make no batch
+    seen = [pair for step in drawn for pair in step.indices]
     epochs = [[index for epoch, index in seen if epoch == number] for number in (0, 1)]
     assert sorted(epochs[0]) == list(range(24)) and len(epochs[1]) == len(set(epochs[1])) == 20
     course = [min(1.0, (8 + 6 * i - 8) / (44 - 8)) for i in range(1, 7)]
@@ -777,21 +746,13 @@ def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_later(run):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_saves_and_can_be_gone_on_from(run, monkeypatch, capsys, number):
+def test_a_signal_ends_the_step_saves_and_can_be_gone_on_from(run, after_step, capsys, number):
     whole = run("whole")
-    original = Tracker.log
-
-    def log(tracker, metrics, step):
-        original(tracker, metrics, step)
-        if step == 2:
-            os.kill(os.getpid(), number)
-        if step == 3:  # the launcher passes on what the cluster has sent to everyone already
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "log", log)
-        with pytest.raises(Interrupted, match=r"after step 3 of 6, with a checkpoint.*experiment.resume=") as stopped:
-            run("stopped")
+    after_step(2, lambda: os.kill(os.getpid(), number))
+    # the launcher passes on what the cluster has sent to everyone already
+    after_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"after step 3 of 6, with a checkpoint.*experiment.resume=") as stopped:
+        run("stopped")
     assert stopped.value.signal == number and number.name in capsys.readouterr().err
     folder = whole.with_name("stopped")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-00000003"]
@@ -803,8 +764,8 @@ def test_a_signal_ends_the_step_saves_and_can_be_gone_on_from(run, monkeypatch, 
     assert left.value.code == 128 + number and capsys.readouterr().err.startswith("stopped: after step 3")
 
 
-def test_a_second_ctrl_c_stops_at_once(run, monkeypatch):
-    monkeypatch.setattr(Tracker, "log", lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+def test_a_second_ctrl_c_stops_at_once(run, after_step):
+    after_step(1, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         run("twice")
@@ -854,25 +815,17 @@ def test_kill_9_at_any_moment(run, overrides, tmp_path, kills):
 
 
 @pytest.fixture
-def alone(run, monkeypatch):
+def alone(run, drawn):
     """A run of one process without a budget, and a budget under which two would have different numbers of
     micro-batches in at least two of its steps."""
-    steps = []
-    original = training.Trainer.draw_states
-
-    def draw_states(trainer, step):
-        steps.append(original(trainer, step))
-        return steps[-1]
 
     def uneven(budget: int) -> int:
-        shares = ((states[rank::2] for rank in (0, 1)) for states in steps)
+        shares = ((step.states[rank::2] for rank in (0, 1)) for step in drawn)
         counts = ([len(micro_batches(share, size=99, budget=budget)) for share in pair] for pair in shares)
         return sum(first != second for first, second in counts)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(training.Trainer, "draw_states", draw_states)
-        more = ("training.batch_size_lm=8", "experiment.max_grad_norm=0.2", "experiment.save_every_steps=3")
-        folder = run("one", *more)
+    more = ("training.batch_size_lm=8", "experiment.max_grad_norm=0.2", "experiment.save_every_steps=3")
+    folder = run("one", *more)
     assert all(row["grad_norm"] > 0.2 for row in log_of(folder)), "not clipped"
     budget = next(budget for budget in range(100, 600) if uneven(budget) >= 2)
     return folder, ("training.batch_size_lm=4", *more[1:], f"training.tokens_per_batch={budget}")

@@ -23,13 +23,11 @@ from t3d.training import loop as training
 from t3d.training import onpolicy
 from t3d.training.loop import make_objective
 from t3d.training.settings import TrainConfig
-from t3d.training.tracking import Tracker
 from tests.training.conftest import (
-    Stopped,
+    Drawn,
     assert_close,
     launch,
     log_of,
-    weights,
     without_times,
 )
 
@@ -39,29 +37,23 @@ REFRESH = ("training.refresh_rollouts=2", "training.max_gen_length=24", "trainin
 
 
 TEACHER = (*REFRESH, "training.refresh_targets=teacher")
+LEARN_BLOCKS = ("block_likelihood", "consistency", "dparallel", "naive_td", "t3d", "trajectory_aware")
+READERS = f"training.objective={' or '.join(LEARN_BLOCKS)}"
 
 
 def rounds(folder) -> list[int]:
     return sorted(int(path.name) for path in (folder / "rollouts").iterdir())
 
 
-def seen_by(monkeypatch, found: dict[int, dict[str, dict]]):
-    """Every step's samples, as the objective gets them."""
-    original = training.Trainer.draw_states
-
-    def draw_states(trainer, step):
-        chosen = [trainer.samples[index] for _, index in trainer.local_indices(step)]
-        found[step] = {sample["id"]: sample for sample in chosen}
-        return original(trainer, step)
-
-    monkeypatch.setattr(training.Trainer, "draw_states", draw_states)
+def by_step(drawn: list[Drawn]) -> dict[int, dict[str, dict]]:
+    """Every step's samples, by their ids."""
+    return {step.step: {sample["id"]: sample for sample in step.samples} for step in drawn}
 
 
-def test_the_students_own_decoding_takes_the_teachers_place(run, monkeypatch):
+def test_the_students_own_decoding_takes_the_teachers_place(run, drawn):
     """After steps 2 and 4, exactly what the checkpoint of that step decodes, for the questions that the steps see."""
-    seen: dict[int, dict[str, dict]] = {}
-    seen_by(monkeypatch, seen)
     folder = run("fresh", *REFRESH, "experiment.save_every_steps=2")
+    seen = by_step(drawn)
     assert rounds(folder) == [2, 4] and len(log_of(folder)) == 6
     for step in (2, 4):
         student = folder / "ckpt" / f"optimized-0-{step}"
@@ -82,12 +74,11 @@ def test_the_students_own_decoding_takes_the_teachers_place(run, monkeypatch):
                 assert getattr(trajectory, field) == getattr(again[name], field) == samples[name][field]
 
 
-def test_the_teachers_blocks_are_learnt_on_the_students_states(run, story_teacher, monkeypatch):
+def test_the_teachers_blocks_are_learnt_on_the_students_states(run, story_teacher, drawn):
     """Answers as without targets; beside them what the model that training began with writes in their blocks."""
-    seen: dict[int, dict[str, dict]] = {}
-    seen_by(monkeypatch, seen)
     alone = run("alone", *REFRESH, "training.max_steps=3")
     folder = run("states", *TEACHER)
+    seen = by_step(drawn)
     assert not any(t.target_ids for t in read_shards(alone / "rollouts" / "00000002"))
     tokenizer, teacher = load_tokenizer(str(story_teacher)), load_model(str(story_teacher)).eval()
     ids = special_ids(teacher.config, tokenizer, teacher.generation_config)
@@ -107,7 +98,7 @@ def test_the_teachers_blocks_are_learnt_on_the_students_states(run, story_teache
                 assert t.response_ids == written[t.id].response_ids and t.unmask_step == written[t.id].unmask_step
 
 
-@pytest.mark.parametrize("objective", ["t3d", "naive_td", "block_likelihood", "dparallel"])
+@pytest.mark.parametrize("objective", LEARN_BLOCKS)
 def test_objectives_that_learn_from_the_teachers_blocks(run, objective, monkeypatch):
     """Few-step answers, whose blocks the teacher completes at full steps."""
     states = []
@@ -142,12 +133,16 @@ def test_in_mixed_precision(run, refresh):
 def test_a_teachers_end_counts_by_the_models_stop_ids(overrides, story_teacher):
     tokenizer, model = load_tokenizer(str(story_teacher)), load_model(str(story_teacher))
     ids = special_ids(model.config, tokenizer, model.generation_config)
-    for objective in ("t3d", "naive_td", "block_likelihood", "dparallel"):
+    for objective in LEARN_BLOCKS:
         line = overrides("x", *TEACHER, f"training.objective={objective}", "training.block_size=4")
-        assert make_objective(load(TrainConfig, line), ids).noise.stop_ids == ids.stop_ids
+        noise = make_objective(load(TrainConfig, line), ids).noise
+        assert getattr(noise, "noise", noise).stop_ids == ids.stop_ids
 
 
-@pytest.mark.parametrize("objective", ["naive_td", "block_likelihood", "dparallel", "redi", "sft"])
+@pytest.mark.parametrize(
+    "objective",
+    ["naive_td", "block_likelihood", "dparallel", "redi", "sft", "opdlm", "consistency", "trajectory_aware"],
+)
 def test_any_objective_may_be_refreshed(run, story_questions, objective):
     data = (f"dataset.optimization_data={story_questions}",) if objective == "sft" else ()
     folder = run(objective, *REFRESH, *data, f"training.objective={objective}", "training.max_steps=4")
@@ -170,7 +165,7 @@ def test_sft_learns_no_end_where_an_answer_was_cut(tmp_path):
 
 
 def test_rounds_that_cannot_be_are_told_at_the_start(run):
-    with pytest.raises(UserError, match="training.max_gen_length=250: .*256 positions .*; lower it, or"):
+    with pytest.raises(UserError, match="training.max_gen_length=250: .*256 positions, .*; lower this, or"):
         run("long", *REFRESH, "training.max_gen_length=250")
     config = load(TrainConfig, [*REFRESH, "training.objective=redi", "training.block_size=4"])
     ids = SpecialIds(mask_id=1, pad_id=0, stop_ids=(2,), forbidden_ids=(1,), ordinary_ids=torch.arange(3, 9))
@@ -192,12 +187,11 @@ def test_fewer_steps_per_block_are_the_students_few_step_states(run):
         )
 
 
-def test_iterated_rectification(run, monkeypatch):
+def test_iterated_rectification(run, drawn):
     """With ReDi a refresh is the next coupling: the student's decode of an x_T with random tokens, and that x_T."""
-    seen: dict[int, dict[str, dict]] = {}
-    seen_by(monkeypatch, seen)
     more = ("training.objective=redi", "training.refresh_random_init_ratio=0.5", "training.max_steps=4")
     folder = run("redi", *REFRESH, *more)
+    seen = by_step(drawn)
     written = {trajectory.id: trajectory for trajectory in read_shards(folder / "rollouts" / "00000002")}
     for name, sample in (seen[3] | seen[4]).items():
         assert sample["initial_ids"] == written[name].initial_ids and len(set(sample["initial_ids"])) > 1
@@ -209,16 +203,9 @@ def test_iterated_rectification(run, monkeypatch):
     [(3, REFRESH), (4, REFRESH), (5, REFRESH), (3, TEACHER)],
     ids=["inside a round", "at a refresh", "before the next", "with a teacher's targets"],
 )
-def test_resumed_equals_uninterrupted_to_the_bit(run, stop_after, stop, refresh):
+def test_resumed_equals_uninterrupted_to_the_bit(resumes_to_the_bit, stop, refresh):
     more = (*refresh, "experiment.save_every_steps=3", "training.max_steps=7")
-    whole = run("whole", *more)
-    stop_after(stop)
-    with pytest.raises(Stopped):
-        run("stopped", *more, "experiment.resume=auto")
-    resumed = run("stopped", *more, "experiment.resume=auto")
-    assert without_times(log_of(resumed)) == without_times(log_of(whole))
-    for name, weight in weights(whole).items():
-        assert torch.equal(weight, weights(resumed)[name]), name
+    resumes_to_the_bit(stop, *more)
 
 
 def test_a_round_that_is_gone_is_told(run):
@@ -226,7 +213,7 @@ def test_a_round_that_is_gone_is_told(run):
     shutil.rmtree(folder / "rollouts")
     again = ("experiment.resume=auto", "training.refresh_max_active=3")  # which changes no answer
     run("gone", *REFRESH, "training.max_steps=3", *again)  # no step needs it
-    with pytest.raises(UserError, match="00000002 is gone, and step 3 went on from it; start anew"):
+    with pytest.raises(UserError, match="00000002 is missing, step 3 needs it"):
         run("gone", *REFRESH, "training.max_steps=4", "experiment.resume=auto")
 
 
@@ -248,16 +235,15 @@ def test_answers_that_cannot_be_seen_stop_the_run(run, monkeypatch):
 
 
 @pytest.mark.parametrize("end", [3, 4], ids=["inside a round", "where one would begin"])
-def test_a_finished_run_may_go_on(run, monkeypatch, end):
+def test_a_finished_run_may_go_on(run, drawn, end):
     more = (*REFRESH, "lr_scheduler.scheduler=constant", "experiment.resume=auto")
     whole = run("whole", *more, "training.max_steps=6")
     run("done", *more, f"training.max_steps={end}")
     done = run("done", *more, f"training.max_steps={end}")  # nothing is left to do
     assert len(log_of(done)) == end and rounds(done) == list(range(2, end, 2))
-    seen: dict[int, dict[str, dict]] = {}
-    seen_by(monkeypatch, seen)
+    drawn.clear()
     run("done", *more, "training.max_steps=6")
-    assert_from_rounds(done, seen)
+    assert_from_rounds(done, by_step(drawn))
     if end == 4:
         assert without_times(log_of(done)) == without_times(log_of(whole))
 
@@ -271,30 +257,22 @@ def assert_from_rounds(folder, seen: dict[int, dict[str, dict]]) -> None:
             assert written[name].response_ids == sample["response_ids"], f"{name} in step {step}"
 
 
-def test_with_another_batch_size_the_round_gets_the_questions_it_lacks(run, monkeypatch, caplog):
+def test_with_another_batch_size_the_round_gets_the_questions_it_lacks(run, drawn, caplog):
     more = (*REFRESH, "lr_scheduler.scheduler=constant", "experiment.resume=auto")
     folder = run("batch", *more, "training.max_steps=3")
-    seen: dict[int, dict[str, dict]] = {}
-    seen_by(monkeypatch, seen)
+    drawn.clear()
     run("batch", *more, "training.max_steps=6", "training.batch_size_lm=3", "training.gradient_accumulation_steps=2")
+    seen = by_step(drawn)
     assert sorted(seen) == [4, 5, 6] and all(len(samples) == 6 for samples in seen.values())
     assert_from_rounds(folder, seen)
     assert "lacks 6 of the 6 questions" in caplog.text
 
 
-def test_a_signal_at_a_refresh_saves_first(run, monkeypatch):
+def test_a_signal_at_a_refresh_saves_first(run, after_step):
     whole = run("whole", *REFRESH)
-    original = Tracker.log
-
-    def log(tracker, metrics, step):
-        original(tracker, metrics, step)
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "log", log)
-        with pytest.raises(Interrupted, match="after step 4 of 6"):
-            run("stopped", *REFRESH)
+    after_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="after step 4 of 6"):
+        run("stopped", *REFRESH)
     stopped = whole.with_name("stopped")
     assert rounds(stopped) == [2]
     (stopped / "rollouts" / "00000004").mkdir()  # as a kill inside of a refresh leaves it
@@ -313,8 +291,8 @@ def test_the_releases_grid_cannot_be_refreshed():
     "line, remedy",
     [
         (["training.refresh_targets=teacher"], "training.refresh_rollouts"),
-        ([*TEACHER, "training.objective=sft"], "training.objective=block_likelihood or dparallel or naive_td or t3d"),
-        ([*TEACHER, "training.objective=redi"], "training.objective=block_likelihood or dparallel or naive_td or t3d"),
+        ([*TEACHER, "training.objective=sft"], READERS),
+        ([*TEACHER, "training.objective=redi"], READERS),
     ],
     ids=["never refreshed", "sft", "redi"],
 )

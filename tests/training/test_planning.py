@@ -92,7 +92,7 @@ def test_from_the_command_line(overrides, tmp_path, monkeypatch, capsys):
     script = ROOT / "train" / "self_ddo_sdar_full.py"
     monkeypatch.setattr(sys, "argv", [str(script), "--dry-run", *overrides])
     runpy.run_path(str(script))["main"]()
-    assert capsys.readouterr().out.rstrip().endswith("dry run: nothing was written but the data cache")
+    assert capsys.readouterr().out.rstrip().endswith("dry run: only the data cache was written")
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,6 +1,6 @@
-"""A block is unmasked in sub-blocks of 8 from left to right; in each by the dynamic rule (low_confidence_dynamic).
+"""Unmasks a block in sub-blocks of 8 from left to right, each by the dynamic rule (low_confidence_dynamic).
 
-Source: Fast-dLLM v2 (arXiv 2509.26328), whose blocks are 32 wide and whose steps unmask one token at least.
+Source: Fast-dLLM v2 (arXiv 2509.26328), with blocks of 32 and at least one token per step.
 """
 
 import torch

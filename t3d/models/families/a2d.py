@@ -1,8 +1,8 @@
 """A2D models of dllm, and OPDLM's checkpoints (arXiv 2606.06712): Llama, Qwen2 and Qwen3 trained further to diffuse.
 
-Their config.json says nothing about blocks. The mask token is the tokenizer's. Blocks of 32 are what dllm's sampler of
-block diffusion takes by default; OPDLM's models decode at 4 (rollout.block_size, training.block_size). dllm gives its
-models of masked diffusion with full attention the same model type: those do not belong here.
+Their config.json has no block size. The mask token is the tokenizer's. dllm's sampler of block diffusion has blocks of
+32 by default; OPDLM's models decode at 4 (rollout.block_size, training.block_size). dllm's models of masked diffusion
+with full attention have the same model type, and do not belong here.
 """
 
 from t3d.models.family import Family

@@ -1,6 +1,6 @@
-"""SDAR-30B-A3B (arXiv 2510.06303): Qwen3-MoE's weights under their published names, every expert's of its own.
+"""SDAR-30B-A3B (arXiv 2510.06303): Qwen3-MoE's weights under their published names, separate for every expert.
 
-transformers holds the experts of a layer in one tensor. It joins them when they are loaded, and an export parts them.
+transformers holds the experts of a layer in one tensor. Loading joins them, and an export splits them again.
 """
 
 from t3d.models.family import Family
