@@ -8,21 +8,24 @@ matrix, which is parted when the weights are loaded and joined by an export.
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    PreTrainedConfig,
+    core_model_loading,
+)
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
 from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-try:
-    from transformers.core_model_loading import Split
-except ImportError:  # transformers before it could part a matrix into unequal pieces
-    Split = None
-
 from t3d.models.block_diffusion import BlockDiffusionLM
 from t3d.models.family import Family
 
+Split: Any = getattr(core_model_loading, "Split", None)  # None: this transformers parts a matrix into equal pieces only
 AS_GLM4 = {"use_bias": False, "norm_head": False, "score_function": "sigmoid", "hidden_act": "silu"}
 
 
