@@ -413,15 +413,19 @@ def _named_weights(
         weights.setdefault(name, weights[original])
     if names is None:
         weights = {name: weight for name, weight in weights.items() if name not in tied}
+    target = getattr(torch, dtype) if dtype else None
+    exact = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())  # such as a router's bias
+    for name, weight in weights.items():
+        if weight.is_floating_point() and not any(part in name for part in exact):
+            weights[name] = weight.detach().to("cpu", target)
     weights = revert_weight_conversion(model, weights)
     names = list(weights) if names is None else names
     lacking = [name for name in names if name not in weights]
     assert not lacking, f"the state dict lacks {lacking[:3]}"
-    target = getattr(torch, dtype) if dtype else None
     result: dict[str, Tensor] = {}
     written: set[int] = set()
     for name in names:
-        weight = weights[name].detach().to("cpu", target if weights[name].is_floating_point() else None).contiguous()
+        weight = weights[name].detach().cpu().contiguous()
         # A teacher may store both weights of a tied pair. And on a CPU ZeRO-3 gathers views of one shared buffer.
         whole = weight.untyped_storage().nbytes() == weight.nbytes
         result[name] = weight if whole and weight.data_ptr() not in written else weight.clone()

@@ -427,7 +427,7 @@ STRATEGIES = ", ".join([*names(), "or module:Object"])
         (
             EvalConfig,
             "model_base=lada",
-            "must be one of a2d, dream, fast_dllm, llada, sdar, sdar_moe, or module:Object",
+            "must be one of a2d, dream, fast_dllm, llada, llada2, sdar, sdar_moe, or module:Object",
         ),
         (EvalConfig, "rollout.engine=vllm", "must be one of local, sglang"),
         (TrainConfig, "training.block_size=0", "must be at least 1"),

@@ -46,11 +46,14 @@ SHAPE = {
     "pad_token_id": PAD,
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+GROUPED = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 4, "topk_group": 2}
+GROUPED |= {"use_qk_norm": True, "routed_scaling_factor": 2.5, "first_k_dense_replace": 1}
 KEYS = {"block_size": 4, "mask_token_id": MASK}
 # published model type -> (transformers' model type, its own keys, what config.json says beside them)
 FAMILIES = {
     "sdar": ("sdar", {}, KEYS),
     "sdar_moe": ("qwen3_moe", EXPERTS, KEYS),
+    "llada2_moe": ("llada2_moe", GROUPED, KEYS | {"num_experts": 8, "num_shared_experts": 1}),
     "a2d-qwen3": ("qwen3", {}, {}),
     "a2d-llama": ("llama", {}, {}),
     "a2d-qwen2": ("qwen2", {}, {}),
@@ -63,6 +66,7 @@ FAMILIES = {
     "gemma3_text": ("gemma3_text", {"sliding_window": 64, "query_pre_attn_scalar": 8}, KEYS),
     "olmo2": ("olmo2", {}, KEYS),
 }
+OURS = {"sdar", "llada2_moe"}  # whose class is block-causal by itself
 SHIFTED = {"Fast_dLLM_Qwen", "llama", "qwen3", "smollm3"}
 WITHOUT_HEAD_DIM = {"olmo2", "qwen2", "smollm3", "phi3", "granite", "cohere", "gpt_neox", "starcoder2"}
 
@@ -75,6 +79,7 @@ def plain_config(kind: str, own: dict):
 def published(folder, kind: str):
     """The folder of a family, and transformers' model with its weights."""
     base, own, said = FAMILIES[kind]
+    families()  # registers what transformers does not have
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(plain_config(base, own), attn_implementation="sdpa").eval()
     model.save_pretrained(folder)
@@ -133,7 +138,7 @@ def test_a_published_folder_decodes_trains_and_exports(kind, tmp_path):
     # the weights are theirs: at block size 1 the mask is the causal one
     model.config.block_size, prompt = 1, torch.tensor([[5, 9, 40, 3, 3, 17, 8, 1]])
     causal = torch.ones(8, 8).tril().bool()[None, None]
-    expected = theirs(prompt, attention_mask=causal).logits if kind == "sdar" else theirs(prompt).logits
+    expected = theirs(prompt, attention_mask=causal).logits if kind in OURS else theirs(prompt).logits
     torch.testing.assert_close(model(prompt).logits, expected, **CLOSE)
     product = model(prompt, head=lambda hidden, weight: hidden @ weight.T)
     torch.testing.assert_close(product, expected, **CLOSE)
@@ -383,3 +388,6 @@ def test_lora_goes_to_the_familys_layers(tmp_path):
     moe = load_model(str(published(tmp_path / "b", "sdar_moe")[0]))
     assert lora_modules(moe) == ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert "model.layers.0.mlp.experts.3.gate_proj.weight" in weight_names(tmp_path / "b")
+    names = weight_names(published(tmp_path / "c", "llada2_moe")[0])
+    assert {"model.word_embeddings.weight", "model.layers.1.mlp.gate.expert_bias"} < names
+    assert "model.layers.0.attention.query_key_value.weight" in names

@@ -1,1 +1,1 @@
-"""SDAR models in lm-evaluation-harness: the model ``t3d_sdar``. See docs/HARNESS.md."""
+"""Block-diffusion models in lm-evaluation-harness: the model ``t3d_sdar``. See docs/HARNESS.md."""
