@@ -19,7 +19,8 @@ COMMANDS = {
     "report": ("Show results as tables, CSV or a page with plots; compare two.", "t3d.evaluation.report:main"),
     "analyse": ("Measure how dependent the tokens of one step are.", "t3d.evaluation.analysis:main"),
     "grade": ("Grade answers from a file.", "t3d.evaluation.grade:main"),
-    "card": ("Write the model card of a student.", "t3d.share.card:main"),
+    "card": ("Write the card of a student or of a set of trajectories.", "t3d.share.card:main"),
+    "push": ("Upload a student or a set of trajectories to the hub.", "t3d.share.push:main"),
     "chat": ("Ask a model questions and watch it unmask its answers.", "t3d.cli.chat:main"),
 }
 LAUNCH, LAUNCHED = "--launch", ("rollout", "train", "eval")  # the commands that several processes can share

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from t3d.common import paths
 from t3d.common.errors import UserError, run_main
 from t3d.common.jsonfiles import atomic_write
+from t3d.data.shards import shard_files
 from t3d.evaluation.report import result_table
 from t3d.evaluation.results import AVERAGE, Row, for_people
 from t3d.evaluation.tables import Table
 from t3d.models.loading import CARD, folder_config
 from t3d.share import student as facts
 from t3d.share.student import CONFIG, RESULTS, TRAINING, Student
+from t3d.share.templates import render
+from t3d.share.trajectories import trajectory_card
 from t3d.training.tracking import LOG
 
 SPEED = {"tokens_per_second": ("Tokens/s", "{tokens_per_second:.0f}")}
@@ -117,22 +119,15 @@ def model_metadata(name: str, metadata: dict[str, Any], rows: Sequence[Row]) -> 
     ).to_yaml()
 
 
-def render(template: str, **values: Any) -> str:
-    """A card from a template of this folder. A value that is missing is an error."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(template).render(**values).rstrip() + "\n"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Write a card. ``argv``: None = the process's own arguments."""
     parser = argparse.ArgumentParser(
         prog="t3d card",
-        description="Write the card of a student: README.md in its folder, and training/ with its run's configuration "
-        "and log and the results that the card shows.",
+        description="Write a card, README.md. A student's folder also gets training/, with its run's configuration and "
+        "log and the results that the card shows. A rollout's folder can then be read by datasets.load_dataset.",
     )
-    parser.add_argument("folder", help="a training run's folder, or a student's")
-    parser.add_argument("--repo", metavar="OWNER/NAME", help="the name that the model will have on the hub")
+    parser.add_argument("folder", help="a training run's folder, a student's, or a rollout's folder of shards")
+    parser.add_argument("--repo", metavar="OWNER/NAME", help="the name that the folder will have on the hub")
     parser.add_argument(
         "--results", nargs="+", default=[], metavar="PATH", help="results files or folders; else eval/ and the project"
     )
@@ -141,6 +136,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--license", metavar="ID", help="such as apache-2.0; else the teacher's, from its card")
     parser.add_argument("--force", action="store_true", help="replace a README.md that is there")
     asked = parser.parse_args(argv)
+    if shard_files(folder := paths.resolve(asked.folder)):
+        refuse_present(folder, asked.force)
+        text = trajectory_card(folder, asked.repo, asked.license)
+        with atomic_write(folder / CARD) as file:
+            file.write(text)
+        print(folder / CARD)
+        return
     student = facts.read_student(asked.folder)
     refuse_present(student.folder, asked.force)
     print(write_student_card(student, asked))

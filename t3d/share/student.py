@@ -69,10 +69,7 @@ def read_student(folder: str | Path) -> Student:
     Raises:
         UserError: there is no such folder, no training made it, or its training's files are missing.
     """
-    given = paths.resolve(folder)
-    if not given.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of a training run, or of a student", "folder")
-    model = _trained_model(given) if (given / LOG).is_file() else given
+    model = trained_folder(folder)
     made_by = provenance(model)
     if not {"objective", "step", "teacher"} <= made_by.keys():
         raise UserError(
@@ -92,8 +89,13 @@ def read_student(folder: str | Path) -> Student:
     return Student(model, made_by, run, options.dotted(saved_settings(run / CONFIG)), steps)
 
 
-def _trained_model(run: Path) -> Path:
-    """The model folder that a finished run left."""
+def trained_folder(folder: str | Path) -> Path:
+    """The model folder of a finished run, or any other folder itself. Raises UserError if there is none."""
+    run = paths.resolve(folder)
+    if not run.is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of a training run, or of a student", "folder")
+    if not (run / LOG).is_file():
+        return run
     model = run / "ckpt" / options.dotted(saved_settings(run / CONFIG)).get("model.optimized_name", "optimized")
     if not model.is_dir():
         others = ", ".join(str(path.parent) for path in sorted(run.glob(f"ckpt/*/{PROVENANCE}")))
