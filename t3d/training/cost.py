@@ -86,7 +86,8 @@ def kept_per_token(config: Any, half: bool) -> float:
 def _with_layers(config: Any, layers: int) -> Any:
     config = deepcopy(config)
     config.num_hidden_layers, config._attn_implementation = layers, "sdpa"
-    config._experts_implementation = "grouped_mm"  # of a mixture; the plain loop asks which experts are chosen
+    if hasattr(config, "num_experts_per_tok"):  # a mixture; the plain loop would ask which experts are chosen
+        config._experts_implementation = "grouped_mm"
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
     return config
