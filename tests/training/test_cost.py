@@ -9,9 +9,11 @@ from studies.benchmarks import train_step
 from t3d.blocks.attention import Labels, dense_mask
 from t3d.common.paths import ROOT
 from t3d.models import SDARConfig, SDARForCausalLM
+from t3d.models.family import families, model_class
 from t3d.models.loading import load_model
 from t3d.training import cost
 from tests.conftest import reset_accelerator
+from tests.models.test_families import FAMILIES, plain_config
 
 SMALL = dict(
     vocab_size=500,
@@ -121,3 +123,12 @@ def test_the_tables_name_every_model_and_number_of_gpus():
     assert all(f"| {name} | {gpus} |" in text for name in cost.MODELS for gpus in (1, 8, 64))
     page = (ROOT / "docs" / "SCALING.md").read_text()
     assert text in page, "run python -m t3d.training.cost and put its tables there"
+
+
+@pytest.mark.parametrize("kind", ["sdar_moe", "llada2_moe"])
+def test_a_mixture_of_experts_is_measured_too(kind):
+    base, own, _ = FAMILIES[kind]
+    families()  # registers LLaDA2
+    model = cost.Model.of(plain_config(base, own), half=True)
+    assert model.weights == cost.parameters(model_class(model.config)(model.config)) and model.kept > 0
+    assert cost.kept_per_token(model.config, half=False) == 2 * model.kept

@@ -38,6 +38,7 @@ class LLaDA2Config(Glm4MoeConfig):
 class LLaDA2ForCausalLM(BlockDiffusionLM, Glm4MoeForCausalLM):
     """Glm4-MoE under the block grid, with LLaDA2's names in its folders."""
 
+    __module__ = Glm4MoeForCausalLM.__module__  # whose source tells transformers how experts can be computed
     config_class = LLaDA2Config
 
 
