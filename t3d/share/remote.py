@@ -78,7 +78,9 @@ def export(source: str, output: str) -> Path:
         raise UserError(
             f"{source}: its weights have other names than in transformers; export does not write it", "student"
         )
-    code, auto_map = modelling_file(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+    base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    assert isinstance(base, type)
+    code, auto_map = modelling_file(base)
     fresh = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     kept = shutil.ignore_patterns("*.py", ".*", "__pycache__")
