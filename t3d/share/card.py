@@ -25,7 +25,7 @@ from t3d.evaluation.tables import Table
 from t3d.models.loading import CARD, folder_config
 from t3d.share import student as facts
 from t3d.share.student import CONFIG, RESULTS, TRAINING, Student
-from t3d.share.templates import render
+from t3d.share.templates import plain, render
 from t3d.share.trajectories import trajectory_card
 from t3d.training.tracking import LOG
 
@@ -61,7 +61,7 @@ def student_card(student: Student, rows: Sequence[Row], asked: argparse.Namespac
     name = (asked.repo or f"{teacher}-{objective}").rpartition("/")[2]
     licence = {"license": asked.license} if asked.license else facts.teachers_licence(student.teacher)
     data = asked.datasets or facts.question_sets(student, first)
-    settings = [[f"`{key}`", f"`{_plain(value)}`"] for key, value in facts.method_settings(student).items()]
+    settings = [[f"`{key}`", f"`{plain(value)}`"] for key, value in facts.method_settings(student).items()]
     shown = for_people(rows)
     metadata = {
         "base_model": base,
@@ -89,11 +89,6 @@ def student_card(student: Student, rows: Sequence[Row], asked: argparse.Namespac
         licence=licence.get("license_name") or licence.get("license"),
         licence_link=licence.get("license_link"),
     )
-
-
-def _plain(value: Any) -> str:
-    """A setting's value as YAML writes it."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def model_metadata(name: str, metadata: dict[str, Any], rows: Sequence[Row]) -> str:

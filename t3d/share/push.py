@@ -98,8 +98,7 @@ def upload(folder: Path, files: Sequence[Path], repo: str, kind: str, public: bo
         if not (public or there.private):
             raise UserError(f"{repo}: it exists and is public; add --public, or choose another name", "--public")
         names = {path.relative_to(folder).as_posix(): path for path in files}
-        siblings = getattr(there, "siblings", None) or ()
-        old = [file.rfilename for file in siblings if file.rfilename not in names]
+        old = [file.rfilename for file in getattr(there, "siblings", None) or () if file.rfilename not in names]
         gone = [name for name in old if any(fnmatch(name, pattern) for pattern in (*WEIGHT_FILES, "shard-*.jsonl"))]
         api.create_commit(
             repo,

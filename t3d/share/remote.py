@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from t3d import __version__
 from t3d.blocks import strategy
@@ -20,7 +19,7 @@ from t3d.common import paths
 from t3d.common.errors import UserError, run_main
 from t3d.models import block_diffusion
 from t3d.models.block_diffusion import BlockDiffusionLM
-from t3d.models.family import family_of
+from t3d.models.family import family_of, model_class
 from t3d.models.loading import CARD, folder_config, load_config, load_tokenizer, located, special_ids
 from t3d.share.bundle import Bundle, Place
 from t3d.share.student import trained_folder
@@ -35,8 +34,8 @@ Generated from the sources of t3d {__version__} (few-step diffusion language mod
 """'''
 
 
-def modelling_file(base: type) -> tuple[str, dict[str, str]]:
-    """The code of models on transformers' (or our own) class ``base``, and the ``auto_map`` of config.json."""
+def modelling_file(kind: type[BlockDiffusionLM]) -> tuple[str, dict[str, str]]:
+    """The code of a block-diffusion class (see ``model_class``), and the ``auto_map`` of config.json."""
     names = strategy.names()
     classes = {name: "".join(part.capitalize() for part in name.split("_")) for name in names}
     table = ", ".join(f'"{name}": {found}' for name, found in classes.items())
@@ -48,18 +47,19 @@ def modelling_file(base: type) -> tuple[str, dict[str, str]]:
         "    return strategies[name]()",
     }
     strategies = [Place(f"{strategy.PACKAGE}.{name}", found) for name, found in classes.items()]
-    if issubclass(base, BlockDiffusionLM):
+    if kind.__module__ == OURS:
         auto = {"AutoConfig": "SDARConfig", "AutoModel": "SDARModel", "AutoModelForCausalLM": "SDARForCausalLM"}
         bundle = Bundle([*(Place(OURS, name) for name in auto.values()), *strategies], replaced)
         text = bundle.text()
     else:
         auto = {"AutoModelForCausalLM": "BlockDiffusionForCausalLM"}
         bundle = Bundle([Place(OURS, "BlockDiffusionLM"), *strategies], replaced)
-        config = base.config_class  # type: ignore[attr-defined]
+        config, name = kind.config_class, kind.__name__  # transformers' own, and its class's name
+        assert config is not None
         text = bundle.text() + (
-            f"\n\nfrom {base.__module__} import {base.__name__}\nfrom {config.__module__} import {config.__name__}\n"
-            f"\n\nclass BlockDiffusionForCausalLM(BlockDiffusionLM, {base.__name__}):\n"
-            f'    """{base.__name__} under the block grid."""\n\n    config_class = {config.__name__}\n'
+            f"\n\nfrom {kind.__module__} import {name}\nfrom {config.__module__} import {config.__name__}\n"
+            f"\n\nclass BlockDiffusionForCausalLM(BlockDiffusionLM, {name}):\n"
+            f'    """{name} under the block grid."""\n\n    config_class = {config.__name__}\n'
         )
     return f"{HEAD}\n\n{text}", {name: f"{MODULE}.{found}" for name, found in auto.items()}
 
@@ -78,9 +78,7 @@ def export(source: str, output: str) -> Path:
         raise UserError(
             f"{source}: its weights have other names than in transformers; export does not write it", "student"
         )
-    base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    assert isinstance(base, type)
-    code, auto_map = modelling_file(base)
+    code, auto_map = modelling_file(model_class(config))
     fresh = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     kept = shutil.ignore_patterns("*.py", ".*", "__pycache__")

@@ -1,5 +1,6 @@
 """The cards' templates: the ``*.md.j2`` files of this folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,3 +12,8 @@ def render(template: str, **values: Any) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(template).render(**values).rstrip() + "\n"
+
+
+def plain(value: Any) -> str:
+    """A setting's value as YAML writes it."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -17,7 +17,7 @@ from t3d.common.errors import UserError
 from t3d.data.shards import ReadReport, read_shards
 from t3d.data.trajectory import Trajectory, split_id
 from t3d.evaluation.tables import Table
-from t3d.share.templates import render
+from t3d.share.templates import plain, render
 
 COLUMNS: Mapping[Any, Mapping[str, str]] = {  # type of a field -> of its column
     str: {"dtype": "string"},
@@ -76,7 +76,9 @@ def trajectory_card(folder: Path, repo: str | None, licence: str | None) -> str:
     """
     summary = summarise(folder)
     name = (repo or f"owner/{folder.name.removeprefix('outputs-eval-')}").rpartition("/")[2]
-    settings = [[f"`{key}`", ", ".join(f"`{value}`" for value in values)] for key, values in summary.decode.items()]
+    settings = [
+        [f"`{key}`", ", ".join(f"`{plain(value)}`" for value in values)] for key, values in summary.decode.items()
+    ]
     metadata = {
         **({"license": licence} if licence else {}),
         "task_categories": ["text-generation"],
