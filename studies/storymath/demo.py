@@ -41,7 +41,7 @@ def command(*arguments: str) -> None:
         signal.signal(signal.SIGTERM, before)
         stage.wait()  # also after Ctrl-C, which the terminal sends to both: a stage may write a checkpoint
     if code:
-        raise UserError(f"{arguments[1]}: failed with exit code {code}; see its message above")
+        raise UserError(f"{arguments[1]}: failed with exit code {code}; see its message above", arguments[1])
 
 
 def main() -> None:

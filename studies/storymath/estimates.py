@@ -28,7 +28,9 @@ def read_figures(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except ValueError as error:
-        raise UserError(f"{file}: no figures of a run ({error}); remove it, and run the method again") from error
+        raise UserError(
+            f"{file}: no figures of a run ({error}); remove it, and run the method again", str(file)
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def at_speed(split: str, *speeds: float) -> Pick:
             ]
             if len(found) != 1:
                 who = f"{run['method']}, block {run['block_size']}, seed {run['seed']}"
-                raise UserError(f"{who}: {len(found)} figures for {split} at {speed:g} tokens/step; run it again")
+                raise UserError(
+                    f"{who}: {len(found)} figures for {split} at {speed:g} tokens/step; run it again", "rows"
+                )
             rows += found
         return rows
 
@@ -80,7 +84,7 @@ def dynamic(run: Run) -> list[Row]:
     found = [row for row in run["rows"] if "dynamic" in row["strategy"]]
     if len(found) != 1:
         who = f"{run['method']}, block {run['block_size']}, seed {run['seed']}"
-        raise UserError(f"{who}: {len(found)} figures for dynamic decoding; run it again")
+        raise UserError(f"{who}: {len(found)} figures for dynamic decoding; run it again", "rows")
     return found
 
 

@@ -54,7 +54,9 @@ def write_page(
     """
     runs = [read_figures(path) | {"file": path.name} for path in sorted(figures.glob("*.json"))]
     if not runs:
-        raise UserError(f"{figures} has no figures yet; run `python -m studies.storymath.tables` without --page first")
+        raise UserError(
+            f"{figures} has no figures yet; run `python -m studies.storymath.tables` without --page first", str(figures)
+        )
     folder = Path(os.path.relpath(figures, page.parent)).as_posix()
     named = {**methods, **ablations}
     blocks = sorted({run["block_size"] for run in runs if run["method"] in named})

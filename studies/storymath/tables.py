@@ -265,7 +265,7 @@ def finished(name: str, block: int, seed: int, args) -> bool:
     for key, asked in made_with(name, args).items():
         if figures.get(key) != asked:
             what = f"{key}: {file} was made with {figures.get(key)}, this asks for {asked}"
-            raise UserError(f"{what}; ask for that, or move the file away")
+            raise UserError(f"{what}; ask for that, or move the file away", key)
     return True
 
 
@@ -346,10 +346,10 @@ def main() -> None:
     args = parser.parse_args()
     os.chdir(ROOT)  # as in the stages' processes; printed paths are relative to it
     if BATCH % args.processes:
-        raise UserError(f"--processes {args.processes}: {BATCH} sequences a step do not divide by it")
+        raise UserError(f"--processes {args.processes}: {BATCH} sequences a step do not divide by it", "--processes")
     chosen = args.methods.split(";") if args.methods else [*METHODS, *(ABLATIONS if args.ablations else ())]
     if unknown := [name for name in chosen if name not in METHODS | ABLATIONS]:
-        raise UserError(f"--methods {unknown[0]}: not known; {'; '.join(METHODS | ABLATIONS)}")
+        raise UserError(f"--methods {unknown[0]}: not known; {'; '.join(METHODS | ABLATIONS)}", "--methods")
     if args.analysis:
         for name, block in product(ANALYSED, args.blocks):
             analyse(name, block, args.seeds[0], args)

@@ -77,7 +77,8 @@ class Speaker:
         room = self.positions // self.settings.block_size * self.settings.block_size - len(prompt_ids)
         if room < 1:
             raise UserError(
-                f"the question has {len(prompt_ids)} tokens, the model {self.positions} positions; shorten the question"
+                f"the question has {len(prompt_ids)} tokens, the model {self.positions} positions; shorten it",
+                "question",
             )
         return replace(self.settings, max_token=min(self.settings.max_token, room))
 
@@ -230,7 +231,7 @@ def ask(question: str, turns: Turns, console: Console, *, data_type: str, delay:
     try:
         question.encode()
     except UnicodeEncodeError:  # bytes of another encoding arrive as lone surrogates
-        raise UserError("the question is not UTF-8 text; write it in UTF-8") from None
+        raise UserError("the question is not UTF-8 text; write it in UTF-8", "question") from None
     ids = turns.prompt(question, data_type)
     if unknown := ids.count(speaker.tokenizer.unk_token_id):
         console.out(f"(the model does not know {unknown} word{'s' if unknown > 1 else ''} of the question)")

@@ -45,7 +45,7 @@ def disk_fault(error: OSError) -> UserError | None:
         remedy = "choose another place, or change its permissions"
     else:
         return None
-    return UserError(f"{place}: {error.strerror}; {remedy}")
+    return UserError(f"{place}: {error.strerror}; {remedy}", str(place))
 
 
 @contextmanager

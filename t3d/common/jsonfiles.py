@@ -45,25 +45,25 @@ def read_json_array(path: str | Path, chunk: int = 1 << 20) -> Iterator[dict[str
     """Stream the objects of a JSON list of any size and layout. `UserError` if the file is no such list."""
     path, decoder, count = Path(path), json.JSONDecoder(), 0
     if not path.is_file():
-        raise UserError(f"{path} does not exist")
+        raise UserError(f"{path} does not exist", str(path))
     with open(path, encoding="utf-8-sig") as file:
         while (first := _text(file, 1)).isspace():
             pass
         if first != "[":
-            raise UserError(f"{path} is not a JSON list of rows")
+            raise UserError(f"{path} is not a JSON list of rows", str(path))
         buffer = ""
         while True:
             buffer = buffer.lstrip(" \t\r\n,")
             if buffer.startswith("]"):
                 return
             if buffer and not buffer.startswith("{"):
-                raise UserError(f"{path}, row {count}: not a JSON object")
+                raise UserError(f"{path}, row {count}: not a JSON object", str(path))
             try:
                 row, end = decoder.raw_decode(buffer)
             except ValueError as error:
                 more = _text(file, max(chunk, len(buffer)))  # doubling keeps a huge row linear
                 if not more:
-                    raise UserError(f"{path}, row {count}: incomplete or broken JSON ({error})") from error
+                    raise UserError(f"{path}, row {count}: incomplete or broken JSON ({error})", str(path)) from error
                 buffer += more
                 continue
             yield row
@@ -76,11 +76,13 @@ def check_characters(where: str, value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise UserError(f"{where}: {half!a} is half of a character; correct or remove the row") from None
+        raise UserError(f"{where}: {half!a} is half of a character; correct or remove the row", where) from None
 
 
 def _text(file: IO[str], size: int) -> str:
     try:
         return file.read(size)
     except UnicodeDecodeError as error:
-        raise UserError(f"{file.name} is not text in UTF-8 ({error.reason}); give a JSON file") from None
+        raise UserError(
+            f"{file.name} is not text in UTF-8 ({error.reason}); give a JSON file", str(file.name)
+        ) from None

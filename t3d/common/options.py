@@ -285,12 +285,14 @@ def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
             continue
         key, equals, text = token.partition("=")
         if not equals or not key or key.startswith("-"):
-            raise UserError(f"{token}: not understood; write key=value, for example rollout.block_size=4, or --help")
+            raise UserError(
+                f"{token}: not understood; write key=value, for example rollout.block_size=4, or --help", token
+            )
         if key == "config":
             if file is not None:
-                raise UserError(f"{token}: config= is given twice; give one file")
+                raise UserError(f"{token}: config= is given twice; give one file", "config")
             if not text:
-                raise UserError(f"{token}: no file; write config=FILE")
+                raise UserError(f"{token}: no file; write config=FILE", "config")
             file = text
             continue
         overrides.append((key, text))
@@ -313,7 +315,7 @@ def _value(key: str, text: str, item: "_Item | None") -> Any:
 def _yaml_layers(file: str, above: tuple[str, ...] = ()) -> list[tuple[dict[Any, Any], str]]:
     """The values of a YAML file, each with its place. The values of its ``base`` file come first."""
     if file in above:
-        raise UserError(f"config={above[0]}: base: {file} leads back to itself; leave it out")
+        raise UserError(f"config={above[0]}: base: {file} leads back to itself; leave it out", "config")
     values = _read_yaml(file)
     base = values.pop("base", None)
     if base is not None and not isinstance(base, str):
@@ -331,11 +333,11 @@ def _read_yaml(file: str) -> dict[Any, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
-        raise UserError(f"config={file}: not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+        raise UserError(f"config={file}: not valid YAML{line}: {getattr(error, 'problem', error)}", "config") from None
     except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config={file}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"config={file}: cannot be read: {str(error).splitlines()[0]}", "config") from None
     if not isinstance(values, dict):
-        raise UserError(f"config={file}: holds a list; write `section:` and below it `key: value`")
+        raise UserError(f"config={file}: holds a list; write `section:` and below it `key: value`", "config")
     return values
 
 

@@ -65,9 +65,9 @@ def read_trajectories(path: str | Path, report: ReadReport | None = None, **rele
     """Stream trajectories from a shard folder, a .jsonl shard or a release-layout JSON (with that reader's options)."""
     path = Path(path)
     if path.is_dir() and not shard_files(path):
-        raise UserError(f"{path} holds no shard-*.jsonl; run sample/sdar_sample.py first")
+        raise UserError(f"{path} holds no shard-*.jsonl; run sample/sdar_sample.py first", str(path))
     if not path.exists():
-        raise UserError(f"{path} does not exist; run sample/sdar_sample.py and data/rename_key.py first")
+        raise UserError(f"{path} does not exist; run sample/sdar_sample.py and data/rename_key.py first", str(path))
     if path.is_dir() or path.suffix == ".jsonl":
         return read_shards(path, report)
     return read_release_json(path, report=report, **release)
@@ -131,11 +131,11 @@ def _check_record(record: Trajectory, path: Path, mask_id: int, report: DropRepo
     try:
         record.validate(mask_id)
     except ValueError as error:
-        raise UserError(f"{path}: {error}; roll out again with this model") from error
+        raise UserError(f"{path}: {error}; roll out again with this model", str(path)) from error
     report.block_size = report.block_size or record.block_size
     if record.block_size != report.block_size:
         sizes = f"{report.block_size} and {record.block_size} ({record.id})"
-        raise UserError(f"{path}: rollouts with block sizes {sizes} are mixed; train on one of them")
+        raise UserError(f"{path}: rollouts with block sizes {sizes} are mixed; train on one of them", str(path))
 
 
 def _check_origin(record: Trajectory, path: Path, tokenizer: Any, model: str | None) -> None:
@@ -301,7 +301,8 @@ def hub_rows(source: str) -> Path:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # offline, unknown set, unknown split
         raise UserError(
             f"dataset.optimization_data=hub:{source}: {str(error).strip().splitlines()[0]}; check name and connection, "
-            "or give a file"
+            "or give a file",
+            "dataset.optimization_data",
         ) from error
     cache_dir.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -332,7 +333,7 @@ def _build(
         yield from generate(report)
         if not report.kept:
             remedy = "raise max_prompt_len or max_gen_length, or roll out again"
-            raise UserError(f"nothing to train on: {report.line()}; {remedy}")
+            raise UserError(f"nothing to train on: {report.line()}; {remedy}", str(path))
         with atomic_write(counts) as file:
             json.dump(asdict(report), file)
 
@@ -359,7 +360,7 @@ def _file_fingerprint(path: Path) -> list[tuple[str, int, int]]:
     """(absolute name, bytes, modification time) of a file or of every shard of a folder."""
     files = shard_files(path) if path.is_dir() else [path] if path.exists() else []
     if not files:
-        raise UserError(f"{path} does not exist or has no shards; run the stage before this one first")
+        raise UserError(f"{path} does not exist or has no shards; run the stage before this one first", str(path))
     return [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 

@@ -101,7 +101,7 @@ def end_of_turn_id(tokenizer: Any) -> int:
     if (end := _template_end(tokenizer)) is not None:
         return end
     if tokenizer.eos_token_id is None:
-        raise UserError("tokenizer: neither its chat template nor an eos token ends a turn; set eos_token")
+        raise UserError("tokenizer: neither its chat template nor an eos token ends a turn; set eos_token", "eos_token")
     return tokenizer.eos_token_id
 
 
@@ -115,7 +115,9 @@ def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
     if stops is None:
         stops = tokenizer.eos_token_id
     if stops is None or stops == []:
-        raise UserError("stop ids: the model folder names none; set eos_token_id in its generation_config.json")
+        raise UserError(
+            "stop ids: the model folder names none; set eos_token_id in its generation_config.json", "eos_token_id"
+        )
     stops = (stops,) if isinstance(stops, int) else tuple(stops)
     if not getattr(tokenizer, "chat_template", None):
         return stops
@@ -147,5 +149,7 @@ def _say_once(line: str) -> None:
 
 def _apply_template(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
     if not getattr(tokenizer, "chat_template", None):
-        raise UserError("tokenizer: it has no chat template; add chat_template.jinja to the model folder")
+        raise UserError(
+            "tokenizer: it has no chat template; add chat_template.jinja to the model folder", "chat_template"
+        )
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)

@@ -77,7 +77,9 @@ def release_rows(
         elif index < len(rows) and rows[index].get("question") == first.question:
             row = dict(rows[index])
         else:
-            raise UserError(f"{first.id}: its question is not row {index} of the data set; use the rollouts' data")
+            raise UserError(
+                f"{first.id}: its question is not row {index} of the data set; use the rollouts' data", "question"
+            )
         if prompt_text is not None:
             row["prompt"] = prompt_text(first.prompt_ids)
         row["full_output"] = [t.text for t in samples]
@@ -100,7 +102,7 @@ def _refuse_different(samples: Sequence[Trajectory]) -> None:
     for other in samples:
         for key in (*OUR_PER_ROW, "question"):
             if getattr(other, key) != getattr(first, key) and _shared(other, key) != _shared(first, key):
-                raise UserError(f"trajectories {first.id} and {other.id} of one problem differ in {key}")
+                raise UserError(f"trajectories {first.id} and {other.id} of one problem differ in {key}", key)
 
 
 def _shared(trajectory: Trajectory, key: str) -> Any:
@@ -150,7 +152,7 @@ def read_release_json(
             trajectories = tokenised.read(row, index)
         else:
             _check_text_row(row, f"{path}, row {index}")
-            raise UserError(f"{path}, row {index}: text without token ids; give a tokenizer")
+            raise UserError(f"{path}, row {index}: text without token ids; give a tokenizer", "response_ids")
         for trajectory in trajectories:
             if trajectory.id in seen:
                 report.repeated += 1
@@ -165,7 +167,7 @@ def _own_trajectories(row: dict[str, Any], where: str) -> Iterator[Trajectory]:
         try:
             trajectory = _own_trajectory(row, sample)
         except (LookupError, TypeError, ValueError) as error:
-            raise UserError(f"{where}, response {sample}: {_say(error)}; run data/rename_key.py") from error
+            raise UserError(f"{where}, response {sample}: {_say(error)}; run data/rename_key.py", where) from error
         yield trajectory
 
 
@@ -173,7 +175,9 @@ def _check_text_row(row: dict[str, Any], where: str) -> tuple[list[str], list[An
     """The row's responses and their step maps."""
     texts, step_maps = response_texts(row), row.get("step_map")
     if texts is None or not isinstance(step_maps, list):
-        raise UserError(f"{where}: neither response_ids nor full_output/answer with step_map; roll out first")
+        raise UserError(
+            f"{where}: neither response_ids nor full_output/answer with step_map; roll out first", "step_map"
+        )
     return texts, step_maps
 
 
@@ -204,7 +208,8 @@ class _Tokenised:
         if not isinstance(row.get("prompt"), str):
             raise UserError(
                 f"{where}: key 'prompt', the chat text that the rollout saw, is missing; add it to each row, or make "
-                "rollouts with token ids by sample/sdar_sample.py"
+                "rollouts with token ids by sample/sdar_sample.py",
+                "prompt",
             )
         prompt = list(self.encode(row["prompt"]))
         for sample, text in enumerate(texts):
@@ -351,14 +356,16 @@ def prepare_training_file(
         for source in map(Path, sources):
             for index, row in enumerate(release_rows(source, rows) if source.is_dir() else read_json_array(source)):
                 if response_texts(row) is None:
-                    raise UserError(f"{source}, row {index}: key 'full_output' is missing; this is no rollout file")
+                    raise UserError(
+                        f"{source}, row {index}: key 'full_output' is missing; this is no rollout file", "full_output"
+                    )
                 keep = _usable_responses(row, f"{source.name}, row {index}", seen, result)
                 if keep:
                     result.rows += 1
                     yield _renamed(row, keep)
         if not result.kept:
             reason = result.first_problem or "it is empty"
-            raise UserError(f"{sources[0]}: no usable response ({reason}); roll out again")
+            raise UserError(f"{sources[0]}: no usable response ({reason}); roll out again", str(sources[0]))
 
     write_json_array(output, prepared())
     return result

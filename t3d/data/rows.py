@@ -17,7 +17,7 @@ def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} does not exist")
+        raise UserError(f"{path} does not exist", str(path))
     if path.suffix == ".parquet":
         return _read_parquet(path)
     return _read_lines(path) if path.suffix == ".jsonl" else read_json_array(path)
@@ -30,11 +30,11 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 row = json.loads(text) if text.strip() else None
             except ValueError as error:
-                raise UserError(f"{path}, line {number}: {error}") from error
+                raise UserError(f"{path}, line {number}: {error}", str(path)) from error
             if not text.strip():
                 continue
             if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: not a JSON object")
+                raise UserError(f"{path}, line {number}: not a JSON object", str(path))
             yield row
 
 
@@ -46,7 +46,7 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
             for row in batch.to_pylist():
                 yield json.loads(json.dumps(row, default=str))  # dates and bytes become text, as in JSON
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: not a parquet file that can be read: {error}") from error
+        raise UserError(f"{path}: not a parquet file that can be read: {error}", str(path)) from error
 
 
 def column(row: dict[str, Any], key: str) -> Any:

@@ -63,7 +63,9 @@ class ShardWriter:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise UserError(f"{self.path}: another process writes it; wait for it, or stop it") from None
+            raise UserError(
+                f"{self.path}: another process writes it; wait for it, or stop it", str(self.path)
+            ) from None
         intact = _intact_bytes(self.path)
         if intact < self.path.stat().st_size:
             log.warning("%s: removed the torn last line of a stopped run", self.path)
@@ -199,7 +201,7 @@ def _parse_line(path: Path, number: int, line: bytes) -> Trajectory:
         return Trajectory.from_dict(record)
     except (ValueError, TypeError) as error:
         remedy = "remove the line, or delete the folder and roll out again"
-        raise UserError(f"{path}, line {number}: {error}; {remedy}") from error
+        raise UserError(f"{path}, line {number}: {error}; {remedy}", str(path)) from error
 
 
 def claim_folder(folder: str | Path, settings: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
@@ -217,7 +219,7 @@ def claim_folder(folder: str | Path, settings: dict[str, Any], defaults: dict[st
     try:
         claimed = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); delete the folder and roll out again") from error
+        raise UserError(f"{path} is not JSON ({error}); delete the folder and roll out again", str(path)) from error
     claimed = (defaults or {}) | claimed
     absent = "(absent)"
     keys = [*settings, *sorted(claimed.keys() - settings.keys())]

@@ -105,7 +105,7 @@ class LocalEngine:
         if not requests:
             return
         if settings.random_init_ratio and not len(self.ordinary_ids):
-            raise UserError(f"random_init_ratio={settings.random_init_ratio}: not supported here; leave it at 0")
+            raise fault("random_init_ratio", settings.random_init_ratio, "not supported here; leave it at 0")
         refuse_mask_in_prompts(requests, self.mask_id)
         if logit_shift(self.model.config):
             refuse_empty_prompts(requests)
@@ -130,9 +130,11 @@ class LocalEngine:
         capacity = -(-(len(longest.prompt_ids) + settings.max_token) // block) * block
         room = position_count(self.model.config)
         if capacity > room:
-            raise UserError(
-                f"rollout.max_token={settings.max_token}: prompt {longest.id} has {len(longest.prompt_ids)} tokens, "
-                f"and the model has {room} positions; lower rollout.max_token or leave the prompt out"
+            raise fault(
+                "rollout.max_token",
+                settings.max_token,
+                f"prompt {longest.id} has {len(longest.prompt_ids)} tokens, "
+                f"and the model has {room} positions; lower rollout.max_token or leave the prompt out",
             )
         return capacity
 
@@ -150,7 +152,8 @@ class LocalEngine:
         if lanes < 1:
             raise UserError(
                 f"rollout.max_token: one answer's cache takes {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
-                "free; lower rollout.max_token"
+                "free; lower rollout.max_token",
+                "rollout.max_token",
             )
         return lanes
 

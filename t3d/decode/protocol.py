@@ -33,7 +33,7 @@ def refuse_mask_in_prompts(requests: Sequence[Request], mask_id: int) -> None:
     """Raises UserError for a prompt with a mask, which would never be unmasked."""
     for request in requests:
         if mask_id in request.prompt_ids:
-            raise UserError(f"prompt {request.id}: contains the mask token; remove it from the question")
+            raise UserError(f"prompt {request.id}: contains the mask token; remove it from the question", "prompt")
 
 
 def not_finite(model: str, step: int) -> UserError:
@@ -46,7 +46,9 @@ def refuse_empty_prompts(requests: Sequence[Request]) -> None:
     """Raises UserError: with a logit shift the state before a position predicts its token, and position 0 has none."""
     for request in requests:
         if not request.prompt_ids:
-            raise UserError(f"prompt {request.id}: is empty; a model with a logit shift needs one token at least")
+            raise UserError(
+                f"prompt {request.id}: is empty; a model with a logit shift needs one token at least", "prompt"
+            )
 
 
 def answer_end(response_ids: Sequence[int], max_token: int, stop_ids: Collection[int]) -> tuple[int, str]:

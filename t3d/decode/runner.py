@@ -11,7 +11,7 @@ from torch import Tensor
 from t3d.blocks.attention import cache_mask
 from t3d.blocks.decoding import initial_tokens, project, project_and_draw
 from t3d.blocks.settings import DecodeSettings
-from t3d.common.errors import UserError
+from t3d.common.options import fault
 from t3d.decode.cache import CACHE_NAME, Slots
 from t3d.decode.model_facts import logit_shift
 
@@ -195,7 +195,7 @@ class ModelRunner:
                 return self.model(ids, mask, position_ids=position, head=head, **cache)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             reason = next(line for line in str(error).splitlines() if line)
-            raise UserError(f"rollout.compile=true: torch cannot compile here ({reason}); leave it off") from error
+            raise fault("rollout.compile", True, f"torch cannot compile here ({reason}); leave it off") from error
 
     def draw(self, hidden: Tensor, weight: Tensor, u: Tensor, *, need_entropy: bool):
         """``draw`` (t3d.blocks.decoding) from last hidden states (rows, width)."""

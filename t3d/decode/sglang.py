@@ -23,6 +23,7 @@ import httpx
 from t3d.blocks.decoding import stream_key
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import UserError
+from t3d.common.options import fault
 from t3d.common.paths import model_name
 from t3d.data.trajectory import Trajectory
 from t3d.decode.protocol import Request, Step, answer_end, not_finite, refuse_mask_in_prompts, refuse_unserved
@@ -88,7 +89,8 @@ class HttpServer:
             if model_name(served) != model_name(weights.source):
                 raise UserError(
                     f"rollout.engine_urls: {self.name} serves {served}, and this run needs {weights.source}; start it "
-                    "with that model, or set rollout.engine_push=true to load it into the server"
+                    "with that model, or set rollout.engine_push=true to load it into the server",
+                    "rollout.engine_urls",
                 )
         elif info.get("weight_version") != weights.version:
             await self.push(weights)
@@ -100,7 +102,7 @@ class HttpServer:
             await self._send("POST", "/update_weights_from_disk", body)
         except UserError as error:
             raise UserError(
-                f"{error}; the server must have the folder at that path, with the shapes of its own model"
+                f"{error}; the server must have the folder at that path, with the shapes of its own model", self.name
             ) from None
 
     async def ask(self, payload: dict) -> dict:
@@ -115,7 +117,7 @@ class HttpServer:
         except httpx.TransportError as error:
             raise ServerDown(f"{type(error).__name__} {error}".strip()) from error
         if response.status_code in (400, 404, 422):  # the server runs, and every server will repeat this error
-            raise UserError(f"{self.name}{path}: {response.status_code} {_reason(response)}")
+            raise UserError(f"{self.name}{path}: {response.status_code} {_reason(response)}", self.name)
         if response.status_code != 200:
             raise ServerDown(f"{path}: {response.status_code} {_reason(response)}")
         try:
@@ -165,15 +167,18 @@ def offline_engine(
     try:
         import sglang
     except ImportError:
-        raise UserError(
-            "rollout.engine=sglang: SGLang is not installed; pip install -e '.[sglang]', or give rollout.engine_urls"
+        raise fault(
+            "rollout.engine",
+            "sglang",
+            "SGLang is not installed; pip install -e '.[sglang]', or give rollout.engine_urls",
         ) from None
     if not any(point.name == KEY for point in entry_points(group="sglang.srt.plugins")):
-        raise UserError("rollout.engine=sglang: SGLang does not find T3D's plugin; install T3D: pip install -e .")
+        raise fault("rollout.engine", "sglang", "SGLang does not find T3D's plugin; install T3D: pip install -e .")
     if gpus < tensor_parallel_size:
-        raise UserError(
-            f"rollout.tensor_parallel_size={tensor_parallel_size}: only {gpus} GPUs are visible; lower it, or give "
-            "rollout.engine_urls"
+        raise fault(
+            "rollout.tensor_parallel_size",
+            tensor_parallel_size,
+            f"only {gpus} GPUs are visible; lower it, or give rollout.engine_urls",
         )
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="t3d-", delete=False) as file:
         json.dump({"block_size": block_size, "mask_id": mask_id}, file)  # JSON is YAML; SGLang's processes read it
@@ -238,7 +243,7 @@ class SGLangEngine:
                 lost. At the end: some requests got no valid answer. The yielded trajectories are valid.
         """
         if on_step is not None:
-            raise UserError("rollout.engine=sglang: SGLang does not show its steps; use the local engine")
+            raise fault("rollout.engine", "sglang", "SGLang does not show its steps; use the local engine")
         refuse_unserved(settings, "rollout.")
         refuse_mask_in_prompts(requests, self.mask_id)
         if not requests:
@@ -261,9 +266,11 @@ class SGLangEngine:
                 loop.close()
         if run.given_up:
             name, reason = next(iter(run.given_up.items()))
-            raise UserError(
-                f"rollout.engine=sglang: {len(run.given_up)} of {len(requests)} requests got no valid answer in "
-                f"{TRIES} tries (first: {name}: {reason}); the others are kept; run again for these"
+            raise fault(
+                "rollout.engine",
+                "sglang",
+                f"{len(run.given_up)} of {len(requests)} requests got no valid answer in "
+                f"{TRIES} tries (first: {name}: {reason}); the others are kept; run again for these",
             )
 
 
@@ -371,7 +378,8 @@ class _Run:
                 told = "; ".join(f"{other.server.name}: {other.error}" for other in self.seats)
                 raise UserError(
                     f"rollout.engine=sglang: no server answers ({told}); decoded answers are kept; start the servers "
-                    "and run the same command again"
+                    "and run the same command again",
+                    "rollout.engine_urls",
                 )
             if seat.failures:
                 await asyncio.sleep(min(60, engine.pause * 2 ** min(seat.failures - 1, 16)))
@@ -420,9 +428,11 @@ class _Run:
         if engine.weights.push and meta["weight_version"] != engine.weights.version:
             raise ServerDown(f"it answers with weights {meta['weight_version']!r}, not {engine.weights.version!r}")
         if not meta.get(KEY):
-            raise UserError(
-                f"rollout.engine=sglang: {server.name} answers without a trajectory; start it with "
-                f"--dllm-algorithm {NAME}, where T3D is installed"
+            raise fault(
+                "rollout.engine",
+                "sglang",
+                f"{server.name} answers without a trajectory; start it with "
+                f"--dllm-algorithm {NAME}, where T3D is installed",
             )
         record = meta[KEY][0]
         if "broken" in record:
@@ -473,7 +483,7 @@ def push_weights(urls: Sequence[str], folder: str | Path, version: str, timeout:
         try:
             await server.push(weights)
         except ServerDown as error:
-            raise UserError(f"{server.name}: {error}; start it and push again") from None
+            raise UserError(f"{server.name}: {error}; start it and push again", server.name) from None
         finally:
             await server.close()
 

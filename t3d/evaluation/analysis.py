@@ -46,7 +46,7 @@ from t3d.blocks.decoding import inverse_cdf
 from t3d.common import paths
 from t3d.common.errors import UserError, run_main
 from t3d.common.jsonfiles import atomic_write
-from t3d.common.options import load
+from t3d.common.options import fault, load
 from t3d.data.dataset import load_trajectories
 from t3d.decode.model_facts import full_attention, logit_shift, position_count
 from t3d.evaluation.settings import AnalysisConfig
@@ -349,9 +349,7 @@ def measure_checkpoint(
             block_size,
         )
     if too_many := [n for n in config.tokens_per_step if n > block_size]:
-        raise UserError(
-            f"tokens_per_step={too_many[0]}: the trajectories have blocks of {block_size}; give at most that"
-        )
+        raise fault("tokens_per_step", too_many[0], f"the trajectories have blocks of {block_size}; give at most that")
     groups = (
         whole_blocks([samples[i] for i in range(start, min(start + config.batch_size, len(samples)))], *layout)
         for layout in [(block_size, ids.mask_id, ids.pad_id, device, logit_shift(model.config))]
@@ -360,7 +358,7 @@ def measure_checkpoint(
     forbidden = torch.tensor(sorted(ids.forbidden_ids), device=device)
     used = (group for group in groups if len(group.place))
     if (first := next(used, None)) is None:
-        raise UserError(f"trajectories={trajectories}: no answer holds a whole block; roll out longer answers")
+        raise fault("trajectories", trajectories, "no answer holds a whole block; roll out longer answers")
     found = measure(model, forbidden, chain([first], used), config.tokens_per_step, config.draws, config.seed, phi)
     return {"checkpoint": checkpoint, "trajectories": trajectories, "block_size": block_size, **found}
 

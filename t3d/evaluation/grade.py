@@ -56,7 +56,9 @@ def read_answers(path: Path, problems: int) -> list[tuple[int, str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--answers {path}: cannot be read ({error}); give a file of JSON lines") from error
+        raise UserError(
+            f"--answers {path}: cannot be read ({error}); give a file of JSON lines", "--answers"
+        ) from error
     answers = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -65,14 +67,18 @@ def read_answers(path: Path, problems: int) -> list[tuple[int, str]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f'{where}: no JSON ({error}); write {{"index": 0, "text": "..."}}') from error
+            raise UserError(f'{where}: no JSON ({error}); write {{"index": 0, "text": "..."}}', "--answers") from error
         if not isinstance(row, dict):
-            raise UserError(f'{where}: expected an object, found {line[:40]!r}; write {{"index": 0, "text": "..."}}')
+            raise UserError(
+                f'{where}: expected an object, found {line[:40]!r}; write {{"index": 0, "text": "..."}}', "--answers"
+            )
         index, text = row.get("index"), row.get("text")
         if type(index) is not int or not 0 <= index < problems:
-            raise UserError(f"{where}: field 'index' is {index!r}; it must be a problem's number, 0 to {problems - 1}")
+            raise UserError(
+                f"{where}: field 'index' is {index!r}; it must be a problem's number, 0 to {problems - 1}", "index"
+            )
         if not isinstance(text, str):
-            raise UserError(f"{where}: field 'text' must be text, found {text!r}; put the answer there")
+            raise UserError(f"{where}: field 'text' must be text, found {text!r}; put the answer there", "text")
         answers.append((index, text))
     return answers
 
@@ -85,7 +91,7 @@ def check_writable(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
     except OSError as error:
-        raise UserError(f"--out {path}: cannot be written ({error}); choose another file") from error
+        raise UserError(f"--out {path}: cannot be written ({error}); choose another file", "--out") from error
 
 
 def summary(answers: list[tuple[int, str]], verdicts: list[Verdict]) -> str:

@@ -57,7 +57,7 @@ def _holds_results(path: Path) -> bool:
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
     """`find_results`. Raises UserError if there are none."""
     if not (rows := find_results(folder)):
-        raise UserError(f"{folder}: no results here or below; run eval.py first")
+        raise UserError(f"{folder}: no results here or below; run eval.py first", str(folder))
     return rows
 
 
@@ -70,13 +70,17 @@ def find_results(folder: str | Path) -> list[dict[str, Any]]:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{path}: not readable as JSON ({error}); evaluate again") from error
+            raise UserError(f"{path}: not readable as JSON ({error}); evaluate again", str(path)) from error
         if not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
-            raise UserError(f"{path}: no list of rows; give a results file of eval.py, or a folder with results")
+            raise UserError(
+                f"{path}: no list of rows; give a results file of eval.py, or a folder with results", str(path)
+            )
         for index, row in enumerate(map(_with_todays_settings, found)):
             missing = {"method", "dataset", "block_size", "tokens_per_step", "strategy"} - row.keys()
             if missing:
-                raise UserError(f"{path}: row {index}: field {min(missing)!r} is missing; this is no results file")
+                raise UserError(
+                    f"{path}: row {index}: field {min(missing)!r} is missing; this is no results file", min(missing)
+                )
             if row["dataset"] != AVERAGE:
                 rows[_identity(row)] = row
     return list(rows.values())
@@ -288,7 +292,7 @@ def read_records(path: str | Path) -> pd.DataFrame:
     path = path.with_name(path.name.removesuffix(".json")) if path.suffix == ".json" and path.is_file() else path
     file = path if path.suffix == ".jsonl" else path / "records.jsonl"
     if not file.is_file():
-        raise UserError(f"{file}: no such file; give a results file of eval.py, or its folder")
+        raise UserError(f"{file}: no such file; give a results file of eval.py, or its folder", str(file))
     lines = filter(None, file.read_text(encoding="utf-8").split("\n"))  # splitlines() would cut texts at U+2028
     records = pd.DataFrame(map(json.loads, lines), columns=["id", "question", "correct"])
     by_question = records.groupby([id.rpartition("/")[0] for id in records["id"]], sort=False)
@@ -307,9 +311,11 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     one, other = read_records(first), read_records(second)
     both = one.merge(other, left_index=True, right_index=True, suffixes=("_1", "_2"))
     if both.empty:
-        raise UserError(f"{first} and {second} have no question in common; compare runs on the same data set")
+        raise UserError(
+            f"{first} and {second} have no question in common; compare runs on the same data set", str(second)
+        )
     if len(unlike := both.index[both["question_1"] != both["question_2"]]):
-        raise UserError(f"{first} and {second}: {unlike[0]} differs; compare runs on the same data set")
+        raise UserError(f"{first} and {second}: {unlike[0]} differs; compare runs on the same data set", "question")
     differences = both["share_2"] - both["share_1"]
     low, high = difference_interval(differences.tolist())
     result = {

@@ -12,6 +12,7 @@ from t3d.blocks.strategy import strategy_named
 from t3d.common import options, paths
 from t3d.common.errors import UserError
 from t3d.common.jsonfiles import atomic_write
+from t3d.common.options import fault
 from t3d.common.processes import is_main_process
 from t3d.data.shards import read_shards
 from t3d.data.trajectory import Trajectory
@@ -119,7 +120,7 @@ def dataset_names(given: str) -> list[str]:
     names = [name.strip() for name in given.split(",") if name.strip()]
     stems = [paths.data_name(name) for name in names]
     if not names or len(set(stems)) < len(stems):
-        raise UserError(f"evaluation.eval_dataset={given}: give each data set once, for example MATH500,GSM8K")
+        raise fault("evaluation.eval_dataset", given, "give each data set once, for example MATH500,GSM8K")
     return names
 
 
@@ -164,10 +165,14 @@ def score(unit: Unit) -> dict:
     for answer in answers:
         if answer.question != wanted[answer.id].question:
             name = config.evaluation.eval_dataset
-            raise UserError(f"{folder}: {answer.id} answers another question than {name} has; delete the folder")
+            raise UserError(
+                f"{folder}: {answer.id} answers another question than {name} has; delete the folder", str(folder)
+            )
         answer.ground_truth = wanted[answer.id].ground_truth  # an answer key may have been corrected since
     if len(answers) < len(wanted):
-        raise UserError(f"{folder}: {len(wanted) - len(answers)} of {len(wanted)} answers are missing; start it again")
+        raise UserError(
+            f"{folder}: {len(wanted) - len(answers)} of {len(wanted)} answers are missing; start it again", str(folder)
+        )
     rows = [wanted[answer.id].raw for answer in answers]
     verdicts = unit.task.grade([Answer(a.text, row) for a, row in zip(answers, rows, strict=True)], unit.grading)
     write_records(folder / "records.jsonl", answers, verdicts)

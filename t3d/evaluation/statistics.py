@@ -16,7 +16,9 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
     (0, 1).
     """
     if n < 0 or not 0 <= successes <= n:
-        raise UserError(f"wilson_interval: {successes} successes of {n} is impossible; give 0 <= successes <= n")
+        raise UserError(
+            f"wilson_interval: {successes} successes of {n} is impossible; give 0 <= successes <= n", "successes"
+        )
     if n == 0:
         return 0.0, 1.0
     share = successes / n
@@ -32,7 +34,7 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
 def mean_and_sem(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and standard error of the mean (sample deviation, n - 1); one value has no standard error: None."""
     if not values:
-        raise UserError("mean_and_sem: no values; give at least one")
+        raise UserError("mean_and_sem: no values; give at least one", "values")
     error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return fmean(values), error
 
@@ -57,7 +59,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     equation 1).
     """
     if not (0 <= correct <= n and 1 <= k <= n):
-        raise UserError(f"pass_at_k: {correct} of {n} right, k={k} is impossible; give 0 <= right <= n, 1 <= k <= n")
+        raise UserError(
+            f"pass_at_k: {correct} of {n} right, k={k} is impossible; give 0 <= right <= n, 1 <= k <= n", "k"
+        )
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
@@ -70,7 +74,7 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: i
     import numpy as np
 
     if not len(values):
-        raise UserError("bootstrap_interval: no values; give one per question")
+        raise UserError("bootstrap_interval: no values; give one per question", "values")
     distinct, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
     low, high = np.quantile(draws @ distinct / len(values), (0.025, 0.975))

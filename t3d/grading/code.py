@@ -34,6 +34,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from t3d.common.errors import UserError
+from t3d.common.options import fault
 from t3d.grading import Verdict
 from t3d.grading.plan import plan_tests, prefix_program
 from t3d.grading.sandbox import Box, Limits, SandboxError, attend, run_script, walls
@@ -67,23 +68,33 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
     elif method == "stdio":
         lists = ("test_input", "test_output")
     else:
-        raise UserError(f"{where}: field 'test_method' is {method!r}; use function or stdio")
+        raise UserError(f"{where}: field 'test_method' is {method!r}; use function or stdio", "test_method")
     for name in lists:
         value = row.get(name)
         if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-            raise UserError(f"{where}: field {name!r} must be a list of at least one text; correct or remove the row")
+            raise UserError(
+                f"{where}: field {name!r} must be a list of at least one text; correct or remove the row", name
+            )
     if method == "stdio" and len(row["test_input"]) != len(row["test_output"]):
-        raise UserError(f"{where}: fields 'test_input' and 'test_output' differ in length; correct or remove the row")
+        raise UserError(
+            f"{where}: fields 'test_input' and 'test_output' differ in length; correct or remove the row", "test_output"
+        )
     limit = row.get("test_time_limit", 1)
     if isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0:
-        raise UserError(f"{where}: field 'test_time_limit' is {limit!r}; it must be a number of seconds above 0")
+        raise UserError(
+            f"{where}: field 'test_time_limit' is {limit!r}; it must be a number of seconds above 0", "test_time_limit"
+        )
     if not isinstance(row.get("prefix") or "", str):
-        raise UserError(f"{where}: field 'prefix' must be text, found {row['prefix']!r}; correct or remove the row")
+        raise UserError(
+            f"{where}: field 'prefix' must be text, found {row['prefix']!r}; correct or remove the row", "prefix"
+        )
     for number, test in enumerate(row["test_list"] if method == "function" else ()):
         try:
             ast.parse(test)
         except (SyntaxError, ValueError) as error:
-            raise UserError(f"{where}: field 'test_list', item {number}: not Python ({error}); correct it") from error
+            raise UserError(
+                f"{where}: field 'test_list', item {number}: not Python ({error}); correct it", "test_list"
+            ) from error
 
 
 # --- the program in the answer ---------------------------------------------------------------------------------------
@@ -121,7 +132,7 @@ def extract_program(
     after the prefix's lines.
     """
     if extraction not in EXTRACTIONS:
-        raise UserError(f"evaluation.extraction={extraction}: use one of {', '.join(EXTRACTIONS)}")
+        raise fault("evaluation.extraction", extraction, f"use one of {', '.join(EXTRACTIONS)}")
     text, prefix = (part.replace("\r\n", "\n").replace("\r", "\n") for part in (text, prefix or ""))
     if extraction == "last":
         return _last_program(text, prefix)

@@ -24,7 +24,10 @@ def adapter_base(folder: Path) -> str | None:
     except (ValueError, KeyError, TypeError):
         base = None
     if not isinstance(base, str) or not base:
-        raise UserError(f"{file}: base_model_name_or_path is not there; write the adapter's model into it")
+        raise UserError(
+            f"{file}: base_model_name_or_path is not there; write the adapter's model into it",
+            "base_model_name_or_path",
+        )
     return base
 
 
@@ -50,7 +53,9 @@ def weights_fingerprint(source: str) -> str:
                     for part in (flat[:1024], flat[middle : middle + 1024], flat[-1024:]):
                         digest.update(part.view(torch.uint8).numpy())
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not readable ({error}); the model folder is damaged, get it again") from error
+            raise UserError(
+                f"{path}: not readable ({error}); the model folder is damaged, get it again", str(path)
+            ) from error
     for path in sorted(folder.glob("pytorch_model*.bin")):
         size = path.stat().st_size
         digest.update(f"{path.name}/{size}".encode())

@@ -275,7 +275,8 @@ def _unreadable(key: str, source: str, what: str, error: Exception) -> UserError
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
     return UserError(
         f"{key}={source}: no readable {what} ({reason}); give a complete model folder, or a hub id that is "
-        "reachable or downloaded already"
+        "reachable or downloaded already",
+        key,
     )
 
 
@@ -293,11 +294,13 @@ def special_ids(model_config: Any, tokenizer: Any, generation_config: Any | None
         )
     pad_id = _first(tokenizer.pad_token_id, getattr(generation_config, "pad_token_id", None), model_config.pad_token_id)
     if pad_id is None:
-        raise UserError("pad_token: neither the tokenizer nor config.json has one; set it in tokenizer_config.json")
+        raise UserError(
+            "pad_token: neither the tokenizer nor config.json has one; set it in tokenizer_config.json", "pad_token"
+        )
     stops = stop_ids(tokenizer, generation_config)
     for name, token in (("mask_token_id", mask_id), ("pad_token_id", pad_id), *(("eos_token_id", i) for i in stops)):
         if not 0 <= token < vocabulary:
-            raise UserError(f"{name}={token}: the model has ids 0..{vocabulary - 1} only; correct config.json")
+            raise UserError(f"{name}={token}: the model has ids 0..{vocabulary - 1} only; correct config.json", name)
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     special |= {*tokenizer.all_special_ids, mask_id, pad_id, *stops}
     ordinary = torch.tensor([token for token in range(min(words, vocabulary)) if token not in special])
@@ -335,7 +338,7 @@ def export_model(
     """
     teacher, folder = _source_folder(source), Path(folder)
     if folder.exists() and folder.samefile(teacher):
-        raise UserError(f"export to {folder}: this is the teacher's own folder; choose another")
+        raise UserError(f"export to {folder}: this is the teacher's own folder; choose another", str(folder))
     fresh, stale = (folder.with_name(f".{kind}-{folder.name}") for kind in ("tmp", "old"))
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -374,7 +377,9 @@ def provenance(source: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
-        raise UserError(f"{file}: not readable as JSON ({error}); delete it, or export the model again") from error
+        raise UserError(
+            f"{file}: not readable as JSON ({error}); delete it, or export the model again", str(file)
+        ) from error
     return found if isinstance(found, dict) else {}
 
 

@@ -25,7 +25,7 @@ def sources(args: argparse.Namespace, name: str) -> list[Path]:
     path = resolve(args.input) if args.input else data_file(name)
     if not path.exists():
         first = "run sample/sdar_sample.py first, then pass its experiment.project as --project, or a file as --input"
-        raise UserError(f"{path} does not exist: {'check --input' if args.input else first}")
+        raise UserError(f"{path} does not exist: {'check --input' if args.input else first}", "--input")
     return [path]
 
 
@@ -42,12 +42,15 @@ def project_rollouts(args: argparse.Namespace) -> list[Path]:
     if single and nodes:
         raise UserError(
             f"{single[0]} and {nodes[min(nodes)]}: rollouts of one machine and of several; move away the files that "
-            "training must not use"
+            "training must not use",
+            str(single[0]),
         )
     if not nodes:
         if not single:
             keys = f"experiment.project={args.project} evaluation.eval_dataset={args.dataset}"
-            raise UserError(f"{json_file(stem)} does not exist: run sample/sdar_sample.py with {keys} first")
+            raise UserError(
+                f"{json_file(stem)} does not exist: run sample/sdar_sample.py with {keys} first", str(json_file(stem))
+            )
         if single[0].is_file():
             check_complete(single[0], stem)
         return single[:1]
@@ -56,7 +59,8 @@ def project_rollouts(args: argparse.Namespace) -> list[Path]:
         if not json_file(stem).is_file():
             raise UserError(
                 f"{json_file(stem)} does not exist: finish node {index}'s rollouts by starting them again, with "
-                f"evaluation.node_index={index}"
+                f"evaluation.node_index={index}",
+                "evaluation.node_index",
             )
         check_complete(json_file(stem), stem)
     return [json_file(stem) for stem in stems]
@@ -69,7 +73,8 @@ def check_complete(file: Path, folder: Path) -> None:
     if more := len(finished_ids(folder) - {id for row in read_json_array(file) for id in row.get("id", [])}):
         raise UserError(
             f"{folder} holds {more} newer answers that {file.name} lacks: start the rollouts again to finish them, "
-            "or pass one of the two as --input"
+            "or pass one of the two as --input",
+            "--input",
         )
 
 

@@ -79,7 +79,7 @@ def node_share(problems: list[Problem], num_node: int, node_index: int) -> list[
     """This machine's contiguous share of the data set."""
     start, end = (len(problems) * k // num_node for k in (node_index, node_index + 1))
     if start == end:
-        raise UserError(f"evaluation.num_node={num_node}: no question is left for node {node_index}; use fewer nodes")
+        raise fault("evaluation.num_node", num_node, f"no question is left for node {node_index}; use fewer nodes")
     return problems[start:end]
 
 
@@ -208,12 +208,13 @@ def _claim(job: Job, source: str) -> None:
 def _refuse_unserved(jobs: Sequence[Job], world: int) -> None:
     """Raises UserError for jobs that SGLang's servers do not support."""
     if world > 1:
-        raise UserError("rollout.engine=sglang: one process uses all servers; start it without accelerate launch")
+        raise fault("rollout.engine", "sglang", "one process uses all servers; start it without accelerate launch")
     blocks = sorted({job.config.rollout.block_size for job in jobs})
     if len(blocks) > 1:
         raise UserError(
             f"rollout.engine=sglang: a server has one block size, and this run needs {blocks}; choose one by "
-            "evaluation.protocol_blocks"
+            "evaluation.protocol_blocks",
+            "evaluation.protocol_blocks",
         )
 
 

@@ -287,7 +287,9 @@ def _state_before(state: State, place: Tensor, clean: int) -> Tensor:
     """
     before = state.position - 1
     if (before < 0).any():
-        raise UserError(f"{state.sample_id}: has no prompt; a model with a logit shift needs a prompt token")
+        raise UserError(
+            f"{state.sample_id}: has no prompt; a model with a logit shift needs a prompt token", "prompt_ids"
+        )
     first = state.block[state.position] != state.block[before]
     return torch.where(first, clean + before, place - 1)
 

@@ -99,7 +99,7 @@ class Task:
 def check_sound(row: Any, where: str) -> None:
     """Raises UserError unless a row is an object of whole characters."""
     if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object, found {type(row).__name__}; correct or remove the row")
+        raise UserError(f"{where}: expected an object, found {type(row).__name__}; correct or remove the row", where)
     check_characters(where, row)
 
 

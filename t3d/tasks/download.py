@@ -61,7 +61,7 @@ def check_questions(path: str | Path, data_type: str) -> QuestionSet:
         names |= dict.fromkeys(checked(row, task, f"{path}: row {count}"))
         count += 1
     if not count:
-        raise UserError(f"{path} has no rows")
+        raise UserError(f"{path} has no rows", str(path))
     return QuestionSet(count, list(names), _digest(path, "sha256"))
 
 
@@ -76,7 +76,9 @@ def fetch_questions(
     source = source or download(dataset)
     found = check_questions(source, SETS[dataset].data_type)
     if sha256 and found.sha256 != sha256.lower():
-        raise UserError(f"{source}: sha256 is {found.sha256}, not {sha256}; get another copy, or leave out --sha256")
+        raise UserError(
+            f"{source}: sha256 is {found.sha256}, not {sha256}; get another copy, or leave out --sha256", "--sha256"
+        )
     with atomic_write(output) as file, open(source, encoding="utf-8", newline="") as original:
         shutil.copyfileobj(original, file)
     return found
@@ -119,7 +121,8 @@ def download(dataset: str) -> Path:
 def _not_downloaded(repo: str, name: str, cause: str) -> UserError:
     return UserError(
         f"cannot download {name} of {repo}: {cause}; check the connection (HF_HUB_OFFLINE, HF_ENDPOINT), "
-        "or bring the file here and pass it with --from FILE"
+        "or bring the file here and pass it with --from FILE",
+        name,
     )
 
 

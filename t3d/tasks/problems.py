@@ -47,7 +47,7 @@ def load_problems(name_or_path: str | Path, data_type: str, limit: int | None = 
     rows = enumerate(islice(_rows(path), limit))
     if problems := [Problem(f"{path.stem}/{index}", checked(row, task, f"{path}: row {index}")) for index, row in rows]:
         return problems
-    raise UserError(f"{path} has no rows; check the file")
+    raise UserError(f"{path} has no rows; check the file", str(path))
 
 
 def data_type_of(name_or_path: str | Path, given: str) -> str:
@@ -59,7 +59,7 @@ def data_type_of(name_or_path: str | Path, given: str) -> str:
     for row in _rows(path):
         check_sound(row, where)
         return recognise(row, where)
-    raise UserError(f"{path} has no rows; check the file")
+    raise UserError(f"{path} has no rows; check the file", str(path))
 
 
 def checked(row: Any, task: Task, where: str) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def checked(row: Any, task: Task, where: str) -> dict[str, Any]:
 
 def _rows(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise UserError(f"{path}: no such file; {_remedy(path.stem)}")
+        raise UserError(f"{path}: no such file; {_remedy(path.stem)}", str(path))
     return read_rows(path)
 
 

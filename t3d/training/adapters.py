@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from t3d.common.errors import UserError
+from t3d.common.options import fault
 from t3d.models.block_diffusion import BlockDiffusionLM
 from t3d.models.family import lora_modules
 from t3d.training.settings import LoraSettings
@@ -27,7 +28,7 @@ def add(model: BlockDiffusionLM, settings: LoraSettings, with_reference: bool) -
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise UserError(f"training.lora.rank={settings.rank}: needs peft; pip install peft") from error
+        raise fault("training.lora.rank", settings.rank, "needs peft; pip install peft") from error
     modules = settings.target_modules or lora_modules(model)
     for name in (STUDENT, REFERENCE) if with_reference else (STUDENT,):
         config = LoraConfig(

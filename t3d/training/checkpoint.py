@@ -89,7 +89,8 @@ def writing(what: str, partial: Path | None = None) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             f"{what} could not be written ({reason}); earlier files are unchanged: make room, and continue with "
-            "experiment.resume=auto"
+            "experiment.resume=auto",
+            what,
         ) from error
 
 
@@ -163,12 +164,15 @@ def load(accelerator: Any, path: Path) -> dict:
 def _record(accelerator: Any, path: Path) -> dict:
     """The checkpoint's own record. Raises UserError if this launch cannot load accelerate's files."""
     if found := fault(path, contents=False):
-        raise UserError(f"{path}: not a complete checkpoint ({found}); resume from another one, or with auto")
+        raise UserError(
+            f"{path}: not a complete checkpoint ({found}); resume from another one, or with auto", str(path)
+        )
     record = json.loads((path / STATE).read_text())
     if record["kind"] != kind(accelerator):
         raise UserError(
             f"{path}: saved with {record['kind']}, loaded with {kind(accelerator)}; launch with the accelerate config "
-            "of the run that saved it"
+            "of the run that saved it",
+            str(path),
         )
     return record
 

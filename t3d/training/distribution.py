@@ -44,12 +44,16 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = training.enable_tf32
     if accelerator.distributed_type == DistributedType.FSDP:
-        raise UserError("distributed_type: FSDP is not supported; launch with accelerate_configs/deepspeed_zero3.yaml")
+        raise UserError(
+            "distributed_type: FSDP is not supported; launch with accelerate_configs/deepspeed_zero3.yaml",
+            "distributed_type",
+        )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         if Version(version("deepspeed")) < DEEPSPEED:
             raise UserError(
                 f"deepspeed {version('deepspeed')}: before {DEEPSPEED} gradients are averaged wrongly or kept twice "
-                f"(ZeRO-1, bf16); pip install 'deepspeed>={DEEPSPEED}'"
+                f"(ZeRO-1, bf16); pip install 'deepspeed>={DEEPSPEED}'",
+                "deepspeed",
             )
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["gradient_clipping"] = config.clip_norm or 0.0
@@ -86,15 +90,15 @@ def refuse_with_zero_3(config: TrainConfig) -> None:
     """Raises UserError for settings that conflict with weights split over processes."""
     training, remedy = config.training, "launch with ZeRO-2 or turn it off"
     if getattr(training, "reference_offload", False):
-        raise UserError(
-            "training.reference_offload=true: ZeRO-3 splits the reference over the processes already; turn it off"
+        raise fault(
+            "training.reference_offload", True, "ZeRO-3 splits the reference over the processes already; turn it off"
         )
     if training.ema_decay is not None:
-        raise UserError(f"training.ema_decay={training.ema_decay}: does not work with ZeRO-3; {remedy}")
+        raise fault("training.ema_decay", training.ema_decay, f"does not work with ZeRO-3; {remedy}")
     if training.lora.rank:
-        raise UserError(f"training.lora.rank={training.lora.rank}: does not work with ZeRO-3; {remedy}")
+        raise fault("training.lora.rank", training.lora.rank, f"does not work with ZeRO-3; {remedy}")
     if training.compile:
-        raise UserError(f"training.compile=true: does not work with ZeRO-3; {remedy}")
+        raise fault("training.compile", True, f"does not work with ZeRO-3; {remedy}")
 
 
 def zero_stage(accelerator: Accelerator) -> int:

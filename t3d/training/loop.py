@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common import options, paths
 from t3d.common.errors import UserError
+from t3d.common.options import fault
 from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
 from t3d.decode.model_facts import full_attention, logit_shift, position_count
@@ -57,7 +58,10 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
     with accelerator.main_process_first():
         data_path = data_file(config)
     if not data_path.exists():
-        raise UserError(f"dataset.optimization_data: {data_path} does not exist; run rollouts and data/rename_key.py")
+        raise UserError(
+            f"dataset.optimization_data: {data_path} does not exist; run rollouts and data/rename_key.py",
+            "dataset.optimization_data",
+        )
     torch.manual_seed(config.training.seed)
     run, resumed = run_folder(config, accelerator, look=not dry_run)
     if resumed:
@@ -146,7 +150,7 @@ def data_file(config: TrainConfig) -> Path:
     if not data.startswith("hub:"):
         return paths.data_file(data)
     if find(config.training.objective).data != "examples":
-        raise UserError(f"dataset.optimization_data={data}: only training.objective=sft learns from sets of the hub")
+        raise fault("dataset.optimization_data", data, "only training.objective=sft learns from sets of the hub")
     return hub_rows(data.removeprefix("hub:"))
 
 
@@ -158,8 +162,8 @@ def settle_block_size(config: TrainConfig, rollout_block: int) -> None:
     training = config.training
     training.block_size = training.block_size or rollout_block
     if find(training.objective).data == "trajectories" and training.block_size % rollout_block:
-        raise UserError(
-            f"training.block_size={training.block_size}: must be a multiple of the rollouts' block, {rollout_block}"
+        raise fault(
+            "training.block_size", training.block_size, f"must be a multiple of the rollouts' block, {rollout_block}"
         )
     config.check()  # the limits that depend on the block
 
@@ -448,7 +452,8 @@ class Trainer:
             )
             raise UserError(
                 f"loss is nan or infinite at step {step}, in sequences {', '.join(guilty)}; nothing was overwritten; "
-                "start again with a lower optimizer.params.learning_rate, or remove the sequences"
+                "start again with a lower optimizer.params.learning_rate, or remove the sequences",
+                "loss",
             )
         if deepspeed:  # DeepSpeed clips in its own step
             self.student.step()
@@ -457,7 +462,8 @@ class Trainer:
         if not math.isfinite(norm) and accelerator.mixed_precision != "fp16":  # fp16's scaler skips such steps
             raise UserError(
                 f"gradient norm is {norm} at step {step}; nothing was overwritten; start again with a lower "
-                "optimizer.params.learning_rate"
+                "optimizer.params.learning_rate",
+                "grad_norm",
             )
         if not deepspeed:
             self.optimizer.step()

@@ -115,7 +115,8 @@ class Rounds:
         if zero_stage(accelerator) == 3:
             raise UserError(
                 "training.refresh_rollouts: the student's weights are split over processes, so that none can decode; "
-                "use ZeRO-1 or ZeRO-2, or leave it null"
+                "use ZeRO-1 or ZeRO-2, or leave it null",
+                "training.refresh_rollouts",
             )
         refuse_impossible(config, objective, samples, positions)
         assert config.training.refresh_rollouts
@@ -152,7 +153,10 @@ class Rounds:
             return self.refresh(student, indices, folder, step)
         target = round_folder(folder, begun)
         if not target.is_dir():
-            raise UserError(f"training.refresh_rollouts: {target} is missing, step {step} needs it; start a new run")
+            raise UserError(
+                f"training.refresh_rollouts: {target} is missing, step {step} needs it; start a new run",
+                "training.refresh_rollouts",
+            )
         self.samples.read(target)
         due = self._decoded(indices, begun)
         missing = [index for index in due if self.samples.samples[index]["id"] not in self.samples.newer]

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from t3d.common import options, paths
 from t3d.common.errors import UserError
+from t3d.common.options import fault
 from t3d.training import checkpoint
 from t3d.training.settings import TrainConfig
 
@@ -38,10 +39,10 @@ def run_folder(config: TrainConfig, accelerator: Accelerator, look: bool = True)
     elif experiment.resume not in (None, "auto"):
         run = paths.resolve(experiment.resume)
         if not run.is_dir():
-            raise UserError(f"experiment.resume={experiment.resume}: no such run folder; give one, auto, or null")
+            raise fault("experiment.resume", experiment.resume, "no such run folder; give one, auto, or null")
     elif experiment.resume is None and (run / "config.yaml").exists():
-        raise UserError(
-            f"experiment.run_name={experiment.run_name}: {run} exists; choose another name or experiment.resume=auto"
+        raise fault(
+            "experiment.run_name", experiment.run_name, f"{run} exists; choose another name or experiment.resume=auto"
         )
     reads = look and experiment.resume and accelerator.is_main_process  # one process checks the checkpoints
     found = checkpoint.latest(run / "checkpoints") if reads else None
@@ -49,9 +50,7 @@ def run_folder(config: TrainConfig, accelerator: Accelerator, look: bool = True)
     broadcast_object_list(shared)
     run, found = Path(shared[0]), Path(shared[1]) if shared[1] else None
     if look and found is None and experiment.resume not in (None, "auto"):
-        raise UserError(
-            f"experiment.resume={experiment.resume}: it holds no complete checkpoint; give another run or null"
-        )
+        raise fault("experiment.resume", experiment.resume, "it holds no complete checkpoint; give another run or null")
     return run, found
 
 
@@ -70,7 +69,7 @@ def refuse_other_settings(config: TrainConfig, saved: Path) -> None:
     before = saved_settings(saved)
     for section in ("experiment", *(name[:-1] for name in SAME_ON_RESUME if name.endswith("."))):
         if not isinstance(before.get(section), dict):
-            raise UserError(f"{saved}: damaged, it has no {section}; repair it, or choose another run_name")
+            raise UserError(f"{saved}: damaged, it has no {section}; repair it, or choose another run_name", str(saved))
     now = options.dotted(options.to_dict(config))
     defaults = options.dotted(options.to_dict(type(config)()))  # the values of keys that the saved run did not have
     old = defaults | options.dotted(before)
@@ -91,7 +90,7 @@ def saved_settings(path: Path) -> dict[str, Any]:
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not readable ({reason}); repair it, or choose another run_name") from None
+        raise UserError(f"{path}: not readable ({reason}); repair it, or choose another run_name", str(path)) from None
 
 
 def fingerprint(samples: Any) -> dict[str, Any]:
@@ -106,10 +105,12 @@ def fingerprint(samples: Any) -> dict[str, Any]:
 def refuse_other_data(name: str, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
     """A resumed run must see the data of its start. Checkpoints of earlier versions have no record of their data."""
     if before not in (None, now):
-        raise UserError(
-            f"dataset.optimization_data={name}: not the data that the run to resume was trained on "
+        raise fault(
+            "dataset.optimization_data",
+            name,
+            f"not the data that the run to resume was trained on "
             f"({before['sequences']} sequences then, {now['sequences']} now); restore it, or choose another "
-            "experiment.run_name"
+            "experiment.run_name",
         )
 
 

@@ -41,7 +41,8 @@ def walls(allow_unsandboxed: bool = False) -> str:
         raise UserError(
             f"no sandbox for programs on this machine ({troubles}): they could read your files and use the network; "
             "install bubblewrap, allow user namespaces, or run them without a sandbox by "
-            "execute.allow_unsandboxed=true (--allow-unsandboxed)"
+            "execute.allow_unsandboxed=true (--allow-unsandboxed)",
+            "execute.allow_unsandboxed",
         )
     return found
 
@@ -50,7 +51,8 @@ def walls(allow_unsandboxed: bool = False) -> str:
 def _best_walls() -> tuple[str, str]:
     if sys.platform != "linux":
         raise UserError(
-            f"grading of programs needs Linux, this is {sys.platform}; grade the answers on a Linux machine"
+            f"grading of programs needs Linux, this is {sys.platform}; grade the answers on a Linux machine",
+            "sys.platform",
         )
     troubles = []
     for kind in ("namespaces-root", "namespaces-user", "bubblewrap"):

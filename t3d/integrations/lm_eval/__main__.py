@@ -16,7 +16,7 @@ def command_line() -> None:
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import model_registry
     except ModuleNotFoundError as error:
-        raise UserError(f"lm_eval: {error}; pip install -e '.[lm-eval]' in the repository's root") from error
+        raise UserError(f"lm_eval: {error}; pip install -e '.[lm-eval]' in the repository's root", "lm_eval") from error
     if NAME not in model_registry:
         model_registry.register(NAME, target=TARGET)
     cli_evaluate()

@@ -86,7 +86,9 @@ def bound_states(
 def weighted_log_probs(model, states: Sequence[State], pad_id: int) -> list[float]:
     """Each state's part of its bound, in nats, by one forward in the training layout."""
     if full_attention(model.config):
-        raise UserError("log-likelihoods: the bound needs block-causal attention; score generated answers only")
+        raise UserError(
+            "log-likelihoods: the bound needs block-causal attention; score generated answers only", "log-likelihoods"
+        )
     batch = collate([[state] for state in states], pad_id, shift=logit_shift(model.config), device=model.device)
     log_probs, _ = score(model, batch)
     terms = (batch.weight * log_probs[:, 0]).cpu().double()

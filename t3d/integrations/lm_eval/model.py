@@ -77,7 +77,9 @@ class ModelArguments(DecodeSettings):
                 given[ours] = given.pop(theirs)
         for name, value in given.items():
             if name not in names:
-                raise UserError(f"model_args {name}={value}: unknown; known are {', '.join([*names, *HARNESS_NAMES])}")
+                raise UserError(
+                    f"model_args {name}={value}: unknown; known are {', '.join([*names, *HARNESS_NAMES])}", name
+                )
         arguments = load(cls, [f"{name}={json.dumps(value)}" for name, value in given.items()])
         if not arguments.pretrained:
             raise fault("pretrained", arguments.pretrained, "give a model folder or a hub id")
@@ -134,7 +136,10 @@ class SDARHarness(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         if not getattr(self.tokenizer, "chat_template", None):
-            raise UserError("apply_chat_template: the tokenizer has none; add chat_template.jinja to the model folder")
+            raise UserError(
+                "apply_chat_template: the tokenizer has none; add chat_template.jinja to the model folder",
+                "chat_template",
+            )
         return self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -232,7 +237,8 @@ class SDARHarness(TemplateLM):
         if given.pop("num_beams", 1) != 1 or given:
             name, value = next(iter(given.items()), ("num_beams", "above 1"))
             raise UserError(
-                f"generation argument {name}={value}: block diffusion lacks it; --gen_kwargs {name}=None leaves it out"
+                f"generation argument {name}={value}: block diffusion lacks it; --gen_kwargs {name}=None leaves it out",
+                name,
             )
         own = {field.name: getattr(args, field.name) for field in fields(DecodeSettings)}
         values = task | {name: value for name, value in own.items() if value is not None}
@@ -289,7 +295,9 @@ class SDARHarness(TemplateLM):
             length = len(context) + len(continuation)
             if not continuation or length > self.max_length:
                 problem = f"ends at token {length}, the limit is {self.max_length}" if continuation else "has no tokens"
-                raise UserError(f"log-likelihood: the continuation {text[:40]!r} {problem}; change the task")
+                raise UserError(
+                    f"log-likelihood: the continuation {text[:40]!r} {problem}; change the task", "continuation"
+                )
         greedy = self._greedy([request[1:] for request in requests])
         results: dict[int, tuple[float, bool]] = {}
         for index, bound in self._bounds([request[1:] for request in requests], disable_tqdm):
