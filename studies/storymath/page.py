@@ -130,7 +130,7 @@ def settings(runs: Sequence[Run], named: Methods) -> str:
 
 
 def conversion_table(runs: Sequence[Run], told: Methods, test: str) -> str | None:
-    """The rows that begin with an autoregressive model: tokens seen, and accuracy at each speed that a row's block has."""
+    """The rows from an autoregressive model: tokens seen, and accuracy at the speeds of the row's block."""
     found = {name: some for name in told if (some := [run for run in runs if run["method"] == name])}
     if not found:
         return None
