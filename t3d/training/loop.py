@@ -22,8 +22,7 @@ from tqdm.auto import tqdm
 
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common import options, paths
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
 from t3d.decode.model_facts import full_attention, logit_shift, position_count
