@@ -397,8 +397,10 @@ def main() -> None:
                     print("another process works on it")
                 elif not finished(*run, args):
                     run_one(*run, args)
-    told = [{name: method.told for name, method in some.items()} for some in (METHODS, ABLATIONS, CONVERSION)]
-    write_page(FIGURES, ANALYSES, PAGE, *told, SPLITS, BATCH)
+    methods, ablations, conversion = (
+        {name: method.told for name, method in some.items()} for some in (METHODS, ABLATIONS, CONVERSION)
+    )
+    write_page(FIGURES, ANALYSES, PAGE, methods, ablations, conversion, SPLITS, BATCH)
 
 
 if __name__ == "__main__":

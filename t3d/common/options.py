@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from t3d.common import paths
-from t3d.common.errors import UserError, written
+from t3d.common.errors import UserError, fault, written
 from t3d.common.jsonfiles import atomic_write
 
 Config = TypeVar("Config")

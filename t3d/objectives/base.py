@@ -55,7 +55,7 @@ class ObjectiveSettings:
     """Keys of the training section that an objective reads. Make its fields with ``t3d.common.options.option``."""
 
     def check(self, training: Any) -> None:
-        """Raise ``t3d.common.options.fault`` if values conflict. ``training`` is the whole section."""
+        """Raise ``t3d.common.errors.fault`` if values conflict. ``training`` is the whole section."""
 
 
 @dataclass
