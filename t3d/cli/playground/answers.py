@@ -9,8 +9,7 @@ from typing import Any
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.strategy import names
 from t3d.cli.speaker import Speaker
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.decode.protocol import Step
 from t3d.models.generation import checked
 from t3d.tasks import TASKS, find_task
