@@ -35,7 +35,7 @@ demo: $(VENV)/ready
 	$(PY) -m studies.storymath.demo
 
 tables: $(VENV)/ready
-	$(PY) -m studies.storymath.tables
+	$(PY) -m studies.storymath.tables --conversion
 	$(PY) -m studies.storymath.tables --ablations --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 8 --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 4,8 --seeds 1 --analysis
