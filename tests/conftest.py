@@ -6,6 +6,8 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from studies.storymath.problems import generate
 from studies.storymath.tokenizer import build_tokenizer
+from t3d.common.errors import UserError
 from t3d.common.paths import ROOT
 from t3d.models import SDARConfig, SDARForCausalLM
 
@@ -57,6 +60,17 @@ def reset_accelerator() -> None:
 def fresh_accelerator() -> None:
     """No test sees the accelerate state of the test before it."""
     reset_accelerator()
+
+
+@contextmanager
+def raises_key(key: str | Path, *named: object) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """The block ends in a UserError about ``key``. Its line has each of ``named``: a value or a remedy, no sentence."""
+    with pytest.raises(UserError) as caught:
+        yield caught
+    line = str(caught.value)
+    assert caught.value.key == str(key) and "\n" not in line
+    for part in named:
+        assert str(part) in line
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from t3d.common.errors import UserError
 from t3d.models.loading import export_model, load_model
 from t3d.share.card import main
+from tests.conftest import raises_key
 
 
 def written(trained, *more: str) -> ModelCard:
@@ -128,9 +129,8 @@ def test_other_folders_are_refused(trained, tmp_path):
 
 def test_an_unfinished_run_names_its_students(trained):
     trained.student.rename(trained.student.with_name("optimized-0-2"))
-    with pytest.raises(UserError, match="optimized-0-2") as error:
+    with raises_key("folder", "optimized-0-2"):
         main([str(trained.run)])
-    assert error.value.key == "folder"
 
 
 def test_results_of_others_are_refused(trained, tmp_path):
