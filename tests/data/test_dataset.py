@@ -321,9 +321,8 @@ NESTED = {"question_key": "conversations.0.value", "answer_key": "conversations.
 
 def test_what_holds_no_examples_is_told(tmp_path):
     (tmp_path / "shard-00000.jsonl").write_text("{}\n")
-    with pytest.raises(UserError) as error:
+    with raises_key("dataset.optimization_data"):
         examples(tmp_path)
-    assert error.value.key == "dataset.optimization_data"
     (tmp_path / "set.jsonl").write_bytes(b'{"question": "\xff"}\n')
     with raises_key(tmp_path / "set.jsonl", "line 1"):
         examples(tmp_path / "set.jsonl")

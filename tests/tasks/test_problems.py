@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from t3d.common.errors import UserError
 from t3d.tasks.problems import Problem, data_type_of, load_problems
 from tests.conftest import raises_key
 
@@ -61,9 +60,8 @@ def test_the_first_row_tells_the_kind_of_a_data_set(tmp_path):
     code = write(tmp_path, [{"question": "q", "test_method": "stdio", "ground_truth_answer": "1"}], "Code.json")
     assert [data_type_of(path, "auto") for path in (sums, code)] == ["math", "code"]
     assert data_type_of(sums, "option") == "option"
-    with pytest.raises(UserError) as error:
+    with raises_key("evaluation.data_type", "Sums.json: row 0"):
         data_type_of(write(tmp_path, [{"question": "q"}]), "auto")
-    assert error.value.key == "evaluation.data_type" and "Sums.json: row 0" in str(error.value)
 
 
 @pytest.mark.parametrize(

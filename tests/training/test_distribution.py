@@ -7,7 +7,6 @@ import pytest
 import torch
 from accelerate import DistributedType
 
-from t3d.common.errors import UserError
 from t3d.common.options import load
 from t3d.training import distribution
 from t3d.training.settings import TrainConfig
@@ -46,9 +45,8 @@ def test_processes_on_cpus_wait_for_the_one_that_saves(monkeypatch, launched):
 def test_a_launch_for_gpus_is_refused_where_there_are_none(monkeypatch, written):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", written)
-    with pytest.raises(UserError) as error:
+    with raises_key("use_cpu", "accelerate_configs/cpu.yaml"):
         distribution.make_accelerator(load(TrainConfig, []))
-    assert error.value.key == "use_cpu" and "accelerate_configs/cpu.yaml" in str(error.value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     distribution.refuse_without_gpu("fp16")
 
@@ -58,9 +56,8 @@ def test_fp16_is_refused_on_a_cpu(monkeypatch, use_cpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if use_cpu:
         monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
-    with pytest.raises(UserError) as error:
+    with raises_key("training.mixed_precision"):
         distribution.make_accelerator(load(TrainConfig, ["training.mixed_precision=fp16"]))
-    assert error.value.key == "training.mixed_precision"
     for precision in ("bf16", "no"):
         distribution.refuse_without_gpu(precision)
 

@@ -1023,9 +1023,9 @@ def test_a_resumed_run_must_be_the_same_run(run):
         run("same", *line, "training.alpha=0.9")
     with raises_key("experiment.gradient_clipping", "=False", "has True"):
         run("same", *line, "experiment.gradient_clipping=false")
-    with pytest.raises(UserError) as error:
+    with raises_key("optimizer.params.beta1") as error:
         run("same", *line, "training.lora.rank=4", "training.lora.alpha=8", "optimizer.params.beta1=0.8")
-    assert error.value.key == "optimizer.params.beta1" and "{" not in str(error.value)
+    assert "{" not in str(error.value)
     for said in (
         "lora.rank=4: the run to resume has 0",
         "lora.alpha=8.0: the run",
