@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from studies.storymath.problems import generate
 from studies.storymath.tokenizer import build_tokenizer
@@ -92,6 +92,20 @@ def sdar():
     if not SHARED.is_dir():
         pytest.skip("no real SDAR tokenizer beside the checkout (../shared)")
     return AutoTokenizer.from_pretrained(SHARED / "sdar-4b-chat", trust_remote_code=False)
+
+
+@pytest.fixture
+def models_loaded(monkeypatch) -> list[str]:
+    """The places from which transformers has loaded a model's weights in this test, one entry for each time."""
+    places: list[str] = []
+    load = PreTrainedModel.from_pretrained.__func__
+
+    def loading(cls, place, *args, **options):
+        places.append(str(place))
+        return load(cls, place, *args, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(loading))
+    return places
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -282,8 +282,7 @@ def answered(unit_folder, problems: dict[str, str], texts: dict[str, str]) -> No
             )
 
 
-def test_programs_are_run_against_their_tests(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("t3d.rollout.run.load_decoder", None)  # all is decoded: no model is needed
+def test_programs_are_run_against_their_tests(config, tmp_path, models_loaded, capsys):
     data = tmp_path / "Code.json"
     data.write_text(json.dumps([ADD, DOUBLE]))
     settings = config(
@@ -328,8 +327,7 @@ def test_code_prompts_are_the_releases(config, tmp_path, story_teacher):
     assert [row["extracted_output"] for row in json.loads(released.read_text())] == [[""], [""]]
 
 
-def test_options_are_letters(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("t3d.rollout.run.load_decoder", None)
+def test_options_are_letters(config, tmp_path, models_loaded):
     data = tmp_path / "Choice.json"
     rows = [{"question": f"Which, {i}?", "ground_truth_answer": "B"} for i in range(3)]
     data.write_text(json.dumps(rows))
@@ -338,7 +336,7 @@ def test_options_are_letters(config, tmp_path, monkeypatch):
     texts = {"Choice/0/0": "so \\boxed{B. Rome}", "Choice/1/0": "so \\boxed{C}", "Choice/2/0": "so B"}
     answered(unit.job.folder, {f"Choice/{i}": row["question"] for i, row in enumerate(rows)}, texts)
     (row,) = json.loads(evaluate(settings).read_text())
-    assert row["verdicts"] == {"correct": 1, "wrong": 1, "no_answer": 1}
+    assert row["verdicts"] == {"correct": 1, "wrong": 1, "no_answer": 1} and not models_loaded
 
 
 def test_questions_that_are_too_long_are_counted(config, tmp_path, story_questions):
@@ -363,8 +361,7 @@ def test_without_a_sandbox_nothing_is_decoded(config, tmp_path, monkeypatch):
     assert not (tmp_path / "results").exists()
 
 
-def test_several_answers_per_question_give_pass_at_k(config, story_questions, monkeypatch):
-    monkeypatch.setattr("t3d.rollout.run.load_decoder", None)
+def test_several_answers_per_question_give_pass_at_k(config, story_questions, models_loaded):
     questions = json.loads(story_questions.read_text())
     settings = config("rollout.num_response_per_task=3", "evaluation.limit=4")
     (unit,) = units_of(settings)
@@ -377,7 +374,7 @@ def test_several_answers_per_question_give_pass_at_k(config, story_questions, mo
     problems = {f"Story/{i}": questions[i]["question"] for i in right}
     answered(unit.job.folder, problems, texts)
     (row,) = json.loads(evaluate(settings).read_text())
-    assert row["n"] == 12 and row["questions"] == 4 and row["accuracy"] == pytest.approx(5 / 12)
+    assert row["n"] == 12 and row["questions"] == 4 and row["accuracy"] == pytest.approx(5 / 12) and not models_loaded
     assert [at["k"] for at in row["pass_at_k"]] == [1, 2, 3]
     # by hand: a question with one right of three has 1/3, 2/3, 1
     assert [at["estimate"] for at in row["pass_at_k"]] == pytest.approx([5 / 12, (1 + 2 / 3 + 2 / 3) / 4, 3 / 4])
@@ -389,15 +386,9 @@ def test_several_answers_per_question_give_pass_at_k(config, story_questions, mo
 # Several units in one command
 
 
-@pytest.fixture
-def loads(monkeypatch):
-    """How often a model was loaded."""
-    load, count = rollout.load_decoder, []
-    monkeypatch.setattr(rollout, "load_decoder", lambda *args, **kw: count.append(args) or load(*args, **kw))
-    return count
-
-
-def test_a_protocol_over_data_sets_and_seeds_loads_the_model_once(config, tmp_path, story_questions, loads, capsys):
+def test_a_protocol_over_data_sets_and_seeds_loads_the_model_once(
+    config, tmp_path, story_questions, models_loaded, capsys
+):
     second = tmp_path / "More.json"
     second.write_text(json.dumps(json.loads(story_questions.read_text())[8:]))
     more = (
@@ -409,7 +400,7 @@ def test_a_protocol_over_data_sets_and_seeds_loads_the_model_once(config, tmp_pa
     )
     output = evaluate(config(*more))
     said = capsys.readouterr().out
-    assert len(loads) == 1
+    assert len(models_loaded) == 1
     rows = json.loads(output.read_text())
     found = [(r["dataset"], r["denoising_steps_per_block"], r["strategy"].rpartition("_")[2], r["seed"]) for r in rows]
     settings = [(2, "static"), (1, "static"), (4, "static"), (4, "dynamic")]
@@ -429,7 +420,7 @@ def test_a_protocol_over_data_sets_and_seeds_loads_the_model_once(config, tmp_pa
     # One seed and one data set of it later: nothing is decoded, and no model loaded.
     monday = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("shard-*")}
     smaller = evaluate(config(more[0].replace("[", "").replace("]", ""), *more[1:3], "rollout.seed=2", more[4]))
-    assert len(loads) == 1 and monday == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("shard-*")}
+    assert len(models_loaded) == 1 and monday == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("shard-*")}
     again = [row for row in rows if row["seed"] == 2 and row["dataset"] != "average"]
     assert [row for row in json.loads(smaller.read_text()) if row["dataset"] != "average"] == again
 
@@ -495,7 +486,7 @@ def test_an_output_of_ones_own_holds_all_units(config, tmp_path):
     assert len(list((tmp_path / "mine").glob("original-*-seed?.json"))) == 2
 
 
-def test_an_interrupted_set_of_units_goes_on(config, tmp_path, loads, monkeypatch):
+def test_an_interrupted_set_of_units_goes_on(config, tmp_path, models_loaded, monkeypatch):
     more = ("evaluation.seeds=[1,2,3]", "evaluation.limit=3")
     grade_all = math_grading.grade_all
 
@@ -510,7 +501,7 @@ def test_an_interrupted_set_of_units_goes_on(config, tmp_path, loads, monkeypatc
             evaluate(config(*more))
     assert len(list(tmp_path.rglob("shard-*"))) == 2
     rows = json.loads(evaluate(config(*more)).read_text())
-    assert [row["seed"] for row in rows] == [1, 2, 3] and len(loads) == 2
+    assert [row["seed"] for row in rows] == [1, 2, 3] and len(models_loaded) == 2
     for row, unit in zip(rows, units_of(config(*more)), strict=True):
         assert [row] == json.loads(unit.output.read_text())
 

@@ -19,7 +19,6 @@ from t3d.decode.completion import complete
 from t3d.decode.local import LocalEngine
 from t3d.decode.protocol import Request
 from t3d.models.loading import load_model, load_tokenizer, special_ids
-from t3d.training import loop as training
 from t3d.training import onpolicy
 from t3d.training.loop import make_objective
 from t3d.training.settings import TrainConfig
@@ -100,20 +99,15 @@ def test_the_teachers_blocks_are_learnt_on_the_students_states(run, story_teache
 
 
 @pytest.mark.parametrize("objective", LEARN_BLOCKS)
-def test_objectives_that_learn_from_the_teachers_blocks(run, objective, monkeypatch):
+def test_objectives_that_learn_from_the_teachers_blocks(run, objective, drawn):
     """Few-step answers, whose blocks the teacher completes at full steps."""
-    states = []
-    collate = training.collate
-    monkeypatch.setattr(
-        training, "collate", lambda rows, *a, **k: states.extend(sum(rows, [])) or collate(rows, *a, **k)
-    )
     more = (f"training.objective={objective}", "training.max_steps=4", "training.refresh_steps_per_block=1")
     folder = run(objective, *TEACHER, *more)
     assert all(row["sequences"] == 4 for row in log_of(folder))
     written = {t.id: t for t in read_shards(folder / "rollouts" / "00000002")}
     for t in written.values():
         assert sorted(t.target_step) == list(range(1, len(t.response_ids) + 1)) and t.steps < len(t.response_ids)
-    taught = 0
+    taught, states = 0, [state for step in drawn for state in step.states]
     for state in states[8:]:
         t = written[state.sample_id]
         prompt = len(t.prompt_ids)

@@ -120,12 +120,13 @@ def load_first(model, folder: Path) -> bool:
     return same and not all(torch.equal(a, b) for a, b in zip(student.parameters(), fresh.parameters(), strict=True))
 
 
-def test_lora_shares_the_base_with_its_teacher(opdlm, autoregressive, monkeypatch):
+def test_lora_shares_the_base_with_its_teacher(opdlm, autoregressive, models_loaded):
     """At the first step adapters change nothing: loss as of the whole model's. Another folder is a second model."""
     lora = ("training.lora.rank=4", "training.max_steps=2", "optimizer.params.learning_rate=2e-2")
     whole, folder = opdlm("whole", "training.max_steps=2"), opdlm("two", *lora, f"training.teacher={autoregressive}")
-    monkeypatch.setattr(training, "FrozenModel", None)
+    models_loaded.clear()
     shared = opdlm("lora", *lora)
+    assert len(models_loaded) == 1
     assert losses(shared)[0] == pytest.approx(losses(whole)[0], rel=1e-5)
     assert losses(shared) == pytest.approx(losses(folder), rel=1e-5)
 
