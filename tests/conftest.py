@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,8 +19,11 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from studies.storymath.problems import generate
 from studies.storymath.tokenizer import build_tokenizer
+from t3d.blocks import decoding
 from t3d.common.errors import UserError
 from t3d.common.paths import ROOT
+from t3d.decode.local import Run
+from t3d.decode.protocol import Request
 from t3d.models import SDARConfig, SDARForCausalLM
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -106,6 +110,41 @@ def models_loaded(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(loading))
     return places
+
+
+class Seen(NamedTuple):
+    """A denoising step of one answer: the lane's ids before it, its masked positions, and the logits drawn from."""
+
+    request: Request
+    shown: torch.Tensor
+    position: torch.Tensor
+    logits: torch.Tensor
+
+
+@pytest.fixture
+def steps_seen(monkeypatch) -> list[Seen]:
+    """Every step of the local engine in this test."""
+    seen: list[Seen] = []
+    parts: list[torch.Tensor] = []
+
+    def watching_draw(logits, *args, **kwargs):
+        parts.append(logits.clone())
+        return draw(logits, *args, **kwargs)
+
+    def watching_denoise(run, *args):
+        parts.clear()
+        before = run.lanes.ids.clone()
+        result = denoise(run, *args)
+        for lane, logits in enumerate(torch.cat(parts).split(result.masked.sum(-1).tolist())):
+            if len(logits):
+                at = result.position[lane][result.masked[lane]]
+                seen.append(Seen(run.requests[lane], before[lane], at, logits))
+        return result
+
+    draw, denoise = decoding.draw, Run._denoise
+    monkeypatch.setattr(decoding, "draw", watching_draw)
+    monkeypatch.setattr(Run, "_denoise", watching_denoise)
+    return seen
 
 
 # ---------------------------------------------------------------------------------------------------------------------
