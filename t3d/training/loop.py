@@ -85,9 +85,9 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
         refuse_other_settings(config, run / "config.yaml")
         trainer.go_on_from(checkpoint.load(accelerator, resumed))
     if accelerator.is_main_process:
-        with checkpoint.writing(str(run / "config.yaml")):
+        with checkpoint.writing(run / "config.yaml"):
             options.save(config, run / "config.yaml")
-    with checkpoint.writing(f"the log of {run}"):
+    with checkpoint.writing(run):
         tracker = Tracker(
             run,
             kind=config.experiment.tracker,
@@ -338,7 +338,7 @@ class Trainer:
             self.step = step
             stopping = metrics.pop("stopping") > 0 and step < self.total_steps
             metrics["tokens_per_second"] = metrics["tokens"] / (time.perf_counter() - began)
-            with checkpoint.writing(f"the log of {run}"):
+            with checkpoint.writing(run):
                 tracker.log({"epoch": self.order.indices(step - 1)[0][0], **metrics, "lr": rate}, step)
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{rate:.1e}", refresh=False)
@@ -530,7 +530,7 @@ class Trainer:
                 "step": self.step,
                 "teacher": self.config.model.pretrained_model,
             }
-            with checkpoint.writing(f"the model folder {folder}", folder.with_name(f".tmp-{folder.name}")):
+            with checkpoint.writing(folder, folder.with_name(f".tmp-{folder.name}")):
                 export_model(
                     student,
                     self.source,

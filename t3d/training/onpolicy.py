@@ -176,7 +176,7 @@ class Rounds:
         asked = [self.samples.samples[index] for index in indices]
         requests = [Request(*of_stream(sample["id"]), tuple(sample["prompt_ids"])) for sample in asked]
         mine = requests[accelerator.process_index :: accelerator.num_processes]
-        with checkpoint.writing(f"the round {target}"), ShardWriter(target, accelerator.process_index) as writer:
+        with checkpoint.writing(target), ShardWriter(target, accelerator.process_index) as writer:
             settings = decode_settings(self.training, begun // self.every)
             answers = self._answers(accelerator.unwrap_model(student), mine, settings, seed)
             if self.teacher:
