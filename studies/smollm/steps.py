@@ -143,9 +143,10 @@ def public(stage: Stage, plan: Plan, size: str) -> list[str]:
     return command
 
 
-def evaluations(folder: Path) -> tuple[list[Record], list[Record]]:
+def evaluations(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of a part's results, and the answers to its first questions in them."""
-    rows, answers = [], {}
+    rows: list[dict[str, Any]] = []
+    answers: dict[str, list[Record]] = {}
     for path in sorted((folder / "results").glob("*.json")):
         records = path.with_name(path.name.removesuffix(".json")) / "records.jsonl"
         if not records.exists():  # a file of several rows, which have their own files too
