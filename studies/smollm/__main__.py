@@ -40,18 +40,20 @@ def main() -> None:
         print(plan_table(plan.stages(parts), plan), flush=True)
         if args.plan:
             return
-        study(plan, parts, args.size, args.results)
-    write_page(args.results, args.output_page)
+        study(plan, parts, args.size, args.results, args.output_page)
+    else:
+        write_page(args.results, args.output_page)
 
 
-def study(plan: Plan, parts: Sequence[str], size: str, results: Path, run: Run = command) -> None:
-    """Run the stages, and write a part's figures after each of its evaluations. run: starts a command, and waits."""
+def study(plan: Plan, parts: Sequence[str], size: str, results: Path, page: Path, run: Run = command) -> None:
+    """Run the stages. Each evaluation writes its part's figures and the page. run: starts a command, and waits."""
     stages = plan.stages(parts)
     for number, stage in enumerate(stages, 1):
         run_stage(stage, plan, f"{number} of {len(stages)}", run)
         part = stage.name.partition("-")[0]
         if stage.name.startswith(f"{part}-evaluate"):
             write_figures(plan, part, size, results / f"{part}-{size}.json")
+            write_page(results, page)
 
 
 def arguments() -> argparse.Namespace:

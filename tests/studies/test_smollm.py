@@ -12,7 +12,7 @@ import yaml
 
 from studies.smollm import instructions, stages
 from studies.smollm.__main__ import SIZES, study
-from studies.smollm.page import kept, write_page
+from studies.smollm.page import kept
 from studies.smollm.stages import PARTS, Plan
 from studies.smollm.steps import estimate, plan_table, read_record
 from studies.storymath.problems import generate
@@ -92,19 +92,21 @@ def whole(source, tmp_path_factory):
     """Both parts, stopped once in the middle and started again: the plan, the results, the commands of both starts."""
     folder = tmp_path_factory.mktemp("study")
     plan, results = Plan(folder / "work", source, SIZE), folder / "results"
+    page = folder / "SMOLLM.md"
     first, second = Commands(stop_at="experiment.project=best"), Commands()
     with pytest.raises(Stopped):
-        study(plan, PARTS, "tiny", results, first)
-    study(plan, PARTS, "tiny", results, second)
+        study(plan, PARTS, "tiny", results, page, first)
+    assert "| t3d |" in page.read_text() and "| best |" not in page.read_text()
+    study(plan, PARTS, "tiny", results, page, second)
     return plan, results, first.run, second.run
 
 
 def test_it_goes_on_where_it_was(whole):
-    plan, _, first, second = whole
+    plan, results, first, second = whole
     assert first[-1] == second[0] and not set(first[:-1]) & set(second)
     assert [*first[:-1], *second] == [stage.command for stage in plan.stages(PARTS)]
     again = Commands()
-    study(plan, PARTS, "tiny", whole[1], again)
+    study(plan, PARTS, "tiny", results, results.parent / "SMOLLM.md", again)
     assert not again.run
 
 
@@ -124,14 +126,14 @@ def test_figures_have_every_model_at_every_speed_and_no_path(whole):
         assert all(stage["seconds"] >= 0 and stage["command"] for stage in figures["stages"])
 
 
-def test_the_page(whole, tmp_path):
-    write_page(whole[1], tmp_path / "SMOLLM.md")
-    page = (tmp_path / "SMOLLM.md").read_text()
+def test_the_page(whole):
+    folder = whole[1].parent
+    page = (folder / "SMOLLM.md").read_text()
     assert "## StoryMath, size `tiny`" in page and "## Text, size `tiny`" in page
     assert re.search(r"^\| autoregressive \| 1 \| \d+\.\d\d \|", page, re.M)
     assert len(re.findall(r"^\| best \| [124] \|", page, re.M)) == 6
     for image in re.findall(r"!\[.*?\]\((.*?)\)", page):
-        assert (tmp_path / image).resolve().is_file()
+        assert (folder / image).resolve().is_file()
 
 
 def test_estimates_follow_the_finished_stages(whole, source, tmp_path):
