@@ -22,8 +22,7 @@ from rich.text import Text
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.strategy import names, strategy_named
-from t3d.common.errors import UserError, run_main
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault, run_main
 from t3d.data.trajectory import Trajectory
 from t3d.decode.protocol import Engine, Request, Step
 from t3d.grading.math import extract_answer

@@ -24,8 +24,7 @@ from t3d.blocks.decoding import choose, stream_key, uniforms
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
 from t3d.blocks.strategy import strategy_named
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.data.trajectory import Trajectory
 from t3d.decode.energy import Energy, candidate_uniforms
 from t3d.decode.model_facts import bytes_per_slot, full_attention, logit_shift, position_count

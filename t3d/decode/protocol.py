@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from t3d.blocks.settings import DecodeSettings, conflict
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.data.trajectory import Trajectory
 
 

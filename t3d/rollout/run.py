@@ -23,8 +23,7 @@ from tqdm.auto import tqdm
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.common import options, paths
-from t3d.common.errors import UserError, disk_faults_as_user_errors
-from t3d.common.options import fault
+from t3d.common.errors import UserError, disk_faults_as_user_errors, fault
 from t3d.common.processes import is_main_process
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards

@@ -22,8 +22,7 @@ from tqdm.auto import tqdm
 
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common import options, paths
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
 from t3d.decode.model_facts import full_attention, logit_shift, position_count
@@ -220,11 +219,11 @@ def noise_for(
     training = config.training
     remedy = "needs block-causal attention, which this model does not have"
     if objective.block_causal:
-        raise options.fault("training.objective", training.objective, f"{remedy}; take sft, naive_td, t3d or dparallel")
+        raise fault("training.objective", training.objective, f"{remedy}; take sft, naive_td, t3d or dparallel")
     if objective.copies > 1:
-        raise options.fault("training.path_states", "own", f"{remedy}; set it to shared")
+        raise fault("training.path_states", "own", f"{remedy}; set it to shared")
     if training.refresh_rollouts and getattr(objective_settings(training), "refresh_targets", "student") == "teacher":
-        raise options.fault("training.refresh_targets", "teacher", f"{remedy}; set it to student")
+        raise fault("training.refresh_targets", "teacher", f"{remedy}; set it to student")
     assert training.block_size
     return WholeSequence(objective.noise, training.block_size, ids.mask_id, training.max_gen_length)
 

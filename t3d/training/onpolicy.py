@@ -28,8 +28,7 @@ from accelerate import Accelerator
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.data.dataset import blocks_within
 from t3d.data.shards import ShardWriter, read_shards
 from t3d.data.trajectory import Trajectory, split_id
