@@ -15,7 +15,7 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 ALL := -r requirements.txt -e ".[dev]"
 
-.PHONY: demo tables smollm test test-newest test-oldest test-slow test-gpu lock teacher autoregressive clean
+.PHONY: demo tables smollm test test-newest test-oldest test-slow test-gpu lock teacher autoregressive student clean
 .DEFAULT_GOAL := help
 
 help:
@@ -88,6 +88,20 @@ autoregressive: $(VENV)/ready
 	$(PY) train/self_ddo_sdar_full.py config=configs/demo/autoregressive.yaml experiment.run_name=ar experiment.resume=auto
 	rm -rf models/embedded-autoregressive
 	cp -r experiments/embedded-autoregressive-init/math/autoregressive/ar/ckpt/optimized models/embedded-autoregressive
+
+# Train the embedded student with the best recipe on the teacher's greedy answers, and put it in place.
+STUDENT := experiments/student
+student: $(VENV)/ready
+	$(PY) -m studies.storymath --data $(STUDENT)/data
+	$(PY) sample/sdar_sample.py config=configs/demo/sample.yaml experiment.project=$(STUDENT) rollout.temperature=0 \
+	    evaluation.eval_dataset=$(STUDENT)/data/StoryMath_train.json evaluation.limit=4000
+	$(PY) data/rename_key.py --model_name embedded-teacher --dataset StoryMath_train --project $(STUDENT) \
+	    --output $(STUDENT)/data/trajectories.json --force
+	$(PY) train/self_ddo_sdar_full.py config=configs/demo/best.yaml training.batch_size_lm=32 training.tokens_per_batch=2048 \
+	    dataset.optimization_data=$(STUDENT)/data/trajectories.json \
+	    experiment.output_root=$(STUDENT) experiment.run_name=run experiment.resume=auto
+	rm -rf models/embedded-student
+	cp -r $(STUDENT)/embedded-teacher/math/best/run/ckpt/optimized models/embedded-student
 
 clean:
 	rm -rf experiments/demo $(VENV) .venv-newest .venv-oldest .venv-lock
