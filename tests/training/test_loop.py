@@ -298,6 +298,10 @@ def test_every_shipped_objective_trains(run, story_questions, name, size):
         data = ()
     if name == "opdlm":
         data = ("training.max_gen_length=24", "training.refresh_first_length=8")
+    if name == "trace_rl":  # the tiny teacher has no right answers
+        data = ("training.reward=tests.training.toy_rewards:letters", "training.cut_is_wrong=false")
+        data += (f"training.reward_data={story_questions}", f"training.heldout_data={story_questions}")
+        data += ("training.samples_per_question=4", "training.max_gen_length=16")
     others = {("t3d", "demo/"): "configs/demo/train.yaml", ("opdlm", ""): "configs/opdlm.yaml"}
     file = others.get((name, size), f"configs/baselines/{size}{name}.yaml")
     folder = run("shipped", f"config={file}", *data, "training.max_steps=3", "training.round_interval=10")
