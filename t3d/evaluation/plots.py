@@ -33,7 +33,16 @@ class Chart(NamedTuple):
 
 # Metrics of a training log, in the page's order: title, and how to read it. Others follow under their own names.
 TRAINING = {
-    "loss": ("Loss", "It falls and then levels off. If it rises or jumps, lower the learning rate."),
+    "loss": (
+        "Loss",
+        "It falls and then levels off. If it rises or jumps, lower the learning rate. Rewards have no such loss.",
+    ),
+    "reward": ("Reward", "The mean of the drawn answers. It rises; held-out accuracy tells whether that is real."),
+    "heldout_accuracy": ("Held-out accuracy", "It rises with the reward. If it falls while the reward rises, stop."),
+    "drawn_entropy": (
+        "Entropy of drawn tokens",
+        "In nats. If it goes to 0, all draws are alike and nothing is learnt.",
+    ),
     "reward_margin": (
         "Reward margin",
         "Above 0 the student prefers the trajectory more than its reference does. Every refresh of the reference "
@@ -56,7 +65,18 @@ TRAINING = {
     "kl": ("KL to the teacher", "It falls. Near 0 the student has the teacher's distributions."),
     "grad_norm": ("Gradient norm", "Single peaks are normal. Steady growth comes before a loss that diverges."),
 }
-NOT_DRAWN = {"step", "epoch", "tokens", "round", "sequences", "skipped", "tokens_per_second", "lr", "ddo"}
+NOT_DRAWN = {
+    "step",
+    "epoch",
+    "tokens",
+    "round",
+    "sequences",
+    "skipped",
+    "stale_steps",
+    "tokens_per_second",
+    "lr",
+    "ddo",
+}
 NOT_DRAWN |= {f"logp_{model}_{side}" for model in ("student", "reference") for side in ("real", "fake")}
 
 # Middle tones, visible on white and on black.

@@ -85,9 +85,9 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
         refuse_other_settings(config, run / "config.yaml")
         trainer.go_on_from(checkpoint.load(accelerator, resumed))
     if accelerator.is_main_process:
-        with checkpoint.writing(str(run / "config.yaml")):
+        with checkpoint.writing(run / "config.yaml"):
             options.save(config, run / "config.yaml")
-    with checkpoint.writing(f"the log of {run}"):
+    with checkpoint.writing(run):
         tracker = Tracker(
             run,
             kind=config.experiment.tracker,
@@ -202,7 +202,9 @@ def make_objective(config: TrainConfig, ids: SpecialIds) -> Objective:
     """The objective of ``training.objective``; ``training.block_size`` must be settled."""
     training = config.training
     assert training.block_size
-    context = Context(training.block_size, ids, training.head_chunk, config.model.random_ratio)
+    context = Context(
+        training.block_size, ids, training.head_chunk, config.model.random_ratio, training.refresh_temperature
+    )
     return find(training.objective).build(objective_settings(training), context)
 
 
@@ -249,14 +251,14 @@ class Trainer:
             self.rounds = Rounds(config, objective, samples, ids, source, accelerator, position_count(student.config))
         self.samples = self.rounds.samples if self.rounds else samples
         batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
-        if batch > len(samples) and accelerator.is_main_process:
+        if batch > len(self.samples) and accelerator.is_main_process:
             log.warning(
                 "an optimizer step has %d sequences and the data set %d: a step sees some of them several times. Lower "
                 "training.gradient_accumulation_steps or training.batch_size_lm for steps without repetition",
-                *(batch, len(samples)),
+                *(batch, len(self.samples)),
             )
         self.step = 0
-        self.order = SampleOrder(len(samples), batch, training.seed)
+        self.order = SampleOrder(len(self.samples), batch, training.seed, group=self.group(batch))
         self.total_steps = training.max_steps or self.order.steps(training.num_train_epochs)
         self.warm = 0  # sequences drawn when the warm-up ended
         self.flex = student.config._attn_implementation == "flex_attention"
@@ -287,6 +289,19 @@ class Trainer:
         if training.ema_decay is not None:
             self.average = WeightAverage(student, training.ema_decay)
             accelerator.register_for_checkpointing(self.average)
+
+    def group(self, batch: int) -> int:
+        """The answers to one question, which an optimizer step of ``batch`` sequences sees together."""
+        if self.rounds is None or self.rounds.reinforcement is None:
+            return 1
+        group = self.rounds.reinforcement.samples.group
+        if batch % group:
+            raise fault(
+                "training.samples_per_question",
+                group,
+                f"does not divide the {batch} sequences of a step, and a step sees whole questions; change one of them",
+            )
+        return group
 
     def hold_second_model(self, kept: FrozenSettings) -> None:
         """The frozen reference as a model of its own. One that is refreshed goes with the checkpoints."""
@@ -338,8 +353,9 @@ class Trainer:
             self.step = step
             stopping = metrics.pop("stopping") > 0 and step < self.total_steps
             metrics["tokens_per_second"] = metrics["tokens"] / (time.perf_counter() - began)
-            with checkpoint.writing(f"the log of {run}"):
-                tracker.log({"epoch": self.order.indices(step - 1)[0][0], **metrics, "lr": rate}, step)
+            news = self.rounds.pop_news(step) if self.rounds else {}
+            with checkpoint.writing(run):
+                tracker.log({"epoch": self.order.indices(step - 1)[0][0], **metrics, **news, "lr": rate}, step)
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{rate:.1e}", refresh=False)
             self.refresh_reference(step)
@@ -530,7 +546,7 @@ class Trainer:
                 "step": self.step,
                 "teacher": self.config.model.pretrained_model,
             }
-            with checkpoint.writing(f"the model folder {folder}", folder.with_name(f".tmp-{folder.name}")):
+            with checkpoint.writing(folder, folder.with_name(f".tmp-{folder.name}")):
                 export_model(
                     student,
                     self.source,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from studies.storymath.page import write_page
-from t3d.common.errors import UserError
+from tests.conftest import raises_key
 
 from .figures import ABLATIONS, CONVERSION, METHODS, RUNS, SPLITS, run
 
@@ -164,17 +164,17 @@ def test_plots_are_there_and_shown(page):
 
 
 def test_without_figures(tmp_path):
-    with pytest.raises(UserError, match="has no figures yet; run `python -m studies.storymath.tables`"):
+    with raises_key(tmp_path, "python -m studies.storymath.tables"):
         write_page(tmp_path, tmp_path / "analysis", tmp_path / "RESULTS.md", METHODS, ABLATIONS, CONVERSION, SPLITS, 32)
 
 
 def test_a_torn_file_is_named(tmp_path):
     (tmp_path / "one.json").write_text('{"method": "t3d", "rows": [')
-    with pytest.raises(UserError, match="one.json: no figures of a run .* remove it, and run the method again"):
+    with raises_key(tmp_path / "one.json"):
         write_page(tmp_path, tmp_path / "analysis", tmp_path / "RESULTS.md", METHODS, ABLATIONS, CONVERSION, SPLITS, 32)
 
 
 def test_a_broken_run_stops_the_page(tmp_path):
-    with pytest.raises(UserError, match="t3d, block 4, seed 1: 0 figures for StoryMath_test at 4 tokens/step"):
+    with raises_key("rows", "t3d, block 4, seed 1: 0 figures", "StoryMath_test"):
         written(tmp_path, [run("t3d", 1, (0.9, 0.8))])
     assert not (tmp_path / "RESULTS.md").exists()
