@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from t3d.blocks.attention import ATTENTION, ATTENTION_HELP
 from t3d.blocks.settings import DecodeSettings
-from t3d.common.options import Released, fault, option
+from t3d.common.errors import fault
+from t3d.common.options import Released, option
 from t3d.decode.protocol import NOT_WITH_SGLANG, refuse_conflict
 from t3d.tasks import HELP, find_task
 

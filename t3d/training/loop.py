@@ -22,8 +22,7 @@ from tqdm.auto import tqdm
 
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common import options, paths
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
 from t3d.decode.model_facts import full_attention, logit_shift, position_count
@@ -86,9 +85,9 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
         refuse_other_settings(config, run / "config.yaml")
         trainer.go_on_from(checkpoint.load(accelerator, resumed))
     if accelerator.is_main_process:
-        with checkpoint.writing(str(run / "config.yaml")):
+        with checkpoint.writing(run / "config.yaml"):
             options.save(config, run / "config.yaml")
-    with checkpoint.writing(f"the log of {run}"):
+    with checkpoint.writing(run):
         tracker = Tracker(
             run,
             kind=config.experiment.tracker,
@@ -222,11 +221,11 @@ def noise_for(
     training = config.training
     remedy = "needs block-causal attention, which this model does not have"
     if objective.block_causal:
-        raise options.fault("training.objective", training.objective, f"{remedy}; take sft, naive_td, t3d or dparallel")
+        raise fault("training.objective", training.objective, f"{remedy}; take sft, naive_td, t3d or dparallel")
     if objective.copies > 1:
-        raise options.fault("training.path_states", "own", f"{remedy}; set it to shared")
+        raise fault("training.path_states", "own", f"{remedy}; set it to shared")
     if training.refresh_rollouts and getattr(objective_settings(training), "refresh_targets", "student") == "teacher":
-        raise options.fault("training.refresh_targets", "teacher", f"{remedy}; set it to student")
+        raise fault("training.refresh_targets", "teacher", f"{remedy}; set it to student")
     assert training.block_size
     return WholeSequence(objective.noise, training.block_size, ids.mask_id, training.max_gen_length)
 
@@ -357,7 +356,7 @@ class Trainer:
             stopping = metrics.pop("stopping") > 0 and step < self.total_steps
             metrics["tokens_per_second"] = metrics["tokens"] / (time.perf_counter() - began)
             news = self.rounds.pop_news(step) if self.rounds else {}
-            with checkpoint.writing(f"the log of {run}"):
+            with checkpoint.writing(run):
                 tracker.log({"epoch": self.order.indices(step - 1)[0][0], **metrics, **news, "lr": rate}, step)
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{rate:.1e}", refresh=False)
@@ -549,7 +548,7 @@ class Trainer:
                 "step": self.step,
                 "teacher": self.config.model.pretrained_model,
             }
-            with checkpoint.writing(f"the model folder {folder}", folder.with_name(f".tmp-{folder.name}")):
+            with checkpoint.writing(folder, folder.with_name(f".tmp-{folder.name}")):
                 export_model(
                     student,
                     self.source,

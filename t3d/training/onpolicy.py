@@ -32,8 +32,7 @@ from accelerate import Accelerator
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.data.dataset import blocks_within
 from t3d.data.shards import ShardWriter, read_shards
 from t3d.data.trajectory import Trajectory, split_id
@@ -219,7 +218,7 @@ class Rounds:
         asked = [self.samples.samples[index] for index in indices]
         requests = [Request(*of_stream(sample["id"]), tuple(sample["prompt_ids"])) for sample in asked]
         mine = requests[accelerator.process_index :: accelerator.num_processes]
-        with checkpoint.writing(f"the round {target}"), ShardWriter(target, accelerator.process_index) as writer:
+        with checkpoint.writing(target), ShardWriter(target, accelerator.process_index) as writer:
             settings = decode_settings(self.training, begun // self.every)
             model = accelerator.unwrap_model(student)
             if urls := self.training.refresh_engine_urls:

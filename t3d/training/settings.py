@@ -8,7 +8,8 @@ from typing import Any, ClassVar, get_type_hints
 
 from t3d.blocks.attention import ATTENTION
 from t3d.blocks.strategy import names
-from t3d.common.options import Released, fault, option
+from t3d.common.errors import fault
+from t3d.common.options import Released, option
 from t3d.objectives.base import Objective, ObjectiveSettings, find, registered
 from t3d.tasks import HELP, find_task
 

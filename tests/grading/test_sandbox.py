@@ -14,6 +14,7 @@ from t3d.common.errors import UserError
 from t3d.grading import code, sandbox
 from t3d.grading.code import CodeItem
 from t3d.grading.sandbox import Limits, boxes, choice, world
+from tests.conftest import raises_key
 from tests.grading.attacks import FUNCTION, STDIO
 from tests.grading.programs import INPUT, PROGRAMS, SNIPPETS, variations
 
@@ -228,7 +229,7 @@ def test_the_attacks_fail_behind_all_walls(walls):
 
 def test_without_walls_nothing_runs_unless_asked_for(monkeypatch):
     monkeypatch.setattr(choice, "_best_walls", lambda: ("rlimits", "namespaces-user: unshare: not permitted"))
-    with pytest.raises(UserError, match="unshare: not permitted.*allow_unsandboxed=true"):
+    with raises_key("execute.allow_unsandboxed", "unshare: not permitted", "allow_unsandboxed=true"):
         code.grade_all([CodeItem("```python\nf = 1\n```", FUNCTION_ROW)], progress=False)
     assert sandbox.isolation(allow_unsandboxed=True) == "rlimits"
 
