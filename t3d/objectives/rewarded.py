@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from t3d.common.options import fault, option
+from t3d.common.errors import fault
+from t3d.common.options import option
 from t3d.objectives.base import Objective, ObjectiveSettings
 from t3d.states.base import Batch, State
 

@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t3d.common.options import fault, option
+from t3d.common.errors import fault
+from t3d.common.options import option
 from t3d.objectives.base import Context, FrozenSettings, Terms, read, register
 from t3d.objectives.likelihood import policy_log_probs
 from t3d.objectives.rewarded import RewardedObjective, RewardedRounds

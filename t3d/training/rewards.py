@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from t3d.blocks.plugins import load_object
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.data.trajectory import Trajectory, split_id
 from t3d.objectives.rewarded import RewardedRounds
 from t3d.tasks import Answer, Grading, Row, Task, prompt_ids
