@@ -408,7 +408,7 @@ def test_variants_run(run, more):
 
 def test_post_num_null_is_no_limit():
     ids = SpecialIds(mask_id=1, pad_id=0, stop_ids=(2,), forbidden_ids=(1,), ordinary_ids=torch.arange(3, 9))
-    for objective in registered().keys() - {"sft", "opdlm"}:  # their answers end at the end of the turn
+    for objective in registered().keys() - {"sft", "opdlm", "trace_rl"}:  # their answers end at the end of the turn
         for given, learnt in (("null", 8), ("0", 0), ("1", 1)):
             line = ["training.block_size=8", f"training.objective={objective}", f"training.post_num={given}"]
             noise = training.make_objective(load(TrainConfig, line), ids).noise
