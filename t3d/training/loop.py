@@ -285,6 +285,8 @@ class Trainer:
         if zero_stage(accelerator) == 3:
             declare_head(student)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
+        if self.rounds:
+            self.rounds.export = lambda folder: self.export_weights(accelerator.unwrap_model(self.student), folder)
         self.average = None
         if training.ema_decay is not None:
             self.average = WeightAverage(student, training.ema_decay)

@@ -39,7 +39,7 @@ from t3d.data.trajectory import Trajectory, split_id
 from t3d.decode.completion import complete, of_stream
 from t3d.decode.local import LocalEngine
 from t3d.decode.model_facts import logit_shift
-from t3d.decode.protocol import Request, refuse_conflict
+from t3d.decode.protocol import Engine, Request, refuse_conflict, refuse_unserved
 from t3d.objectives.base import Objective
 from t3d.objectives.rewarded import RewardedObjective
 from t3d.states.base import generator_for
@@ -47,12 +47,15 @@ from t3d.training import checkpoint
 from t3d.training.distribution import zero_stage
 from t3d.training.reference import FrozenModel
 from t3d.training.reinforcement import GroupedSamples, Reinforcement
+from t3d.training.serving import serve
 from t3d.training.settings import TrainConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
+
+SERVED = "student"  # the folder beside the rounds from which servers load the student
 
 
 class RefreshedSamples:
@@ -114,6 +117,8 @@ class Rounds:
         samples: the training set with the answers of the current round.
         reinforcement: rewards the answers; None = they are not rewarded.
         news: the figures of a round that are not logged yet.
+        export: writes the student as a model folder; SGLang servers load it from there.
+        served: the engine on these servers, with the student of the last round; None = rounds decode in this process.
         teacher: the model that writes the targets; None = the student's answers are the targets. It is on the GPU only
             during a round.
     """
@@ -146,6 +151,8 @@ class Rounds:
             self.reinforcement = Reinforcement(config, objective, samples, ids, source, accelerator)
             self.samples = RefreshedSamples(self.reinforcement.samples, self.reinforcement.advantages)
         self.news: dict[str, float] = {}
+        self.export: Callable[[Path], object] | None = None
+        self.served: Engine | None = None
         self.teacher = None
         if getattr(config.training, "refresh_targets", None) == "teacher":
             self.teacher = FrozenModel(config, source, accelerator, offload=True)
@@ -214,6 +221,8 @@ class Rounds:
         with checkpoint.writing(target), ShardWriter(target, accelerator.process_index) as writer:
             settings = decode_settings(self.training, begun // self.every)
             model = accelerator.unwrap_model(student)
+            if urls := self.training.refresh_engine_urls:
+                self.served = self._serve(urls, target.parent / SERVED)
             answers = self._answers(model, mine, settings, seed)
             if self.teacher:
                 answers = self._with_targets(self.teacher, answers, settings, seed)
@@ -232,8 +241,13 @@ class Rounds:
         self, student, requests: Sequence[Request], settings: DecodeSettings, seed: int
     ) -> Iterator[Trajectory]:
         with decoding(student):
-            engine = LocalEngine.of(student, self.ids, max_active=self.training.refresh_max_active)
-            yield from engine.generate(requests, settings, seed)
+            local = partial(LocalEngine.of, student, self.ids, max_active=self.training.refresh_max_active)
+            yield from (self.served or local()).generate(requests, settings, seed)
+
+    def _serve(self, urls: Sequence[str], folder: Path) -> Engine:
+        assert self.export
+        self.export(folder)
+        return serve(urls, folder, self.ids, self.accelerator, self.training.refresh_max_active)
 
     def _with_targets(
         self, teacher: FrozenModel, answers: Iterator[Trajectory], settings: DecodeSettings, seed: int
@@ -269,6 +283,8 @@ def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Datas
             f"{longest} tokens; lower this, or training.max_prompt_len",
         )
     refuse_conflict(decode_settings(training, 0), "training.refresh_")
+    if training.refresh_engine_urls:
+        refuse_unserved(decode_settings(training, 0), "training.refresh_")
     objective.check_refresh(samples[0], training)
     for name in samples["id"]:
         try:

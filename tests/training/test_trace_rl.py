@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from t3d.blocks.decoding import stream_key
 from t3d.common.errors import UserError
 from t3d.data.shards import read_shards
 from t3d.data.trajectory import Trajectory
@@ -16,6 +17,8 @@ from t3d.states.trace import TraceStates
 from t3d.tasks import Answer, find_task
 from t3d.training.advantages import advantages, of_round, z_scores
 from t3d.training.rewards import Rewards, graded_by
+from tests.conftest import raises_key
+from tests.decode.test_sglang import serving
 from tests.training import toy_rewards
 from tests.training.conftest import assert_close, launch, log_of, losses, weights
 
@@ -167,17 +170,15 @@ def task_verdicts(answers):
     ],
 )
 def test_rewards_that_cannot_be(rl, more, key):
-    with pytest.raises(UserError) as error:
+    with raises_key(key):
         rl("wrong", *more)
-    assert error.value.key == key
 
 
 def test_other_questions_than_the_prompts_are_refused(rl, story_questions, tmp_path):
     other = tmp_path / "Other.json"
     other.write_text(json.dumps(json.loads(story_questions.read_text())[::-1]))
-    with pytest.raises(UserError) as error:
+    with raises_key("training.reward_data"):
         rl("other", f"training.reward_data={other}")
-    assert error.value.key == "training.reward_data"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,6 +286,23 @@ def test_one_drawn_step_a_block_and_merged_steps(rl):
     }.items():
         found = losses(rl(name, "training.refresh_steps_per_block=4", *more))
         assert len(found) == 4 and any(found)
+
+
+def test_rounds_on_servers_equal_those_of_this_process(rl):
+    """Servers that know the answers: every round's student is pushed, and training has the same numbers."""
+    local = rl("local")
+    known = {
+        stream_key(10086 + step, name.rpartition("/")[0], int(name.rpartition("/")[2])): t
+        for step in (0, 2)
+        for name, t in answers_of(local, step).items()
+    }
+    with serving(known, None, model="models/teacher") as (server,):
+        served = rl("served", f"training.refresh_engine_urls=[{server.url}]")
+        folder = served / "rollouts" / "student"
+        assert [push["model_path"] for push in server.pushed] == [str(folder)] * 2
+        assert len({push["weight_version"] for push in server.pushed}) == 2 and len(server.asked) == len(known) == 32
+    assert losses(served) == losses(local)
+    assert all(torch.equal(weight, weights(local)[name]) for name, weight in weights(served).items())
 
 
 @pytest.mark.slow
