@@ -58,7 +58,7 @@ TRAINING = {
     "heldout_accuracy": ("Held-out accuracy", "Questions that no round draws from. It rises with the reward."),
     "drawn_entropy": (
         "Entropy of the drawn tokens",
-        "A mean of a round, in nats. It falls slowly. Near 0 all samples of a question are equal, and nothing is learnt.",
+        "A mean of a round, in nats. It falls slowly. Near 0 all samples of a question are equal: nothing is learnt.",
     ),
     "grad_norm": ("Gradient norm", "Single peaks are normal. Steady growth comes before a loss that diverges."),
 }
