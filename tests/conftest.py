@@ -25,6 +25,7 @@ from t3d.common.paths import ROOT
 from t3d.decode.local import Run
 from t3d.decode.protocol import Request
 from t3d.models import SDARConfig, SDARForCausalLM
+from tests.browser import browsers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCAB, MASK, STOP, PAD = 64, 63, 62, 61
@@ -253,3 +254,10 @@ def launch_line(config: str | Path, script: str | Path, *overrides: str) -> list
         port = str(free.getsockname()[1])
     options = ("--config_file", str(ROOT / "accelerate_configs" / config), "--main_process_port", port)
     return [sys.executable, "-m", "accelerate.commands.launch", *options, str(script), *overrides]
+
+
+@pytest.fixture(scope="module")
+def new_browser(tmp_path_factory):
+    """Makes browsers, each a user of its own; skips where no browser is installed."""
+    with browsers(tmp_path_factory.mktemp("browsers")) as make:
+        yield make

@@ -26,6 +26,8 @@ def command(*arguments: str) -> None:
     """Run a stage as its own process, from the repository root. On a signal it stops the stage and waits for it."""
     print(f"\n$ {shlex.join(arguments)}", flush=True)
     line = [sys.executable, *arguments[1:]] if arguments[0] == "python" else list(arguments)
+    if arguments[0] == "t3d":
+        line = [sys.executable, "-m", *arguments]
     if arguments[0] == "accelerate":
         line = [sys.executable, "-m", "accelerate.commands.launch", *arguments[2:]]
     stage = subprocess.Popen(line, cwd=ROOT)
@@ -78,6 +80,7 @@ def main() -> None:
     results, folders = evaluate_all(args, data, student)
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
+    from t3d.evaluation.answers import answer_sets
     from t3d.evaluation.report import print_table, write_report
 
     print()
@@ -88,6 +91,7 @@ def main() -> None:
         results=results,
         training_logs={"": run / "log.jsonl"},
         walkthrough=walkthrough(folders),
+        answers=answer_sets(list(zip(results, folders.values(), strict=True))),
     )
     print(f"\n{output / 'results.json'}\n{report}\n{time.monotonic() - began:.0f} s")
 

@@ -26,6 +26,7 @@ from t3d.blocks.special_ids import SpecialIds
 from t3d.blocks.strategy import strategy_named
 from t3d.common.errors import UserError, fault
 from t3d.data.trajectory import Trajectory
+from t3d.decode.attention import Kernel, choose_attention
 from t3d.decode.energy import Energy, candidate_uniforms
 from t3d.decode.model_facts import bytes_per_slot, full_attention, logit_shift, position_count
 from t3d.decode.protocol import Request, Step, answer_end, not_finite, refuse_empty_prompts, refuse_mask_in_prompts
@@ -44,6 +45,7 @@ class LocalEngine:
         max_active: most lanes at once; fewer are used if the cache would not fit in memory.
         fused_commit: write a finished block's cache in the next block's first forward.
         ordinary_ids: ids from which ``random_init_ratio`` draws; without them it must be 0.
+        attention: the kernel that reads the cache (see ``t3d.decode.attention.choose_attention``).
         compile: run the blocks' forwards through torch.compile. The model is compiled in place.
     """
 
@@ -57,9 +59,11 @@ class LocalEngine:
         max_active: int = 256,
         fused_commit: bool = True,
         ordinary_ids: Sequence[int] | Tensor = (),
+        attention: str | Kernel | None = None,
         compile: bool = False,
     ):
         self.model = model
+        self.attention = choose_attention(model, attention)
         self.device = model.device
         self.mask_id = mask_id
         self.stops = frozenset(stop_ids)
@@ -74,7 +78,7 @@ class LocalEngine:
 
     @classmethod
     def of(cls, model, ids: SpecialIds, **options: Any) -> "LocalEngine":
-        """The engine of a model with these special ids. ``options``: max_active, fused_commit, compile."""
+        """The engine of a model with these special ids. ``options``: max_active, fused_commit, attention, compile."""
         return cls(
             model,
             mask_id=ids.mask_id,
@@ -217,6 +221,7 @@ class Run:
             mask_id=engine.mask_id,
             forbidden_ids=engine.forbidden_ids,
             ordinary_ids=engine.ordinary_ids,
+            attention=engine.attention,
             compile=engine.compile,
         )
         self.lanes = self.runner.lanes
@@ -361,7 +366,7 @@ class Run:
         state.stage += turn.long()
         complete = turn & ~(masked & ~unmask).any(-1)
         if self.on_step is not None:
-            self.show(turn, torch.zeros_like(complete) if self.verifier else complete)
+            self.show(turn, torch.zeros_like(complete) if self.verifier else complete, confidence)
         return complete if self.verifier is None else self.verifier.settle(complete, unmask, confidence)
 
     def _masked(self, turn: Tensor) -> tuple[Tensor, Tensor]:
@@ -396,17 +401,20 @@ class Run:
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    def show(self, turn: Tensor, complete: Tensor) -> None:
-        """Report the last step to the observer, lane by lane."""
+    def show(self, turn: Tensor, complete: Tensor, confidence: Tensor | None = None) -> None:
+        """Report the last step to the observer, lane by lane. ``confidence``: (lanes, block), of the drawn tokens."""
         state = self.lanes
         for lane in turn.nonzero().flatten().tolist():
             step, prompt, start = (int(x[lane]) for x in (state.steps, state.prompt, state.start))
             response = slice(prompt, start + self.settings.block_size)
             unmasked = (state.unmask_step[lane, response] == step).nonzero().flatten().tolist()
             ids = state.ids[lane, response].tolist()
+            known = [] if confidence is None else confidence[lane].tolist()
+            certain = [known[prompt + i - start] for i in unmasked] if known else []
             request = self.requests[lane]
             assert self.on_step is not None and request is not None
-            self.on_step(Step(request.id, step, ids, unmasked, bool(complete[lane])))
+            forwards = int(state.forwards[lane])
+            self.on_step(Step(request.id, step, ids, unmasked, bool(complete[lane]), certain, forwards))
 
     def _hand_out(self, lanes: list[int]) -> Iterator[Trajectory]:
         """The trajectories of these lanes. The lanes are free afterwards."""

@@ -42,12 +42,14 @@ class Context:
         ids: the ids of mask, pad, stop and ordinary tokens.
         head_chunk: rows of the vocabulary projection at once.
         random_ratio: share of the masked positions that show a random token.
+        temperature: the decoding temperature of the on-policy rounds.
     """
 
     block_size: int
     ids: SpecialIds
     head_chunk: int = 1024
     random_ratio: float = 0.1
+    temperature: float = 1.0
 
 
 @dataclass

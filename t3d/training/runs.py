@@ -57,7 +57,7 @@ def run_folder(config: TrainConfig, accelerator: Accelerator, look: bool = True)
 FREE_ON_RESUME = {
     *("batch_size_lm", "gradient_accumulation_steps", "tokens_per_batch", "max_steps", "num_train_epochs"),
     *("gradient_checkpointing_enable", "head_chunk", "reference_offload", "compile", "enable_tf32"),
-    *("attn_implementation", "optimized_name", "refresh_max_active"),
+    *("attn_implementation", "optimized_name", "refresh_max_active", "refresh_engine_urls"),
 }
 SAME_ON_RESUME: tuple[str, ...] = ("model.", "dataset.", "training.", "optimizer.", "lr_scheduler.")
 SAME_ON_RESUME += ("experiment.gradient_clipping", "experiment.max_grad_norm")

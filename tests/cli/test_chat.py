@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from t3d.blocks.settings import DecodeSettings
-from t3d.cli import chat
+from t3d.cli import chat, speaker
 from t3d.cli.chat import MASK, Tail, printable
 from tests.conftest import raises_key
 
@@ -208,17 +208,16 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(story_teacher, screen, monk
 
 def test_samples_are_in_the_words_of_the_model(story_teacher, monkeypatch):
     args = chat.parse(["--model", str(story_teacher)])
-    speaker = chat.load_speaker("model", args.model, None, args)
-    offered = chat.samples(speaker, "math")
-    assert offered == list(chat.STORIES), "word for word, others have words that it does not know"
+    offered = speaker.samples(chat.load_speaker("model", args.model, None, args), "math")
+    assert offered == list(speaker.STORIES), "word for word, others have words that it does not know"
     written = session(monkeypatch, io.StringIO(), "/2", "--model", story_teacher, "--max-token", 8)
     assert f"> {offered[1]}" in written and "does not know" not in written
 
 
 def test_a_conversation_keeps_its_turns(story_teacher, monkeypatch):
     asked = []
-    render = chat.prompt_ids
-    monkeypatch.setattr(chat, "prompt_ids", lambda *a, **k: asked.append(list(k["earlier"])) or render(*a, **k))
+    render = speaker.prompt_ids
+    monkeypatch.setattr(speaker, "prompt_ids", lambda *a, **k: asked.append(list(k["earlier"])) or render(*a, **k))
     argv = ("--model", story_teacher, "--max-token", 4, "--data-type", "text")
     session(monkeypatch, io.StringIO(), f"{QUESTION}\n{QUESTION}\n/new\n{QUESTION}", *argv)
     assert [len(turns) for turns in asked] == [0, 2, 0]

@@ -298,6 +298,10 @@ def test_every_shipped_objective_trains(run, story_questions, name, size):
         data = ()
     if name == "opdlm":
         data = ("training.max_gen_length=24", "training.refresh_first_length=8")
+    if name == "trace_rl":  # the tiny teacher has no right answers
+        data = ("training.reward=tests.training.toy_rewards:letters", "training.cut_is_wrong=false")
+        data += (f"training.reward_data={story_questions}", f"training.heldout_data={story_questions}")
+        data += ("training.samples_per_question=4", "training.max_gen_length=16")
     others = {("t3d", "demo/"): "configs/demo/train.yaml", ("opdlm", ""): "configs/opdlm.yaml"}
     file = others.get((name, size), f"configs/baselines/{size}{name}.yaml")
     folder = run("shipped", f"config={file}", *data, "training.max_steps=3", "training.round_interval=10")
@@ -404,7 +408,7 @@ def test_variants_run(run, more):
 
 def test_post_num_null_is_no_limit():
     ids = SpecialIds(mask_id=1, pad_id=0, stop_ids=(2,), forbidden_ids=(1,), ordinary_ids=torch.arange(3, 9))
-    for objective in registered().keys() - {"sft", "opdlm"}:  # their answers end at the end of the turn
+    for objective in registered().keys() - {"sft", "opdlm", "trace_rl"}:  # their answers end at the end of the turn
         for given, learnt in (("null", 8), ("0", 0), ("1", 1)):
             line = ["training.block_size=8", f"training.objective={objective}", f"training.post_num={given}"]
             noise = training.make_objective(load(TrainConfig, line), ids).noise
