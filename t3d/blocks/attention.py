@@ -14,6 +14,7 @@ from torch import Tensor
 FLEX_TILE = 128  # tokens in one tile of FlexAttention
 ATTENTION = ("sdpa", "eager", "flex_attention")
 ATTENTION_HELP = "attention kernel; null = sdpa"
+FLASH = "flash_attention_2"  # of the decoder alone (t3d.decode.attention)
 
 
 class Labels(NamedTuple):
@@ -89,8 +90,8 @@ def cache_mask(query_position: Tensor, key_slots: int, block_size: int) -> Tenso
 def for_implementation(mask: Tensor, implementation: str, dtype: torch.dtype):
     """A bool mask (batch, 1, queries, keys) in the form an attention implementation of transformers takes.
 
-    eager and sdpa take numbers that are added to the scores. From a bool mask sdpa would make them anew at every layer
-    and keep each for the backward pass. FlexAttention would add 0 and 1, so it gets a BlockMask.
+    eager, sdpa and the decoder's own take numbers that are added to the scores. From a bool mask sdpa would make them
+    anew at every layer and keep each for the backward pass. FlexAttention would add 0 and 1, so it gets a BlockMask.
     """
     if implementation == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask
@@ -99,5 +100,5 @@ def for_implementation(mask: Tensor, implementation: str, dtype: torch.dtype):
         return create_block_mask(
             lambda b, h, q, k: mask[b, 0, q, k], B=batch, H=None, Q_LEN=queries, KV_LEN=keys, device=mask.device
         )
-    hidden = -torch.inf if implementation == "sdpa" else torch.finfo(dtype).min
+    hidden = torch.finfo(dtype).min if implementation == "eager" else -torch.inf
     return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), hidden)

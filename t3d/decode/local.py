@@ -26,6 +26,7 @@ from t3d.blocks.special_ids import SpecialIds
 from t3d.blocks.strategy import strategy_named
 from t3d.common.errors import UserError, fault
 from t3d.data.trajectory import Trajectory
+from t3d.decode.attention import Kernel, choose_attention
 from t3d.decode.energy import Energy, candidate_uniforms
 from t3d.decode.model_facts import bytes_per_slot, full_attention, logit_shift, position_count
 from t3d.decode.protocol import Request, Step, answer_end, not_finite, refuse_empty_prompts, refuse_mask_in_prompts
@@ -44,6 +45,7 @@ class LocalEngine:
         max_active: most lanes at once; fewer are used if the cache would not fit in memory.
         fused_commit: write a finished block's cache in the next block's first forward.
         ordinary_ids: ids from which ``random_init_ratio`` draws; without them it must be 0.
+        attention: the kernel that reads the cache (see ``t3d.decode.attention.choose_attention``).
         compile: run the blocks' forwards through torch.compile. The model is compiled in place.
     """
 
@@ -57,9 +59,11 @@ class LocalEngine:
         max_active: int = 256,
         fused_commit: bool = True,
         ordinary_ids: Sequence[int] | Tensor = (),
+        attention: str | Kernel | None = None,
         compile: bool = False,
     ):
         self.model = model
+        self.attention = choose_attention(model, attention)
         self.device = model.device
         self.mask_id = mask_id
         self.stops = frozenset(stop_ids)
@@ -74,7 +78,7 @@ class LocalEngine:
 
     @classmethod
     def of(cls, model, ids: SpecialIds, **options: Any) -> "LocalEngine":
-        """The engine of a model with these special ids. ``options``: max_active, fused_commit, compile."""
+        """The engine of a model with these special ids. ``options``: max_active, fused_commit, attention, compile."""
         return cls(
             model,
             mask_id=ids.mask_id,
@@ -217,6 +221,7 @@ class Run:
             mask_id=engine.mask_id,
             forbidden_ids=engine.forbidden_ids,
             ordinary_ids=engine.ordinary_ids,
+            attention=engine.attention,
             compile=engine.compile,
         )
         self.lanes = self.runner.lanes

@@ -12,6 +12,7 @@ from t3d.blocks.attention import cache_mask
 from t3d.blocks.decoding import initial_tokens, project, project_and_draw
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import fault
+from t3d.decode.attention import CacheAttention, block_ends
 from t3d.decode.cache import CACHE_NAME, Slots
 from t3d.decode.model_facts import logit_shift
 
@@ -68,6 +69,7 @@ class ModelRunner:
         capacity: positions of a lane, whole blocks.
         forbidden_ids: (n,) ids that may never be drawn.
         ordinary_ids: (n,) ids from which ``random_init_ratio`` draws.
+        attention: reads the cache.
         compile: compile the blocks' forwards with torch.compile.
 
     Attributes:
@@ -91,9 +93,11 @@ class ModelRunner:
         mask_id: int,
         forbidden_ids: Tensor,
         ordinary_ids: Tensor,
+        attention: CacheAttention,
         compile: bool,
     ):
         self.model, self.settings, self.capacity, self.compile = model, settings, capacity, compile
+        self.attention = attention
         self.mask_id, self.forbidden_ids, self.ordinary_ids = mask_id, forbidden_ids, ordinary_ids
         # Lanes that take no part in a forward write their columns to an extra block of slots, which nobody reads.
         self.slots = capacity + settings.block_size
@@ -164,8 +168,11 @@ class ModelRunner:
         spare = self.capacity + self.column
         self.cache.write = torch.cat([torch.where(takes, where, spare) for where, takes in parts], 1)
         self.cache.lanes = torch.arange(len(position), device=position.device)
-        self.cache.length = min(-(-self.key_slots // self.slots_together) * self.slots_together, self.slots)
-        mask = cache_mask(position, self.cache.length, block)
+        if self.attention.by_ends:  # the kernel itself stops at the ends
+            self.cache.length, mask = self.slots, block_ends(position, block)
+        else:
+            self.cache.length = min(-(-self.key_slots // self.slots_together) * self.slots_together, self.slots)
+            mask = cache_mask(position, self.cache.length, block)
         ids = state.ids.gather(1, position)
         if self.settings.random_init_ratio:
             ids = torch.where(ids == self.mask_id, self.initial(state.key.unsqueeze(-1), position), ids)
@@ -191,7 +198,8 @@ class ModelRunner:
         cache = {"use_cache": True, CACHE_NAME: self.cache} if self.cached else {"use_cache": False}
         head = head or (lambda hidden, weight: None)
         try:
-            with torch.compiler.set_stance("force_eager") if self.compile and eager else nullcontext():
+            plain = torch.compiler.set_stance("force_eager") if self.compile and eager else nullcontext()
+            with plain, self.attention.of(self.model):
                 return self.model(ids, mask, position_ids=position, head=head, **cache)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             reason = next(line for line in str(error).splitlines() if line)

@@ -3,7 +3,8 @@
 A block-diffusion model at block size 1 is autoregressive. In a forward over [drafted block | block of masks] mask i
 sees the earlier blocks, the drafted tokens j < i, and itself. So it predicts token i of that draft. With a logit shift
 the drafted token i - 1 predicts it; it sees the same tokens without the mask. Several drafts of one block go side by
-side and read the same cache.
+side and read the same cache. A draft's masks see two ranges of keys, which flash-attn does not know, so this forward
+uses sdpa.
 """
 
 from collections.abc import Callable

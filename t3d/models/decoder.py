@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from t3d.blocks.attention import FLASH
 from t3d.blocks.special_ids import SpecialIds
 from t3d.decode.local import LocalEngine
 from t3d.decode.model_facts import position_count
@@ -45,7 +46,8 @@ def load_decoder(
     """Load the model ``source`` for decoding. For a model in memory use ``LocalEngine.of``.
 
     Args:
-        source: a folder or a hub id. dtype, attn_implementation: see ``load_model``.
+        source: a folder or a hub id. dtype: see ``load_model``.
+        attn_implementation: the kernel; None = the fastest that fits (``t3d.decode.attention.choose_attention``).
         device: None = the GPU if there is one, else the CPU.
         tokenizer: the model's, if it is loaded already.
         key: the setting that named ``source``, for error messages.
@@ -55,7 +57,8 @@ def load_decoder(
         UserError: no such model or tokenizer, or one that lacks a special id.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(source, dtype=dtype, attn_implementation=attn_implementation, device=device, key=key)
+    loaded = None if attn_implementation == FLASH else attn_implementation  # flash-attn reads the decoder's cache alone
+    model = load_model(source, dtype=dtype, attn_implementation=loaded, device=device, key=key)
     tokenizer = load_tokenizer(source, key=key) if tokenizer is None else tokenizer
     ids = special_ids(model.config, tokenizer, model.generation_config)
-    return Decoder(model, tokenizer, ids, LocalEngine.of(model, ids, **engine))
+    return Decoder(model, tokenizer, ids, LocalEngine.of(model, ids, attention=attn_implementation, **engine))

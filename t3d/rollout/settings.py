@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
-from t3d.blocks.attention import ATTENTION, ATTENTION_HELP
+from t3d.blocks.attention import ATTENTION, FLASH
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import fault
 from t3d.common.options import Released, option
@@ -45,7 +45,11 @@ class RolloutConfig(DecodeSettings):
     )
     num_processes: int | None = option(None, "decoding processes; null = one per visible GPU, else 1", ge=1)
     dtype: str = option("auto", "weights; auto = as stored", choices=("auto", "float32", "bfloat16", "float16"))
-    attn_implementation: str | None = option(None, ATTENTION_HELP, choices=ATTENTION)
+    attn_implementation: str | None = option(
+        None,
+        f"attention kernel; null = {FLASH} on a CUDA GPU if flash-attn is installed and the model fits, else sdpa",
+        choices=(*ATTENTION, FLASH),
+    )
 
     def decode_settings(self) -> DecodeSettings:
         """The decoder's own part, as the plain record that a trajectory keeps."""

@@ -13,9 +13,9 @@ from t3d.blocks.decoding import choose, draw, initial_tokens, stream_key, unifor
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.paths import ROOT
 from t3d.decode import local
+from t3d.decode.cache import CACHE_NAME
 from t3d.decode.local import LocalEngine, Run
 from t3d.decode.protocol import Request
-from t3d.decode.runner import ModelRunner
 from t3d.models.loading import load_model
 from tests.conftest import MASK, PAD, STOP, raises_key, tiny_model
 
@@ -285,18 +285,17 @@ def test_one_prompt_is_prefilled_once(model, monkeypatch, temperature, tokens, r
     """Several samples, and another prompt with the same words: results as when each is decoded alone.
 
     The prompt of three tokens has no whole block; the others' two share a forward where the bound allows it."""
-    prefilled, forward = [], ModelRunner.forward
+    prefilled = []
 
-    def watching(runner, ids, *args, **kwargs):
-        if runner.cache.length is None:
-            prefilled.append(len(ids))
-        return forward(runner, ids, *args, **kwargs)
+    def note(module, args, kwargs) -> None:
+        if kwargs[CACHE_NAME].length is None:
+            prefilled.append(len(args[0]))
 
     settings = DecodeSettings(temperature=temperature, max_token=14, denoising_steps_per_block=2)
     prompts = [dataclasses.replace(r, sample=k) for r in requests([9, 13, 3]) for k in range(3)]
     prompts.append(dataclasses.replace(prompts[0], prompt="the same words"))
     alone = [next(engine(model).generate([r], settings, seed=1)) for r in prompts]
-    monkeypatch.setattr(ModelRunner, "forward", watching)
+    model.register_forward_pre_hook(note, with_kwargs=True)
     monkeypatch.setattr(local, "TOKENS_PREFILLED", tokens)
     together = {r.id: r for r in engine(model).generate(prompts, settings, seed=1)}
     assert prefilled == rows
