@@ -63,6 +63,12 @@ TRAINING = {
     "certainty_entropy": ("Entropy where right", "It falls as the model becomes certain of tokens that it has right."),
     "correct": ("Right tokens", "The share of tokens that the model has right. It rises."),
     "kl": ("KL to the teacher", "It falls. Near 0 the student has the teacher's distributions."),
+    "reward": ("Reward", "The mean of a round's answers. It rises; held-out accuracy tells whether that is real."),
+    "heldout_accuracy": ("Held-out accuracy", "Questions that no round draws from. It rises with the reward."),
+    "drawn_entropy": (
+        "Entropy of the drawn tokens",
+        "A mean of a round, in nats. It falls slowly. Near 0 all samples of a question are equal: nothing is learnt.",
+    ),
     "grad_norm": ("Gradient norm", "Single peaks are normal. Steady growth comes before a loss that diverges."),
 }
 NOT_DRAWN = {
