@@ -37,12 +37,6 @@ TRAINING = {
         "Loss",
         "It falls and then levels off. If it rises or jumps, lower the learning rate. Rewards have no such loss.",
     ),
-    "reward": ("Reward", "The mean of the drawn answers. It rises; held-out accuracy tells whether that is real."),
-    "heldout_accuracy": ("Held-out accuracy", "It rises with the reward. If it falls while the reward rises, stop."),
-    "drawn_entropy": (
-        "Entropy of drawn tokens",
-        "In nats. If it goes to 0, all draws are alike and nothing is learnt.",
-    ),
     "reward_margin": (
         "Reward margin",
         "Above 0 the student prefers the trajectory more than its reference does. Every refresh of the reference "
