@@ -26,6 +26,7 @@ COLUMNS: Mapping[Any, Mapping[str, str]] = {  # type of a field -> of its column
     float | None: {"dtype": "float64"},
     list[int]: {"list": "int64"},
     list[float]: {"list": "float64"},
+    list[list[int]]: {"list": {"list": "int64"}},
 }
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
