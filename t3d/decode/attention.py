@@ -25,7 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from t3d.blocks.attention import FLASH
+from t3d.blocks.settings import FLASH
 from t3d.common.options import fault
 from t3d.decode.model_facts import full_attention, head_dim
 

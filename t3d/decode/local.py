@@ -212,6 +212,7 @@ class Run:
         on_step: Callable[[Step], None] | None = None,
     ):
         self.engine, self.settings, self.seed = engine, settings, seed
+        self.record = asdict(settings)
         self.capacity, self.on_step = capacity, on_step
         kind = WholeRunner if full_attention(engine.model.config) else ModelRunner
         self.runner = kind(
@@ -445,7 +446,7 @@ class Run:
                 steps=max(unmask_step),
                 forwards=forwards,
                 seconds=time.perf_counter() - self.began[lane],
-                decode=asdict(self.settings),
+                decode=dict(self.record),
             )
 
     def shrink(self) -> None:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
-from t3d.blocks.attention import ATTENTION, FLASH
-from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.settings import ATTENTION, FLASH, DecodeSettings
 from t3d.common.options import Released, fault, option
 from t3d.decode.protocol import NOT_WITH_SGLANG, refuse_conflict
 from t3d.tasks import HELP, find_task

@@ -40,7 +40,7 @@ from t3d.decode.protocol import Request, refuse_conflict
 from t3d.objectives.base import Objective
 from t3d.states.base import generator_for
 from t3d.training import checkpoint
-from t3d.training.distribution import zero_stage
+from t3d.training.distribution import unwrapped, zero_stage
 from t3d.training.reference import FrozenModel
 from t3d.training.settings import TrainConfig, TrainingConfig
 
@@ -179,7 +179,7 @@ class Rounds:
         mine = requests[accelerator.process_index :: accelerator.num_processes]
         with checkpoint.writing(f"the round {target}"), ShardWriter(target, accelerator.process_index) as writer:
             settings = decode_settings(self.training, begun // self.every)
-            answers = self._answers(accelerator.unwrap_model(student), mine, settings, seed)
+            answers = self._answers(unwrapped(accelerator, student), mine, settings, seed)
             if self.teacher:
                 answers = self._with_targets(self.teacher, answers, settings, seed)
             for trajectory in answers:

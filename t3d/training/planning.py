@@ -11,6 +11,7 @@ import torch
 from accelerate import DistributedType
 
 from t3d.training import cost
+from t3d.training.distribution import unwrapped
 
 STEPS = 3  # the first is a warm-up
 
@@ -65,7 +66,7 @@ def dry_run(trainer) -> None:
 def plan_lines(trainer, lengths: Lengths) -> list[str]:
     """The plan in words: data, steps, weights, and one process's memory by component."""
     config, accelerator, order = trainer.config, trainer.accelerator, trainer.order
-    student = accelerator.unwrap_model(trainer.student)
+    student = unwrapped(accelerator, trainer.student)
     epochs = trainer.total_steps * order.global_batch / lengths.sequences
     weights, trainable = cost.parameters(student), cost.parameters(student, trained=True)
     training = config.training
@@ -92,7 +93,7 @@ def plan_lines(trainer, lengths: Lengths) -> list[str]:
 def estimate(trainer, longest: int) -> cost.Memory:
     """One process's memory for this trainer's settings, with the longest sequences in one micro-batch."""
     accelerator, training = trainer.accelerator, trainer.config.training
-    student = accelerator.unwrap_model(trainer.student)
+    student = unwrapped(accelerator, trainer.student)
     trainable = cost.parameters(student, trained=True)
     run = cost.Run(
         processes=accelerator.num_processes,

@@ -1,7 +1,5 @@
 """The kernels that read the decoder's cache: grouped sdpa, and flash-attn by a stand-in of its documented semantics."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
