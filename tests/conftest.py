@@ -6,18 +6,26 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from studies.storymath.problems import generate
 from studies.storymath.tokenizer import build_tokenizer
+from t3d.blocks import decoding
+from t3d.common.errors import UserError
 from t3d.common.paths import ROOT
+from t3d.decode.local import Run
+from t3d.decode.protocol import Request
 from t3d.models import SDARConfig, SDARForCausalLM
+from tests.browser import browsers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCAB, MASK, STOP, PAD = 64, 63, 62, 61
@@ -59,6 +67,17 @@ def fresh_accelerator() -> None:
     reset_accelerator()
 
 
+@contextmanager
+def raises_key(key: str | Path, *named: object) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """The block ends in a UserError about ``key``. Its line has each of ``named``: a value or a remedy, no sentence."""
+    with pytest.raises(UserError) as caught:
+        yield caught
+    line = str(caught.value)
+    assert caught.value.key == str(key) and "\n" not in line
+    for part in named:
+        assert str(part) in line
+
+
 @pytest.fixture
 def model() -> SDARForCausalLM:
     return tiny_model()
@@ -78,6 +97,55 @@ def sdar():
     if not SHARED.is_dir():
         pytest.skip("no real SDAR tokenizer beside the checkout (../shared)")
     return AutoTokenizer.from_pretrained(SHARED / "sdar-4b-chat", trust_remote_code=False)
+
+
+@pytest.fixture
+def models_loaded(monkeypatch) -> list[str]:
+    """The places from which transformers has loaded a model's weights in this test, one entry for each time."""
+    places: list[str] = []
+    load = PreTrainedModel.from_pretrained.__func__
+
+    def loading(cls, place, *args, **options):
+        places.append(str(place))
+        return load(cls, place, *args, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(loading))
+    return places
+
+
+class Seen(NamedTuple):
+    """A denoising step of one answer: the lane's ids before it, its masked positions, and the logits drawn from."""
+
+    request: Request
+    shown: torch.Tensor
+    position: torch.Tensor
+    logits: torch.Tensor
+
+
+@pytest.fixture
+def steps_seen(monkeypatch) -> list[Seen]:
+    """Every step of the local engine in this test."""
+    seen: list[Seen] = []
+    parts: list[torch.Tensor] = []
+
+    def watching_draw(logits, *args, **kwargs):
+        parts.append(logits.clone())
+        return draw(logits, *args, **kwargs)
+
+    def watching_denoise(run, *args):
+        parts.clear()
+        before = run.lanes.ids.clone()
+        result = denoise(run, *args)
+        for lane, logits in enumerate(torch.cat(parts).split(result.masked.sum(-1).tolist())):
+            if len(logits):
+                at = result.position[lane][result.masked[lane]]
+                seen.append(Seen(run.requests[lane], before[lane], at, logits))
+        return result
+
+    draw, denoise = decoding.draw, Run._denoise
+    monkeypatch.setattr(decoding, "draw", watching_draw)
+    monkeypatch.setattr(Run, "_denoise", watching_denoise)
+    return seen
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,3 +254,10 @@ def launch_line(config: str | Path, script: str | Path, *overrides: str) -> list
         port = str(free.getsockname()[1])
     options = ("--config_file", str(ROOT / "accelerate_configs" / config), "--main_process_port", port)
     return [sys.executable, "-m", "accelerate.commands.launch", *options, str(script), *overrides]
+
+
+@pytest.fixture(scope="module")
+def new_browser(tmp_path_factory):
+    """Makes browsers, each a user of its own; skips where no browser is installed."""
+    with browsers(tmp_path_factory.mktemp("browsers")) as make:
+        yield make

@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-from t3d.blocks import decoding
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
-from t3d.common.errors import UserError
 from t3d.common.options import load
 from t3d.decode import local
 from t3d.objectives.base import Context, find
@@ -15,7 +13,7 @@ from t3d.states.trajectory import TrajectoryNoise
 from t3d.states.whole import WholeSequence
 from t3d.training.loop import noise_for
 from t3d.training.settings import TrainConfig
-from tests.conftest import MASK, PAD, STOP, tiny_model
+from tests.conftest import MASK, PAD, STOP, raises_key, tiny_model
 from tests.test_training_equals_decoding import CLOSE, ORDINARY, requests
 
 MAX = 17
@@ -45,38 +43,19 @@ def logits_of(model, sequence: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("shift", [False, True], ids=["own", "shift"])
 @pytest.mark.parametrize("steps, block", [(2, 4), (3, 8)])
-def test_training_sees_what_the_decoder_saw_and_both_equal_a_plain_forward(monkeypatch, shift, steps, block):
+def test_training_sees_what_the_decoder_saw_and_both_equal_a_plain_forward(steps_seen, shift, steps, block):
     """Every step of a watched run: its logits are those of a forward over [decided | x_t | masks to the fixed length],
     and every training state is such a moment, with the same logits, packed beside others."""
     model = whole_model(shift)
-    watched, parts = {}, []
-
-    def watching_draw(logits, *args, **kwargs):
-        parts.append(logits.clone())
-        return draw(logits, *args, **kwargs)
-
-    def watching_denoise(run, *args):
-        parts.clear()
-        shown = run.lanes.ids.clone()
-        result = denoise(run, *args)
-        masked, position = result.masked, result.position
-        for lane, of_lane in enumerate(torch.cat(parts).split(masked.sum(-1).tolist())):
-            if len(of_lane):
-                at = position[lane][masked[lane]]
-                watched[run.requests[lane].id, tuple(at.tolist())] = of_lane
-                prompt = len(run.requests[lane].prompt_ids)
-                whole = shown[lane, : -(-(prompt + MAX) // block) * block]
-                plain = logits_of(model, whole)[at].index_fill(-1, torch.tensor([MASK]), -torch.inf)
-                torch.testing.assert_close(of_lane, plain, **CLOSE)
-        return result
-
-    draw, denoise = decoding.draw, local.Run._denoise
-    monkeypatch.setattr(decoding, "draw", watching_draw)
-    monkeypatch.setattr(local.Run, "_denoise", watching_denoise)
     settings = settings_of(block_size=block, denoising_steps_per_block=steps)
     answers = list(engine(model, max_active=4).generate(requests(), settings, seed=2))
     assert {answer.finish_reason for answer in answers} == {"stop", "length"}
     assert all(answer.forwards == answer.steps for answer in answers)  # no prefill, no commit
+    watched = {(seen.request.id, tuple(seen.position.tolist())): seen.logits for seen in steps_seen}
+    for seen in steps_seen:
+        whole = seen.shown[: -(-(len(seen.request.prompt_ids) + MAX) // block) * block]
+        plain = logits_of(model, whole)[seen.position].index_fill(-1, torch.tensor([MASK]), -torch.inf)
+        torch.testing.assert_close(seen.logits, plain, **CLOSE)
 
     samples = [vars(answer) | {"max_token": answer.decode["max_token"]} for answer in answers]
     looked_up = set()
@@ -160,15 +139,15 @@ def test_what_needs_the_block_causal_layout_says_so(line, key):
     config = load(TrainConfig, [*line, "training.block_size=4"])
     chosen = find(config.training.objective)
     settings = chosen.Settings(**{"path_states": "own"} if "own" in str(line) else {})
-    with pytest.raises(UserError, match="needs block-causal attention") as caught:
+    with raises_key(key):
         noise_for(config, chosen.build(settings, Context(4, IDS)), IDS, whole_model(False).config)
-    assert caught.value.key == key
 
 
 @pytest.mark.parametrize("option", [{"self_verify": True}, {"energy_candidates": 2}, {"random_init_ratio": 0.5}])
 def test_decoding_that_needs_the_block_causal_layout_says_so(option):
     model = whole_model(False)
-    with pytest.raises(UserError, match="needs a model with block-causal attention"):
+    (name,) = option
+    with raises_key(f"rollout.{name}"):
         list(engine(model, ordinary_ids=ORDINARY).generate(requests(), settings_of(**option), seed=0))
 
 

@@ -13,7 +13,6 @@ from collections import deque
 import pytest
 import torch
 
-from t3d.blocks import decoding
 from t3d.blocks.settings import DecodeSettings
 from t3d.decode import local
 from t3d.decode.protocol import Request
@@ -158,37 +157,16 @@ def test_training_equals_the_decoder_and_a_plain_forward(model, packing, block_s
 )
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
 @pytest.mark.parametrize("shift", [False, True], ids=["own", "shift"])
-def test_training_sees_what_the_decoder_saw_when_it_wrote_the_trajectory(model, monkeypatch, settings, fused, shift):
+def test_training_sees_what_the_decoder_saw_when_it_wrote_the_trajectory(model, steps_seen, settings, fused, shift):
     """A real decoding run is watched: the logits of its every step, by answer and by what was still masked. Then the
     training states of its trajectories are looked up: each is one the decoder was in, with the same logits. Four lanes
     decode thirteen answers, so lanes are refilled beside others that are inside a block."""
     model.config.logit_shift = shift
     settings = DecodeSettings(temperature=3.0, max_token=17, **settings)
-    watched: dict[tuple, torch.Tensor] = {}
-    parts: list[torch.Tensor] = []
-
-    def watching_draw(logits, *args, **kwargs):
-        parts.append(logits.clone())
-        return draw(logits, *args, **kwargs)
-
-    def watching_denoise(run, *args):
-        parts.clear()
-        result = denoise(run, *args)
-        masked, position = result.masked, result.position
-        logits = torch.cat(parts).split(masked.sum(-1).tolist())
-        for lane, of_lane in enumerate(logits):
-            if len(of_lane):
-                key = run.requests[lane].id, tuple(position[lane][masked[lane]].tolist())
-                assert key not in watched
-                watched[key] = of_lane
-        return result
-
-    draw, denoise = decoding.draw, local.Run._denoise
-    monkeypatch.setattr(decoding, "draw", watching_draw)
-    monkeypatch.setattr(local.Run, "_denoise", watching_denoise)
     decoder = engine(model, max_active=4, fused_commit=fused)
     samples = [vars(r) for r in decoder.generate(requests(), settings, seed=2)]
-    assert len(watched) == sum(sample["steps"] for sample in samples)
+    watched = {(seen.request.id, tuple(seen.position.tolist())): seen.logits for seen in steps_seen}
+    assert len(watched) == len(steps_seen) == sum(sample["steps"] for sample in samples)
 
     size, looked_up = settings.block_size, set()
     real_words = torch.arange(model.config.vocab_size) != MASK  # the decoder may not draw the mask

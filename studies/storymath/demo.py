@@ -26,6 +26,8 @@ def command(*arguments: str) -> None:
     """Run a stage as its own process, from the repository root. On a signal it stops the stage and waits for it."""
     print(f"\n$ {shlex.join(arguments)}", flush=True)
     line = [sys.executable, *arguments[1:]] if arguments[0] == "python" else list(arguments)
+    if arguments[0] == "t3d":
+        line = [sys.executable, "-m", *arguments]
     if arguments[0] == "accelerate":
         line = [sys.executable, "-m", "accelerate.commands.launch", *arguments[2:]]
     stage = subprocess.Popen(line, cwd=ROOT)

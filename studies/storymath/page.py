@@ -45,7 +45,14 @@ TEACHER_BLOCK = 4
 
 
 def write_page(
-    figures: Path, analyses: Path, page: Path, methods: Methods, ablations: Methods, splits: tuple[str, str], batch: int
+    figures: Path,
+    analyses: Path,
+    page: Path,
+    methods: Methods,
+    ablations: Methods,
+    conversion: Methods,
+    splits: tuple[str, str],
+    batch: int,
 ) -> None:
     """Write the page from all runs below `figures` and the analysis's files in `analyses`. The plots go to `figures`.
     The sentences are in results.md.j2.
@@ -58,8 +65,8 @@ def write_page(
             f"{figures} has no figures yet; run `python -m studies.storymath.tables` without --page first", str(figures)
         )
     folder = Path(os.path.relpath(figures, page.parent)).as_posix()
-    named = {**methods, **ablations}
-    blocks = sorted({run["block_size"] for run in runs if run["method"] in named})
+    named = {**methods, **ablations, **conversion}
+    blocks = sorted({run["block_size"] for run in runs if run["method"] in {**methods, **ablations}})
     losses, one = sorted(analyses.glob("*.json")), next((run for run in runs if run["method"] == "t3d"), runs[0])
     recipe = re.search(r"^tables:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
     assert recipe is not None
@@ -73,6 +80,7 @@ def write_page(
         glance=at_a_glance(runs, methods, splits[0]),
         teacher_block=TEACHER_BLOCK,
         blocks=[block_part(runs, block, methods, ablations, splits, figures, folder) for block in blocks],
+        conversion=conversion_table(runs, conversion, splits[0]),
         losses=step_losses(losses, plots.looks(list(methods)), figures, folder) if losses else None,
         settings=settings(runs, named),
         batch=batch,
@@ -119,6 +127,21 @@ def settings(runs: Sequence[Run], named: Methods) -> str:
         rows.append([name, made_of, *budget, _tokens(found)])
     columns = ["method", "config; overrides", "steps", "learning rate", "questions", "tokens seen"]
     return Table("", columns, rows, text=columns[:2]).without_empty("tokens seen").markdown()
+
+
+def conversion_table(runs: Sequence[Run], told: Methods, test: str) -> str | None:
+    """The rows from an autoregressive model: tokens seen, and accuracy at the speeds of the row's block."""
+    found = {name: some for name in told if (some := [run for run in runs if run["method"] == name])}
+    if not found:
+        return None
+    speeds = [1.0, *fast_speeds(max(run["block_size"] for some in found.values() for run in some))]
+    rows = []
+    for name, some in found.items():
+        block = min(run["block_size"] for run in some)
+        cells = [estimate(some, at_speed(test, speed)).text() if speed <= block else "" for speed in speeds]
+        rows.append([name, told[name], _tokens(some), *cells, str(len(some))])
+    columns = ["model", "description", "tokens seen", *map(_head, speeds), "seeds"]
+    return Table("", columns, rows, text=columns[:2]).markdown()
 
 
 def _made_of(run: Run) -> str:

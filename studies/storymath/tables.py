@@ -1,7 +1,7 @@
 """Every method on the embedded benchmark, at the same budget: rollouts, training, evaluation, docs/RESULTS.md.
 
     python -m studies.storymath.tables
-        [--methods "A;B"] [--ablations] [--seeds 1,2,3] [--blocks 4,8] [--steps N] [--rollouts N]
+        [--methods "A;B"] [--ablations] [--conversion] [--seeds 1,2,3] [--blocks 4,8] [--steps N] [--rollouts N]
 
 Every stage is the command that a real run uses; each is printed before it runs. A finished (method, seed, block) writes
 its figures to docs/results/tables/ and does not run again. So the work can be stopped, and spread over processes and
@@ -50,11 +50,13 @@ KEPT += ("tokens_per_forward", "mean_length")
 
 class Method(NamedTuple):
     """A row of the tables: a training configuration (None: the teacher as it is), overrides of each stage, and its
-    description on the page. after: the row whose student, of the same block and seed, replaces the teacher.
+    description on the page. after: the row whose student, of the same block and seed, replaces the teacher. converted:
+    the teacher is the embedded autoregressive model, converted.
     """
 
     config: str | None = None
     after: str | None = None
+    converted: bool = False
     training: tuple[str, ...] = ()
     rollouts: tuple[str, ...] = ()
     decoding: tuple[str, ...] = ()
@@ -68,10 +70,12 @@ class Method(NamedTuple):
 
 ANALYSED = ("naive_td", "t3d", "block_likelihood", "best")  # --analysis measures their factorisation error
 
-METHODS, ABLATIONS = (
+METHODS, ABLATIONS, CONVERSION = (
     {name: Method.of(row) for name, row in rows.items()}
     for rows in yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text()).values()
 )
+ROWS = METHODS | ABLATIONS | CONVERSION
+AUTOREGRESSIVE = "autoregressive"  # the row that decodes token by token, in blocks of 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -92,6 +96,22 @@ def teacher(output: Path, block: int) -> str:
             *(f"experiment.output_root={output / 'teachers'}", f"experiment.run_name=block{block}"),
         )
     return str(folder / "ckpt" / "optimized")
+
+
+def converted(output: Path, block: int) -> str:
+    """The embedded autoregressive model as a block-diffusion model, untrained."""
+    folder = output / "converted" / f"block{block}"
+    if not folder.exists():
+        command(
+            *("python", "-m", "t3d", "convert", "model.pretrained_model=models/embedded-autoregressive"),
+            *(f"convert.output={folder}", f"convert.block_size={block}"),
+        )
+    return str(folder)
+
+
+def start(method: Method, output: Path, block: int) -> str:
+    """The model that a row decodes and trains, unless it comes after another row."""
+    return converted(output, block) if method.converted else teacher(output, block)
 
 
 def roll_out(source: str, split: str, limit: int, block: int, seed: int, method: Method, args) -> Path:
@@ -119,7 +139,7 @@ def roll_out(source: str, split: str, limit: int, block: int, seed: int, method:
 
 def train_line(name: str, data: Path, source: str, block: int, seed: int, args, folder: Path) -> list[str]:
     """The overrides of one training: the same data, optimizer steps and batch for every method."""
-    method = (METHODS | ABLATIONS)[name]
+    method = ROWS[name]
     return [
         f"config={method.config}",
         f"model.pretrained_model={source}",
@@ -147,7 +167,7 @@ def evaluation_lines(name: str, checkpoint: str, folder: Path, block: int, seed:
         f"evaluation.method={name.replace(', ', '-').replace(' ', '_')}",
         f"rollout.block_size={block}",
         f"rollout.seed={seed}",
-        *(METHODS | ABLATIONS)[name].decoding,
+        *ROWS[name].decoding,
     ]
     if args.problems:
         common.append(f"evaluation.limit={args.problems}")
@@ -163,7 +183,8 @@ def train(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object
     from t3d.common.options import load
     from t3d.training.settings import TrainConfig
 
-    method, source = (METHODS | ABLATIONS)[name], teacher(args.output, block)
+    method = ROWS[name]
+    source = start(method, args.output, block)
     folder = model_folder(name, block, seed, args)
     if method.after:
         with claimed(model_folder(method.after, block, seed, args), wait=True):
@@ -171,7 +192,8 @@ def train(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object
     if name == "sft":
         data = args.output / "data" / f"{TRAIN}.json"
     else:
-        data = roll_out(source, TRAIN, args.rollouts, block, seed, method, args)
+        own = 1 if method.converted and not method.after else block  # an autoregressive model writes token by token
+        data = roll_out(source, TRAIN, args.rollouts, own, seed, method, args)
     launch = ["python"]
     if args.processes > 1:
         launch = ["accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"]
@@ -193,9 +215,9 @@ def run_one(name: str, block: int, seed: int, args) -> None:
     from t3d.evaluation.run import evaluate
     from t3d.evaluation.settings import EvalConfig
 
-    checkpoint = teacher(args.output, block)
+    checkpoint = start(ROWS[name], args.output, block)
     budget: dict[str, object] = {}
-    if (METHODS | ABLATIONS)[name].config:
+    if ROWS[name].config:
         checkpoint, budget = train(name, block, seed, args)
     folder = model_folder(name, block, seed, args)
     rows = []
@@ -214,7 +236,7 @@ def run_one(name: str, block: int, seed: int, args) -> None:
 
 def made_with(name: str, args) -> dict[str, object]:
     """The settings of a run's figures. Runs in one table must share them."""
-    method = (METHODS | ABLATIONS)[name]
+    method = ROWS[name]
     given: dict[str, object] = {
         "config": method.config,
         "training": [],
@@ -330,8 +352,9 @@ def block_sizes(text: str) -> list[int]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", help=f"some of: {'; '.join(METHODS | ABLATIONS)} (separated by ;)")
+    parser.add_argument("--methods", help=f"some of: {'; '.join(ROWS)} (separated by ;)")
     parser.add_argument("--ablations", action="store_true", help="the ablations too")
+    parser.add_argument("--conversion", action="store_true", help="the rows from an autoregressive model too")
     parser.add_argument("--seeds", type=counts, default=[1, 2, 3])
     parser.add_argument("--blocks", type=block_sizes, default=[4])
     parser.add_argument("--steps", type=count, default=600, help="optimizer steps of 32 sequences")
@@ -347,14 +370,23 @@ def main() -> None:
     os.chdir(ROOT)  # as in the stages' processes; printed paths are relative to it
     if BATCH % args.processes:
         raise UserError(f"--processes {args.processes}: {BATCH} sequences a step do not divide by it", "--processes")
-    chosen = args.methods.split(";") if args.methods else [*METHODS, *(ABLATIONS if args.ablations else ())]
-    if unknown := [name for name in chosen if name not in METHODS | ABLATIONS]:
-        raise UserError(f"--methods {unknown[0]}: not known; {'; '.join(METHODS | ABLATIONS)}", "--methods")
+    chosen = (
+        args.methods.split(";")
+        if args.methods
+        else [
+            *METHODS,
+            *(ABLATIONS if args.ablations else ()),
+            *(CONVERSION if args.conversion else ()),
+        ]
+    )
+    if unknown := [name for name in chosen if name not in ROWS]:
+        raise UserError(f"--methods {unknown[0]}: not known; {'; '.join(ROWS)}", "--methods")
     if args.analysis:
         for name, block in product(ANALYSED, args.blocks):
             analyse(name, block, args.seeds[0], args)
     elif not args.page:
-        wanted = [(name, block, seed) for block, seed, name in product(args.blocks, args.seeds, chosen)]
+        every = product(args.blocks, args.seeds, chosen)
+        wanted = dict.fromkeys((name, 1 if name == AUTOREGRESSIVE else block, seed) for block, seed, name in every)
         runs = [run for run in wanted if not finished(*run, args)]
         if runs and not (args.output / "data" / f"{SPLITS[0]}.json").exists():
             command("python", "-m", "studies.storymath", "--data", str(args.output / "data"))
@@ -365,8 +397,10 @@ def main() -> None:
                     print("another process works on it")
                 elif not finished(*run, args):
                     run_one(*run, args)
-    methods, ablations = ({name: method.told for name, method in some.items()} for some in (METHODS, ABLATIONS))
-    write_page(FIGURES, ANALYSES, PAGE, methods, ablations, SPLITS, BATCH)
+    methods, ablations, conversion = (
+        {name: method.told for name, method in some.items()} for some in (METHODS, ABLATIONS, CONVERSION)
+    )
+    write_page(FIGURES, ANALYSES, PAGE, methods, ablations, conversion, SPLITS, BATCH)
 
 
 if __name__ == "__main__":

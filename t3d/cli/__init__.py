@@ -22,6 +22,7 @@ COMMANDS = {
     "card": ("Write the card of a student or of a set of trajectories.", "t3d.share.card:main"),
     "push": ("Upload a student or a set of trajectories to the hub.", "t3d.share.push:main"),
     "export": ("Write a student's folder that loads without t3d.", "t3d.share.remote:main"),
+    "play": ("Open a page that shows models answering side by side.", "t3d.cli.play:main"),
     "chat": ("Ask a model questions and watch it unmask its answers.", "t3d.cli.chat:main"),
 }
 LAUNCH, LAUNCHED = "--launch", ("rollout", "train", "eval")  # the commands that several processes can share

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -22,65 +22,19 @@ from rich.text import Text
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.strategy import names, strategy_named
-from t3d.common.errors import UserError, run_main
-from t3d.common.options import fault
+from t3d.cli.speaker import Speaker, samples, warmed
+from t3d.common.errors import UserError, fault, run_main
 from t3d.data.trajectory import Trajectory
-from t3d.decode.protocol import Engine, Request, Step
+from t3d.decode.protocol import Step
 from t3d.grading.math import extract_answer
-from t3d.tasks import TASKS, find_task, prompt_ids
+from t3d.tasks import TASKS
 
 MASK = "\N{LIGHT SHADE}"
 PLAIN, FRESH, MASKED = "", "bold green", "dim"  # settled text, just unmasked, not yet decided
-EXAMPLES = {
-    "math": ("What is the sum of the first 20 odd numbers?", "Solve x^2 - 5x + 6 = 0. What is the larger root?"),
-    "code": ("Read two integers and print their greatest common divisor.", "Read a line and print it backwards."),
-    "option": ("Which planet is the largest? A) Mars B) Jupiter C) Venus D) Earth",),
-    "text": ("Why is the sky blue? Answer in two sentences.", "Name three uses of a paper clip."),
-}
-STORIES = (  # in the words of the embedded models
-    "Tom has 12 apples. Tom buys 7 more. How many apples does Tom have now?",
-    "There are 30 coins in the box of Mia. Mia gives away 4. Mia finds 9 more. How many coins are there in the end?",
-)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One model answering
-
-
-@dataclass
-class Speaker:
-    """A model with its tokenizer and its decode settings.
-
-    positions: the model's number of positions, for prompt and answer. mask_id, stop_ids: as in SpecialIds.
-    """
-
-    name: str
-    engine: Engine
-    tokenizer: Any
-    settings: DecodeSettings
-    positions: int
-    mask_id: int
-    stop_ids: tuple[int, ...]
-    seed: int = 0
-
-    def answer(self, prompt_ids: list[int], settings: DecodeSettings, on_step=None) -> Trajectory:
-        request = Request("chat", 0, tuple(prompt_ids))
-        (trajectory,) = self.engine.generate([request], settings, self.seed, on_step)
-        trajectory.text = self.text(trajectory.response_ids[: trajectory.length])
-        return trajectory
-
-    def text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-    def settings_for(self, prompt_ids: list[int]) -> DecodeSettings:
-        """The settings, with the answer's length limited to the free positions; UserError if there are none."""
-        room = self.positions // self.settings.block_size * self.settings.block_size - len(prompt_ids)
-        if room < 1:
-            raise UserError(
-                f"the question has {len(prompt_ids)} tokens, the model {self.positions} positions; shorten it",
-                "question",
-            )
-        return replace(self.settings, max_token=min(self.settings.max_token, room))
 
 
 def load_speaker(name: str, source: str, steps: int | None, args: argparse.Namespace) -> Speaker:
@@ -112,13 +66,7 @@ def load_speaker(name: str, source: str, steps: int | None, args: argparse.Names
         if (threshold := strategy_named(checked(settings).remasking_strategy).threshold) is None:
             raise fault("--threshold", args.threshold, f"{args.strategy} has no threshold; leave it out")
         settings = replace(settings, **{threshold: args.threshold})
-    checked(settings)
-    ids = decoder.ids
-    speaker = Speaker(
-        name, decoder.engine, decoder.tokenizer, settings, decoder.positions, ids.mask_id, ids.stop_ids, args.seed
-    )
-    speaker.answer([ids.pad_id] * block, replace(settings, max_token=1))
-    return speaker
+    return warmed(Speaker.of(name, decoder, checked(settings), args.seed), decoder)
 
 
 @dataclass
@@ -207,10 +155,8 @@ class Turns:
 
     def prompt(self, question: str, data_type: str) -> list[int]:
         """The prompt's ids. If there is no room for an answer, the oldest turns are dropped."""
-        task = find_task(data_type, "--data-type")
-        row = task.row(question)
         while True:
-            ids = prompt_ids(task, row, self.speaker.tokenizer, earlier=self.earlier)
+            ids = self.speaker.prompt(question, data_type, self.earlier)
             if not self.earlier or len(ids) < self.speaker.positions // 2:
                 return ids
             del self.earlier[:2]
@@ -228,10 +174,6 @@ def ask(question: str, turns: Turns, console: Console, *, data_type: str, delay:
         KeyboardInterrupt: the person has stopped the answer; the text so far has been shown.
     """
     speaker = turns.speaker
-    try:
-        question.encode()
-    except UnicodeEncodeError:  # bytes of another encoding arrive as lone surrogates
-        raise UserError("the question is not UTF-8 text; write it in UTF-8", "question") from None
     ids = turns.prompt(question, data_type)
     if unknown := ids.count(speaker.tokenizer.unk_token_id):
         console.out(f"(the model does not know {unknown} word{'s' if unknown > 1 else ''} of the question)")
@@ -278,13 +220,6 @@ def comparison(teacher: Trajectory, teacher_seconds: float, student: Trajectory,
     if said is None or expected is None:
         return line
     return f"{line}; both answer {said}" if said == expected else f"{line}; it answers {said}, the teacher {expected}"
-
-
-def samples(speaker: Speaker, data_type: str) -> list[str]:
-    """Sample questions whose words the model's tokenizer knows."""
-    unknown = speaker.tokenizer.unk_token_id
-    every = (*EXAMPLES[data_type], *STORIES)
-    return [q for q in every if unknown is None or unknown not in speaker.tokenizer(q)["input_ids"]][:3]
 
 
 def lines(source: TextIO, console: Console) -> Iterator[str]:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from t3d.common.processes import is_main_process, wait_passively
 
@@ -22,6 +22,18 @@ class UserError(ValueError):
     def __init__(self, message: str, key: str | None = None):
         super().__init__(message)
         self.key = key
+
+
+def fault(key: str, value: Any, remedy: str) -> UserError:
+    """The error of a setting: its key, its value and the remedy."""
+    return UserError(f"{key}={written(value)}: {remedy}", key)
+
+
+def written(value: Any) -> str:
+    """A setting's value as the user writes it on a command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "[" + ", ".join(map(written, value)) + "]" if isinstance(value, list) else str(value)
 
 
 class Interrupted(Exception):

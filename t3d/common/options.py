@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from t3d.common import paths
-from t3d.common.errors import UserError
+from t3d.common.errors import UserError, fault, written
 from t3d.common.jsonfiles import atomic_write
 
 Config = TypeVar("Config")
@@ -189,7 +189,7 @@ def help_text(schema: type, default: str | None = None, everything: bool = True)
     for chooser, choices in getattr(schema, "PRESETS", {}).items():
         lines += ["", f"presets ({chooser}):"]
         lines += [
-            f"  {name}: " + (", ".join(f"{k}={_show(v)}" for k, v in values.items()) or "the defaults")
+            f"  {name}: " + (", ".join(f"{k}={written(v)}" for k, v in values.items()) or "the defaults")
             for name, values in choices.items()
         ]
     if released := getattr(schema, "RELEASED", {}):
@@ -201,7 +201,7 @@ def help_text(schema: type, default: str | None = None, everything: bool = True)
 def _explained(key: str, item: "_Item") -> list[str]:
     """A key's lines of the help."""
     limits = ", ".join(filter(None, [_type_name(item.hint), _limits_text(item.limits)]))
-    head, text = f"{key}={_show(item.value)}  ({limits})", item.limits.get("help", "")
+    head, text = f"{key}={written(item.value)}  ({limits})", item.limits.get("help", "")
     indents = ((head, "  "), (text, " " * 6))
     return [
         line
@@ -380,13 +380,8 @@ def _accept(key: str, value: Any, item: _Item) -> Any:
 
 
 def _type_fault(key: str, value: Any, item: _Item) -> UserError:
-    example = f", for example {key}={_show(item.value)}" if item.value is not None else ""
+    example = f", for example {key}={written(item.value)}" if item.value is not None else ""
     return fault(key, value, f"expected {_type_name(item.hint)}{example}")
-
-
-def fault(key: str, value: Any, remedy: str) -> UserError:
-    """The error of a setting: its key, its value and the remedy."""
-    return UserError(f"{key}={_show(value)}: {remedy}", key)
 
 
 def _violation(value: Any, limits: Any) -> str | None:
@@ -426,9 +421,3 @@ def _type_name(hint: Any) -> str:
     else:
         name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[plain]
     return name if plain is hint else name + " or null"
-
-
-def _show(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return "[" + ", ".join(map(_show, value)) + "]" if isinstance(value, list) else str(value)

@@ -35,6 +35,9 @@ class Trajectory:
     initial_ids: list[int] = field(default_factory=list)  # x_T of the response; empty if it was all masks
     target_ids: list[int] = field(default_factory=list)  # another model's completion of each block of the response
     target_step: list[int] = field(default_factory=list)  # the steps at which that model unmasked them
+    log_probs: list[float] = field(default_factory=list)  # nats, one per response token, of the step that unmasked it
+    reward: float | None = None  # of the answer; None = it was not rewarded
+    entropy: float | None = None  # nats, the mean over the answer's tokens of the distributions that drew them
     steps: int = 0  # denoising forwards; 0 = take max(unmask_step)
     forwards: int = 0  # all forwards, prefill and cache writes included
     seconds: float = 0.0
@@ -68,7 +71,8 @@ class Trajectory:
             return f"{len(response)} response ids but {len(step)} unmask steps"
         if self.initial_ids and len(self.initial_ids) != len(response):
             return f"{len(response)} response ids but {len(self.initial_ids)} initial ids"
-        for name in ("target_ids", "target_step") if self.target_ids or self.target_step else ():
+        targets = ("target_ids", "target_step") if self.target_ids or self.target_step else ()
+        for name in (*targets, "log_probs") if self.log_probs else targets:
             if len(getattr(self, name)) != len(response):
                 return f"{len(response)} response ids but {len(getattr(self, name))} of {name}"
         if (len(self.prompt_ids) + len(response)) % size:

@@ -26,7 +26,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from t3d.blocks.settings import FLASH
-from t3d.common.options import fault
+from t3d.common.errors import fault
 from t3d.decode.model_facts import full_attention, head_dim
 
 Kernel = Callable[..., Any]  # with the interface of flash_attn_with_kvcache

@@ -24,8 +24,7 @@ from t3d.blocks.decoding import choose, stream_key, uniforms
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
 from t3d.blocks.strategy import strategy_named
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.data.trajectory import Trajectory
 from t3d.decode.attention import Kernel, choose_attention
 from t3d.decode.energy import Energy, candidate_uniforms
@@ -368,7 +367,7 @@ class Run:
         state.stage += turn.long()
         complete = turn & ~(masked & ~unmask).any(-1)
         if self.on_step is not None:
-            self.show(turn, torch.zeros_like(complete) if self.verifier else complete)
+            self.show(turn, torch.zeros_like(complete) if self.verifier else complete, confidence)
         return complete if self.verifier is None else self.verifier.settle(complete, unmask, confidence)
 
     def _masked(self, turn: Tensor) -> tuple[Tensor, Tensor]:
@@ -403,17 +402,20 @@ class Run:
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    def show(self, turn: Tensor, complete: Tensor) -> None:
-        """Report the last step to the observer, lane by lane."""
+    def show(self, turn: Tensor, complete: Tensor, confidence: Tensor | None = None) -> None:
+        """Report the last step to the observer, lane by lane. ``confidence``: (lanes, block), of the drawn tokens."""
         state = self.lanes
         for lane in turn.nonzero().flatten().tolist():
             step, prompt, start = (int(x[lane]) for x in (state.steps, state.prompt, state.start))
             response = slice(prompt, start + self.settings.block_size)
             unmasked = (state.unmask_step[lane, response] == step).nonzero().flatten().tolist()
             ids = state.ids[lane, response].tolist()
+            known = [] if confidence is None else confidence[lane].tolist()
+            certain = [known[prompt + i - start] for i in unmasked] if known else []
             request = self.requests[lane]
             assert self.on_step is not None and request is not None
-            self.on_step(Step(request.id, step, ids, unmasked, bool(complete[lane])))
+            forwards = int(state.forwards[lane])
+            self.on_step(Step(request.id, step, ids, unmasked, bool(complete[lane]), certain, forwards))
 
     def _hand_out(self, lanes: list[int]) -> Iterator[Trajectory]:
         """The trajectories of these lanes. The lanes are free afterwards."""

@@ -1,12 +1,11 @@
 """The interface of all engines: prompts' ids and decode settings in, a stream of trajectories out."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from t3d.blocks.settings import DecodeSettings, conflict
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.data.trajectory import Trajectory
 
 
@@ -70,6 +69,9 @@ class Step:
         unmasked: indices into ``response_ids`` of the tokens that this step unmasked. A check that rejects a token
             replaces it and masks the tokens after it.
         block_complete: the current block has no masks left, and no token of it will change.
+        confidence: the probabilities of the tokens ``unmasked``, in their order, as the strategies see them; empty
+            after a check.
+        forwards: the answer's forwards so far, counted as in its trajectory.
     """
 
     id: str
@@ -77,6 +79,8 @@ class Step:
     response_ids: list[int]
     unmasked: list[int]
     block_complete: bool
+    confidence: list[float] = field(default_factory=list)
+    forwards: int = 0
 
 
 def refuse_conflict(settings: DecodeSettings, prefix: str = "") -> None:

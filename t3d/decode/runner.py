@@ -11,7 +11,7 @@ from torch import Tensor
 from t3d.blocks.attention import cache_mask
 from t3d.blocks.decoding import initial_tokens, project, project_and_draw
 from t3d.blocks.settings import DecodeSettings
-from t3d.common.options import fault
+from t3d.common.errors import fault
 from t3d.decode.attention import CacheAttention, block_ends
 from t3d.decode.cache import CACHE_NAME, Slots
 from t3d.decode.model_facts import logit_shift

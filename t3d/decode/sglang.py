@@ -22,8 +22,7 @@ import httpx
 
 from t3d.blocks.decoding import stream_key
 from t3d.blocks.settings import DecodeSettings
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.common.paths import model_name
 from t3d.data.trajectory import Trajectory
 from t3d.decode.protocol import Request, Step, answer_end, not_finite, refuse_mask_in_prompts, refuse_unserved

@@ -44,9 +44,9 @@ from tqdm.auto import tqdm
 
 from t3d.blocks.decoding import inverse_cdf
 from t3d.common import paths
-from t3d.common.errors import UserError, run_main
+from t3d.common.errors import UserError, fault, run_main
 from t3d.common.jsonfiles import atomic_write
-from t3d.common.options import fault, load
+from t3d.common.options import load
 from t3d.data.dataset import load_trajectories
 from t3d.decode.model_facts import full_attention, logit_shift, position_count
 from t3d.evaluation.settings import AnalysisConfig

@@ -163,12 +163,17 @@ def _with_ends(row: Row, measure: str = "accuracy") -> tuple[float, float, float
 
 
 def training_charts(name: str, records: Sequence[Row]) -> list[Chart]:
-    """Charts of the loss and its terms, reward margin and DDO accuracy over steps. Unrecorded metrics are left out."""
+    """Charts of the loss and its terms, reward margin and DDO accuracy, and the figures of rewarded rounds, over steps.
+    Unrecorded metrics are left out.
+    """
     terms = {"loss": "total", "ddo_real": "DDO, real", "ddo_fake": "DDO, fake", "path": "path"}
-    panels = [
-        ("loss and its terms", terms, (0, None)),
+    rewarded = any("stale_steps" in record for record in records)  # its loss has no lower end
+    panels: list[tuple[str, dict[str, str], tuple[float | None, float | None]]] = [
+        ("loss and its terms", terms, (None if rewarded else 0, None)),
         ("reward margin", {"reward_margin": "real − fake"}, (None, None)),
         ("DDO accuracy", {"ddo_accuracy": "share of real > fake"}, (0, 1)),
+        ("reward", {"reward": "drawn answers", "heldout_accuracy": "held-out accuracy"}, (None, None)),
+        ("entropy of the drawn tokens, nats", {"drawn_entropy": "mean of a round"}, (0, None)),
     ]
     charts = []
     for title, labels, y_ends in panels:

@@ -10,9 +10,8 @@ from typing import Any
 
 from t3d.blocks.strategy import strategy_named
 from t3d.common import options, paths
-from t3d.common.errors import UserError
+from t3d.common.errors import UserError, fault
 from t3d.common.jsonfiles import atomic_write
-from t3d.common.options import fault
 from t3d.common.processes import is_main_process
 from t3d.data.shards import read_shards
 from t3d.data.trajectory import Trajectory

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from t3d.common.options import fault, option
+from t3d.common.errors import fault
+from t3d.common.options import option
 from t3d.grading import code
 from t3d.rollout.settings import RolloutConfig, SampleConfig, SampleEvaluation, SampleExperiment
 from t3d.tasks import HELP

@@ -33,8 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.grading import Verdict
 from t3d.grading.plan import plan_tests, prefix_program
 from t3d.grading.sandbox import Box, Limits, SandboxError, attend, run_script, walls

@@ -22,7 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from t3d.blocks import plugins
-from t3d.common.options import fault
+from t3d.common.errors import fault
 from t3d.models.block_diffusion import BlockDiffusionLM, block_diffusion_class
 
 PACKAGE = "t3d.models.families"

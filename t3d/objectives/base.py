@@ -18,7 +18,8 @@ from torch import Tensor
 
 from t3d.blocks.plugins import load_object
 from t3d.blocks.special_ids import SpecialIds
-from t3d.common.options import fault, option
+from t3d.common.errors import fault
+from t3d.common.options import option
 from t3d.objectives.likelihood import Draw, draw_and_score, token_log_probs
 from t3d.states.base import Batch, State
 
@@ -41,12 +42,14 @@ class Context:
         ids: the ids of mask, pad, stop and ordinary tokens.
         head_chunk: rows of the vocabulary projection at once.
         random_ratio: share of the masked positions that show a random token.
+        temperature: the decoding temperature of the on-policy rounds.
     """
 
     block_size: int
     ids: SpecialIds
     head_chunk: int = 1024
     random_ratio: float = 0.1
+    temperature: float = 1.0
 
 
 @dataclass
@@ -54,7 +57,7 @@ class ObjectiveSettings:
     """Keys of the training section that an objective reads. Make its fields with ``t3d.common.options.option``."""
 
     def check(self, training: Any) -> None:
-        """Raise ``t3d.common.options.fault`` if values conflict. ``training`` is the whole section."""
+        """Raise ``t3d.common.errors.fault`` if values conflict. ``training`` is the whole section."""
 
 
 @dataclass

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from t3d.common.options import fault, option
+from t3d.common.errors import fault
+from t3d.common.options import option
 from t3d.objectives.base import Context, FrozenSettings, Objective, Terms, read, read_teacher, register
 from t3d.objectives.divergence import divergence
 from t3d.objectives.likelihood import token_log_probs

@@ -180,3 +180,62 @@ def draw_and_score(
         ((rows, K + 1) fp32 nats, the last column for the drawn ids; (rows,) the drawn ids).
     """
     return _TokenLogProbs.apply(hidden, weight, targets, chunk, draw)
+
+
+class _PolicyLogProbs(torch.autograd.Function):
+    """log softmax(h W^T / T)[target] without the forbidden ids, and the entropy of that distribution.
+
+    Backward: d/dlogits = g (onehot(target) - softmax) / T, with the softmax recomputed from the log-normaliser.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, forbidden: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        log_prob, entropy = hidden.new_empty(2, len(hidden), dtype=torch.float32)
+        log_normaliser = torch.empty(len(hidden), 1, dtype=torch.float32, device=hidden.device)
+        for rows, logits in Projection(hidden, weight, chunk):
+            logits = logits.div_(temperature).index_fill_(-1, forbidden, -torch.inf)
+            highest = logits.amax(-1, keepdim=True)
+            chosen = logits.gather(-1, targets[rows].unsqueeze(-1))
+            mass = logits.sub_(highest).exp()
+            total = mass.sum(-1, keepdim=True)
+            log_normaliser[rows] = total.log() + highest
+            log_prob[rows] = (chosen - log_normaliser[rows]).squeeze(-1)
+            mean = mass.mul_(logits.clamp_(min=-1e4)).sum(-1, keepdim=True) / total  # a forbidden id is 0 x finite
+            entropy[rows] = (total.log() - mean).squeeze(-1)
+        ctx.save_for_backward(hidden, weight, targets, forbidden, log_normaliser)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy)
+        return log_prob, entropy
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _):
+        hidden, weight, targets, forbidden, log_normaliser = ctx.saved_tensors
+
+        def slope(rows: slice, logits: Tensor) -> Tensor:
+            scale = (grad[rows] / ctx.temperature).unsqueeze(-1)
+            logits = logits.div_(ctx.temperature).index_fill_(-1, forbidden, -torch.inf)
+            softmax = logits.sub_(log_normaliser[rows]).exp_()
+            return softmax.mul_(-scale).scatter_add_(-1, targets[rows].unsqueeze(-1), scale)
+
+        grads = pull_back(hidden, weight, ctx.chunk, slope, head_learns=ctx.needs_input_grad[1])
+        return *grads, None, None, None, None
+
+
+def policy_log_probs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, forbidden: Tensor, chunk: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of drawn tokens under the distribution that drew them: softmax(logits / temperature) without
+    the forbidden ids.
+
+    Args:
+        hidden: (rows, width); weight: (vocab, width); targets: (rows,) token ids.
+        temperature: above 0.
+        forbidden: (n,) ids that cannot be drawn.
+        chunk: rows projected at once; memory is two tables of chunk x vocab fp32.
+
+    Returns:
+        (rows,) each: log-probability, fp32 nats with gradients, and the distribution's entropy, without.
+    """
+    return _PolicyLogProbs.apply(hidden, weight, targets, temperature, forbidden, chunk)

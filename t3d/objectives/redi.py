@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from t3d.common.options import fault, option
+from t3d.common.errors import fault
+from t3d.common.options import option
 from t3d.objectives.base import Context, Objective, Terms, register
 from t3d.objectives.sft import weighted_cross_entropy
 from t3d.objectives.states import AnswerEnd, MaskTimes

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from t3d.common.options import fault, option
+from t3d.common.errors import fault
+from t3d.common.options import option
 from t3d.objectives.base import Context, FrozenSettings, ObjectiveSettings
 from t3d.objectives.divergence import Divergence
 from t3d.states.trajectory import TrajectoryNoise

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from t3d.common.options import fault, option
+from t3d.common.errors import fault
+from t3d.common.options import option
 from t3d.objectives.base import Context, Objective, ReferenceSettings, Terms, register, score
 from t3d.objectives.ddo import ddo_terms
 from t3d.objectives.likelihood import Draw

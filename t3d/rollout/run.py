@@ -23,8 +23,7 @@ from tqdm.auto import tqdm
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.common import options, paths
-from t3d.common.errors import UserError, disk_faults_as_user_errors
-from t3d.common.options import fault
+from t3d.common.errors import UserError, disk_faults_as_user_errors, fault
 from t3d.common.processes import choose_threads, is_main_process
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
@@ -189,10 +188,11 @@ def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
         try:
             torch.multiprocessing.spawn(_spawned, args=(processes, os.getpid(), jobs, source), nprocs=processes)
         except torch.multiprocessing.ProcessRaisedException as error:  # its text is the process's traceback
-            kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+            line, key = str(error).strip().splitlines()[-2:]  # the key is the note of _spawned
+            kind, _, message = line.partition(": ")
             if kind != f"{UserError.__module__}.{UserError.__qualname__}":
                 raise
-            raise UserError(message) from None
+            raise UserError(message, key) from None
         yield from jobs
 
 
@@ -225,9 +225,13 @@ def _spawned(rank: int, processes: int, parent: int, jobs: Sequence[Job], source
     if os.getppid() != parent:  # the parent died before the handler was set
         return
     loaded = Loaded(jobs[0].config, source, rank, processes)
-    with disk_faults_as_user_errors():
-        for job in jobs:
-            decode_share(job, loaded, rank, processes)
+    try:
+        with disk_faults_as_user_errors():
+            for job in jobs:
+                decode_share(job, loaded, rank, processes)
+    except UserError as error:  # the parent gets the traceback's text
+        error.add_note(str(error.key))
+        raise
 
 
 @dataclass

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from t3d.blocks.settings import ATTENTION, FLASH, DecodeSettings
-from t3d.common.options import Released, fault, option
+from t3d.common.errors import fault
+from t3d.common.options import Released, option
 from t3d.decode.protocol import NOT_WITH_SGLANG, refuse_conflict
 from t3d.tasks import HELP, find_task
 

@@ -23,7 +23,9 @@ COLUMNS: Mapping[Any, Mapping[str, str]] = {  # type of a field -> of its column
     str: {"dtype": "string"},
     int: {"dtype": "int64"},
     float: {"dtype": "float64"},
+    float | None: {"dtype": "float64"},
     list[int]: {"list": "int64"},
+    list[float]: {"list": "float64"},
 }
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 

@@ -118,6 +118,8 @@ class State:
         weight: (targets,) the objective's weight of each target.
         rank: (targets,) the target's rank in its block's decode order, 1-based; 0 = no rank.
         u: (targets,) uniforms for an objective's own draws.
+        old_log_prob: (targets,) nats, of the weights that drew the answer; +inf = not recorded.
+        advantage: (targets,) the answer's advantage over the question's other answers; 0 = not rewarded.
         copies: noisy copies, each with masks of its own. None sees another.
         copy: (targets,) the noisy copy that shows the target's x_t, ascending; 0 = the first.
         sample_id: the sample's id; the trainer sets it, so that errors can name the sample.
@@ -139,12 +141,18 @@ class State:
     sample_id: str = ""
     copies: int = 1
     copy: Tensor = field(default_factory=lambda: torch.empty(0))
+    old_log_prob: Tensor = field(default_factory=lambda: torch.empty(0))
+    advantage: Tensor = field(default_factory=lambda: torch.empty(0))
     causal: bool = False
     teacher: "State | None" = None
 
     def __post_init__(self) -> None:
         if self.copies == 1:
             self.copy = torch.zeros_like(self.position)
+        if len(self.old_log_prob) != len(self.position):
+            self.old_log_prob = torch.full((len(self.position),), torch.inf)
+        if len(self.advantage) != len(self.position):
+            self.advantage = torch.zeros(len(self.position))
 
     def __len__(self) -> int:
         """The number of tokens in the forward."""
@@ -155,7 +163,7 @@ class State:
         return int(torch.searchsorted(self.block, self.block[-1]))
 
 
-PER_TARGET = ("targets", "masked", "weight", "rank", "u", "copy")
+PER_TARGET = ("targets", "masked", "weight", "rank", "u", "copy", "old_log_prob", "advantage")
 
 
 @dataclass
@@ -167,7 +175,7 @@ class Batch:
         attention_mask: (rows, 1, length, length) bool or a BlockMask.
         place: (N,) indices of the targets in the flattened (rows x length) ids.
         loss_index: (N,) indices of the hidden states that predict them: the same, with a logit shift the ones before.
-        targets, masked, weight, rank, u, copy: (N,) from the states.
+        targets, masked, weight, rank, u, copy, old_log_prob, advantage: (N,) from the states.
         masked_index: (M,) indices of the masked targets; computed on the CPU, so that nobody waits for a GPU.
         shown_index: (N - M,) indices of the other targets; also from the CPU.
         own_index: (targets of the copies after the first,) indices where ``copy`` is not 0; also from the CPU.
@@ -192,6 +200,8 @@ class Batch:
     rank: Tensor
     u: Tensor
     copy: Tensor
+    old_log_prob: Tensor
+    advantage: Tensor
     sequence: Tensor
     block: Tensor
     sequences: int

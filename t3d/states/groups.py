@@ -22,3 +22,12 @@ def block_groups(sequence: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     """
     (of_sequence, _), group = torch.stack([sequence, block]).unique_consecutive(dim=1, return_inverse=True)
     return of_sequence, group
+
+
+def step_groups(sequence: Tensor, copy: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """``block_groups`` for states whose noisy copies are the steps of their blocks: a group is one step of one block.
+
+    (N,) sequence, copy and block indices -> ((steps,) the sequence of each step, (N,) the step of each target).
+    """
+    (of_sequence, _, _), group = torch.stack([sequence, copy, block]).unique_consecutive(dim=1, return_inverse=True)
+    return of_sequence, group

@@ -39,12 +39,14 @@ class Grading:
         time_limit: CPU seconds of one answer; None = the task's own limit.
         allow_unsandboxed: run programs although network and files are open to them.
         extraction: the rule that chooses an answer's program; None = the default.
+        progress: show a progress bar where grading takes long.
     """
 
     workers: int | None = None
     time_limit: float | None = None
     allow_unsandboxed: bool = False
     extraction: str | None = None
+    progress: bool = True
 
 
 class Task:

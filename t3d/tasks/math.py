@@ -27,4 +27,4 @@ class Math(Task):
 
     def grade(self, answers: Sequence[Answer], how: Grading) -> list[Verdict]:
         limit = math.TIME_LIMIT if how.time_limit is None else how.time_limit
-        return math.grade_all([(answer.text, answer.truth) for answer in answers], how.workers, limit)
+        return math.grade_all([(answer.text, answer.truth) for answer in answers], how.workers, limit, how.progress)

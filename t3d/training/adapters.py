@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.models.block_diffusion import BlockDiffusionLM
 from t3d.models.family import lora_modules
 from t3d.training.settings import LoraSettings

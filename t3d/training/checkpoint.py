@@ -51,7 +51,7 @@ def save(accelerator: Any, root: Path, step: int, state: dict, limit: int | None
     root = Path(root)
     final = root / f"checkpoint-{step:08d}"
     partial = root / f"{TEMPORARY}{final.name}"
-    with writing(f"the checkpoint {final}", partial):
+    with writing(final, partial):
         if accelerator.is_main_process:
             root.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(root)
@@ -74,8 +74,8 @@ def _remove_leftovers(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(what: str, partial: Path | None = None) -> Iterator[None]:
-    """Turn the errors of a full disk into a UserError, and delete ``partial``.
+def writing(place: Path, partial: Path | None = None) -> Iterator[None]:
+    """Turn the errors of a full disk into a UserError that names ``place``, and delete ``partial``.
 
     With several processes the others wait for this process until the launcher ends them all.
     """
@@ -88,9 +88,9 @@ def writing(what: str, partial: Path | None = None) -> Iterator[None]:
             shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
-            f"{what} could not be written ({reason}); earlier files are unchanged: make room, and continue with "
+            f"{place}: could not be written ({reason}); earlier files are unchanged: make room, and continue with "
             "experiment.resume=auto",
-            what,
+            str(place),
         ) from error
 
 
@@ -141,14 +141,13 @@ def load(accelerator: Any, path: Path) -> dict:
     if _split_otherwise(accelerator, record):
         regrouped = path.with_name(f"{TEMPORARY}regrouped-{path.name}")
         if accelerator.is_main_process:
-            saved, loading = record["num_processes"], accelerator.num_processes
             log.warning(
                 "%s: its states are split over %d processes; regrouping them for %d. A large model takes some minutes, "
                 "and twice its room on the disk meanwhile",
-                *(path, saved, loading),
+                *(path, record["num_processes"], accelerator.num_processes),
             )
             _remove_leftovers(path.parent)
-            with writing(f"{path}, regrouped for {loading} processes,", regrouped):
+            with writing(regrouped, regrouped):
                 regrouping.regroup(path, regrouped)
         accelerator.wait_for_everyone()
         regrouping.load(accelerator, regrouped)

@@ -16,8 +16,7 @@ from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.training.settings import TrainConfig
 
 # How long processes wait for a process that saves, checks a checkpoint or builds the data set. NCCL's 10 minutes are

@@ -22,8 +22,7 @@ from tqdm.auto import tqdm
 
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common import options, paths
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.common.processes import choose_threads
 from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
@@ -94,9 +93,9 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
         refuse_other_settings(config, run / "config.yaml")
         trainer.go_on_from(checkpoint.load(accelerator, resumed))
     if accelerator.is_main_process:
-        with checkpoint.writing(str(run / "config.yaml")):
+        with checkpoint.writing(run / "config.yaml"):
             options.save(config, run / "config.yaml")
-    with checkpoint.writing(f"the log of {run}"):
+    with checkpoint.writing(run):
         tracker = Tracker(
             run,
             kind=config.experiment.tracker,
@@ -212,7 +211,9 @@ def make_objective(config: TrainConfig, ids: SpecialIds) -> Objective:
     """The objective of ``training.objective``; ``training.block_size`` must be settled."""
     training = config.training
     assert training.block_size
-    context = Context(training.block_size, ids, training.head_chunk, config.model.random_ratio)
+    context = Context(
+        training.block_size, ids, training.head_chunk, config.model.random_ratio, training.refresh_temperature
+    )
     return find(training.objective).build(objective_settings(training), context)
 
 
@@ -229,11 +230,11 @@ def noise_for(
     training = config.training
     remedy = "needs block-causal attention, which this model does not have"
     if objective.block_causal:
-        raise options.fault("training.objective", training.objective, f"{remedy}; take sft, naive_td, t3d or dparallel")
+        raise fault("training.objective", training.objective, f"{remedy}; take sft, naive_td, t3d or dparallel")
     if objective.copies > 1:
-        raise options.fault("training.path_states", "own", f"{remedy}; set it to shared")
+        raise fault("training.path_states", "own", f"{remedy}; set it to shared")
     if training.refresh_rollouts and getattr(objective_settings(training), "refresh_targets", "student") == "teacher":
-        raise options.fault("training.refresh_targets", "teacher", f"{remedy}; set it to student")
+        raise fault("training.refresh_targets", "teacher", f"{remedy}; set it to student")
     assert training.block_size
     return WholeSequence(objective.noise, training.block_size, ids.mask_id, training.max_gen_length)
 
@@ -259,14 +260,14 @@ class Trainer:
             self.rounds = Rounds(config, objective, samples, ids, source, accelerator, position_count(student.config))
         self.samples = self.rounds.samples if self.rounds else samples
         batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
-        if batch > len(samples) and accelerator.is_main_process:
+        if batch > len(self.samples) and accelerator.is_main_process:
             log.warning(
                 "an optimizer step has %d sequences and the data set %d: a step sees some of them several times. Lower "
                 "training.gradient_accumulation_steps or training.batch_size_lm for steps without repetition",
-                *(batch, len(samples)),
+                *(batch, len(self.samples)),
             )
         self.step = 0
-        self.order = SampleOrder(len(samples), batch, training.seed)
+        self.order = SampleOrder(len(self.samples), batch, training.seed, group=self.group(batch))
         self.total_steps = training.max_steps or self.order.steps(training.num_train_epochs)
         self.warm = 0  # sequences drawn when the warm-up ended
         self.flex = student.config._attn_implementation == "flex_attention"
@@ -293,10 +294,25 @@ class Trainer:
         if zero_stage(accelerator) == 3:
             declare_head(student)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
+        if self.rounds:
+            self.rounds.export = lambda folder: self.export_weights(unwrapped(accelerator, self.student), folder)
         self.average = None
         if training.ema_decay is not None:
             self.average = WeightAverage(student, training.ema_decay)
             accelerator.register_for_checkpointing(self.average)
+
+    def group(self, batch: int) -> int:
+        """The answers to one question, which an optimizer step of ``batch`` sequences sees together."""
+        if self.rounds is None or self.rounds.reinforcement is None:
+            return 1
+        group = self.rounds.reinforcement.samples.group
+        if batch % group:
+            raise fault(
+                "training.samples_per_question",
+                group,
+                f"does not divide the {batch} sequences of a step, and a step sees whole questions; change one of them",
+            )
+        return group
 
     def hold_second_model(self, kept: FrozenSettings) -> None:
         """The frozen reference as a model of its own. One that is refreshed goes with the checkpoints."""
@@ -348,8 +364,9 @@ class Trainer:
             self.step = step
             stopping = metrics.pop("stopping") > 0 and step < self.total_steps
             metrics["tokens_per_second"] = metrics["tokens"] / (time.perf_counter() - began)
-            with checkpoint.writing(f"the log of {run}"):
-                tracker.log({"epoch": self.order.indices(step - 1)[0][0], **metrics, "lr": rate}, step)
+            news = self.rounds.pop_news(step) if self.rounds else {}
+            with checkpoint.writing(run):
+                tracker.log({"epoch": self.order.indices(step - 1)[0][0], **metrics, **news, "lr": rate}, step)
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{rate:.1e}", refresh=False)
             self.refresh_reference(step)
@@ -540,7 +557,7 @@ class Trainer:
                 "step": self.step,
                 "teacher": self.config.model.pretrained_model,
             }
-            with checkpoint.writing(f"the model folder {folder}", folder.with_name(f".tmp-{folder.name}")):
+            with checkpoint.writing(folder, folder.with_name(f".tmp-{folder.name}")):
                 export_model(
                     student,
                     self.source,

@@ -8,6 +8,9 @@ By default the student learns from its own answers. With ``refresh_targets: teac
 started completes each of their blocks (t3d.decode.completion). The student then learns a teacher's targets at its own
 states. Source of the idea: DAgger (arXiv 1011.0686), on-policy distillation (GKD, arXiv 2306.13649).
 
+An objective that learns from rewards gets several answers to each question, with their rewards, advantages and
+log-probabilities (t3d.training.reinforcement).
+
 A round's trajectories go to <run>/rollouts/<step>/ as shards, so that a resumed run uses the same data. If a run
 resumes at the first step of a round, the round is drawn again: the same weights and seed give the same answers.
 """
@@ -16,32 +19,34 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.data.dataset import blocks_within
 from t3d.data.shards import ShardWriter, read_shards
 from t3d.data.trajectory import Trajectory, split_id
 from t3d.decode.completion import complete, of_stream
 from t3d.decode.local import LocalEngine
 from t3d.decode.model_facts import logit_shift
-from t3d.decode.protocol import Request, refuse_conflict
+from t3d.decode.protocol import Engine, Request, refuse_conflict, refuse_unserved
 from t3d.objectives.base import Objective
+from t3d.objectives.rewarded import RewardedObjective
 from t3d.states.base import generator_for
 from t3d.training import checkpoint
 from t3d.training.distribution import unwrapped, zero_stage
 from t3d.training.reference import FrozenModel
+from t3d.training.reinforcement import GroupedSamples, Reinforcement
+from t3d.training.serving import serve
 from t3d.training.settings import TrainConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -49,12 +54,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SERVED = "student"  # the folder beside the rounds from which servers load the student
+
 
 class RefreshedSamples:
-    """A training set whose answers are replaced in each round; ids, prompts and order stay."""
+    """A training set whose answers are replaced in each round; ids, prompts and order stay.
 
-    def __init__(self, samples: "Dataset"):
-        self.samples = samples
+    ``advantages``: a round's answers -> the advantage of each id; None = answers are not rewarded.
+    """
+
+    def __init__(
+        self,
+        samples: "Dataset | GroupedSamples",
+        advantages: Callable[[Iterable[Trajectory]], dict[str, float | None]] | None = None,
+    ):
+        self.samples, self.advantages = samples, advantages
         self.newer: dict[str, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -69,10 +83,12 @@ class RefreshedSamples:
         """The columns as loaded."""
         return self.samples.data
 
-    def read(self, folder: Path) -> None:
-        """Take the answers of a round; drop the answers of earlier rounds."""
+    def read(self, folder: Path) -> list[Trajectory]:
+        """Take the answers of a round; drop the answers of earlier rounds. Returns the round."""
         self.newer = {}
-        for t in read_shards(folder):
+        answers = list(read_shards(folder))
+        advantages = self.advantages(answers) if self.advantages else {}
+        for t in answers:
             kept = len(t.response_ids)
             if "unmask_step" not in self.samples.column_names:
                 # SFT adds pads, which teach an end. So a cut answer keeps only whole blocks, as at loading.
@@ -87,6 +103,9 @@ class RefreshedSamples:
                 "target_ids": t.target_ids,
                 "target_step": t.target_step,
             }
+            if self.advantages:
+                self.newer[t.id] |= {"old_log_prob": t.log_probs, "advantage": advantages[t.id]}
+        return answers
 
 
 class Rounds:
@@ -95,6 +114,10 @@ class Rounds:
     Attributes:
         every: optimizer steps from one round to the next.
         samples: the training set with the answers of the current round.
+        reinforcement: rewards the answers; None = they are not rewarded.
+        news: the figures of a round that are not logged yet.
+        export: writes the student as a model folder; SGLang servers load it from there.
+        served: the engine on these servers, with the student of the last round; None = rounds decode in this process.
         teacher: the model that writes the targets; None = the student's answers are the targets. It is on the GPU only
             during a round.
     """
@@ -122,7 +145,13 @@ class Rounds:
         assert config.training.refresh_rollouts
         self.every = config.training.refresh_rollouts
         self.training, self.ids, self.accelerator = config.training, ids, accelerator
-        self.samples = RefreshedSamples(samples)
+        self.samples, self.reinforcement = RefreshedSamples(samples), None
+        if isinstance(objective, RewardedObjective):
+            self.reinforcement = Reinforcement(config, objective, samples, ids, source, accelerator)
+            self.samples = RefreshedSamples(self.reinforcement.samples, self.reinforcement.advantages)
+        self.news: dict[str, float] = {}
+        self.export: Callable[[Path], object] | None = None
+        self.served: Engine | None = None
         self.teacher = None
         if getattr(config.training, "refresh_targets", None) == "teacher":
             self.teacher = FrozenModel(config, source, accelerator, offload=True)
@@ -136,7 +165,18 @@ class Rounds:
         if self.accelerator.is_main_process:  # a killed run's answers may come from lost weights
             shutil.rmtree(target, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._add(student, self._decoded(indices, step), target, step)
+        answers = self._add(student, self._decoded(indices, step), target, step)
+        if self.reinforcement:
+            number = step // self.every
+            self.news = self.reinforcement.news(answers, round_folder(folder, 0))
+            model, seed = unwrapped(self.accelerator, student), self.training.seed
+            decode = partial(self._answers, model, seed=seed)
+            self.news |= self.reinforcement.heldout_accuracy(number, decode, decode_settings(self.training, number))
+
+    def pop_news(self, step: int) -> dict[str, float]:
+        """The figures to log with optimizer ``step``: a new round's, and the age of its weights in steps."""
+        news, self.news = self.news, {}
+        return news | {"stale_steps": (step - 1) % self.every} if self.reinforcement else news
 
     def restore(self, student, indices: Sequence[int], folder: Path, step: int) -> None:
         """Continue after ``step`` with that step's round, for the samples ``indices``.
@@ -171,31 +211,42 @@ class Rounds:
         named = ((index, self.samples.samples[index]["id"]) for index in indices)
         return [i for i, name in named if not share or uniform(self.training.seed, begun, name) >= share]
 
-    def _add(self, student, indices: Sequence[int], target: Path, begun: int) -> None:
+    def _add(self, student, indices: Sequence[int], target: Path, begun: int) -> list[Trajectory]:
         """Add the samples ``indices`` to the round in ``target``, which began after step ``begun``; read all of it."""
         clock, accelerator, seed = time.perf_counter(), self.accelerator, self.training.seed + begun
         asked = [self.samples.samples[index] for index in indices]
         requests = [Request(*of_stream(sample["id"]), tuple(sample["prompt_ids"])) for sample in asked]
         mine = requests[accelerator.process_index :: accelerator.num_processes]
-        with checkpoint.writing(f"the round {target}"), ShardWriter(target, accelerator.process_index) as writer:
+        with checkpoint.writing(target), ShardWriter(target, accelerator.process_index) as writer:
             settings = decode_settings(self.training, begun // self.every)
-            answers = self._answers(unwrapped(accelerator, student), mine, settings, seed)
+            model = unwrapped(accelerator, student)
+            if urls := self.training.refresh_engine_urls:
+                self.served = self._serve(urls, target.parent / SERVED)
+            answers = self._answers(model, mine, settings, seed)
             if self.teacher:
                 answers = self._with_targets(self.teacher, answers, settings, seed)
+            if self.reinforcement:
+                answers = self.reinforcement.scored(model, answers)
             for trajectory in answers:
                 writer.write(trajectory)
         accelerator.wait_for_everyone()
-        self.samples.read(target)
+        read = self.samples.read(target)
         lost = [sample["id"] for sample in asked if sample["id"] not in self.samples.newer]
         assert not lost, f"{target}: {len(lost)} answers cannot be seen, {lost[0]} first"  # a shared disk that lags
         log.info("%s: %d new answers decoded in %.0f s", target, len(requests), time.perf_counter() - clock)
+        return read
 
     def _answers(
         self, student, requests: Sequence[Request], settings: DecodeSettings, seed: int
     ) -> Iterator[Trajectory]:
         with decoding(student):
-            engine = LocalEngine.of(student, self.ids, max_active=self.training.refresh_max_active)
-            yield from engine.generate(requests, settings, seed)
+            local = partial(LocalEngine.of, student, self.ids, max_active=self.training.refresh_max_active)
+            yield from (self.served or local()).generate(requests, settings, seed)
+
+    def _serve(self, urls: Sequence[str], folder: Path) -> Engine:
+        assert self.export
+        self.export(folder)
+        return serve(urls, folder, self.ids, self.accelerator, self.training.refresh_max_active)
 
     def _with_targets(
         self, teacher: FrozenModel, answers: Iterator[Trajectory], settings: DecodeSettings, seed: int
@@ -222,6 +273,8 @@ def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Datas
     """Raise at the start the UserErrors that otherwise only the first refresh would raise."""
     training = config.training
     assert training.block_size  # settled by the data
+    import pyarrow.compute as pc
+
     longest = pc.max(pc.list_value_length(samples.data.column("prompt_ids"))).as_py()
     if longest + training.max_gen_length > positions // training.block_size * training.block_size:
         raise fault(
@@ -231,6 +284,8 @@ def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Datas
             f"{longest} tokens; lower this, or training.max_prompt_len",
         )
     refuse_conflict(decode_settings(training, 0), "training.refresh_")
+    if training.refresh_engine_urls:
+        refuse_unserved(decode_settings(training, 0), "training.refresh_")
     objective.check_refresh(samples[0], training)
     for name in samples["id"]:
         try:

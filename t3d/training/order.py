@@ -16,17 +16,23 @@ class SampleOrder:
     Attributes:
         offset: shift of the batches after a resume with another global batch (`resumed`), else 0. It is the number of
             sequences drawn before the resume, minus the number that equally many batches of the present size hold.
+        group: this many neighbouring samples stay together, such as the answers to one question.
     """
 
     num_samples: int
     global_batch: int
     seed: int
     offset: int = 0
+    group: int = 1
     _permutations: dict[int, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         if self.num_samples < 1 or self.global_batch < 1:
             raise ValueError(f"num_samples {self.num_samples} and global_batch {self.global_batch} must be at least 1")
+        if self.num_samples % self.group or self.global_batch % self.group:
+            raise ValueError(
+                f"groups of {self.group} split {self.num_samples} samples or batches of {self.global_batch}"
+            )
 
     def indices(self, step: int) -> list[tuple[int, int]]:
         """The (epoch, sample index) pairs of optimizer step `step` (from 0), exactly `global_batch` of them."""
@@ -44,7 +50,8 @@ class SampleOrder:
 
     def resumed(self, steps: int, consumed: int) -> "SampleOrder":
         """The same order in batches of this size, for a run that drew `consumed` sequences in `steps` steps."""
-        return SampleOrder(self.num_samples, self.global_batch, self.seed, consumed - steps * self.global_batch)
+        offset = consumed - steps * self.global_batch
+        return SampleOrder(self.num_samples, self.global_batch, self.seed, offset, self.group)
 
     def share(self, step: int, rank: int, world: int) -> list[tuple[int, int]]:
         """The part of `indices(step)` of process `rank` of `world`: every world-th pair. `world` divides the batch."""
@@ -62,5 +69,7 @@ class SampleOrder:
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
             if len(self._permutations) > 1:  # steps only increase, so two epochs are enough
                 del self._permutations[min(self._permutations)]
-            self._permutations[epoch] = torch.randperm(self.num_samples, generator=generator).tolist()
+            groups = torch.randperm(self.num_samples // self.group, generator=generator)
+            samples = groups.unsqueeze(-1) * self.group + torch.arange(self.group)
+            self._permutations[epoch] = samples.flatten().tolist()
         return self._permutations[epoch]

@@ -6,7 +6,6 @@ import sys
 import time
 from dataclasses import dataclass
 
-import pyarrow.compute as pc
 import torch
 from accelerate import DistributedType
 
@@ -33,6 +32,8 @@ class Lengths:
     @classmethod
     def of(cls, samples, copies: int = 1) -> "Lengths":
         """The lengths from the memory-mapped columns of t3d.data.dataset, without reading the tokens."""
+        import pyarrow.compute as pc
+
         prompt, answer = (
             pc.list_value_length(samples.data.column(name)).to_numpy() for name in ("prompt_ids", "response_ids")
         )

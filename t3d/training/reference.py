@@ -12,7 +12,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from t3d.common.options import fault
+from t3d.common.errors import fault
 from t3d.models.family import decoder_layers
 from t3d.models.loading import load_model, load_tokenizer, training_attention
 from t3d.objectives.base import Teacher

@@ -16,8 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from t3d.common import options, paths
-from t3d.common.errors import UserError
-from t3d.common.options import fault
+from t3d.common.errors import UserError, fault
 from t3d.training import checkpoint
 from t3d.training.settings import TrainConfig
 
@@ -58,7 +57,7 @@ def run_folder(config: TrainConfig, accelerator: Accelerator, look: bool = True)
 FREE_ON_RESUME = {
     *("batch_size_lm", "gradient_accumulation_steps", "tokens_per_batch", "max_steps", "num_train_epochs"),
     *("gradient_checkpointing_enable", "head_chunk", "reference_offload", "compile", "enable_tf32"),
-    *("attn_implementation", "optimized_name", "refresh_max_active"),
+    *("attn_implementation", "optimized_name", "refresh_max_active", "refresh_engine_urls"),
 }
 SAME_ON_RESUME: tuple[str, ...] = ("model.", "dataset.", "training.", "optimizer.", "lr_scheduler.")
 SAME_ON_RESUME += ("experiment.gradient_clipping", "experiment.max_grad_norm")

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, get_type_hints
 
 from t3d.blocks.settings import ATTENTION
 from t3d.blocks.strategy import names
-from t3d.common.options import Released, fault, option
+from t3d.common.errors import fault
+from t3d.common.options import Released, option
 from t3d.objectives.base import Objective, ObjectiveSettings, find, registered
 from t3d.tasks import HELP, find_task
 
@@ -153,6 +154,9 @@ class TrainingConfig:
         0.0, "refresh: rollout.random_init_ratio of the new trajectories (redi)", ge=0, le=1
     )
     refresh_max_active: int = option(64, "refresh: answers decoded at once; lower it when memory runs out", ge=1)
+    refresh_engine_urls: list[str] = option(
+        [], "refresh: SGLang servers that load the student and decode, [http://host:30000, ...]; empty = this process"
+    )
     lora: LoraSettings = field(default_factory=LoraSettings)
     ema_decay: float | None = option(
         None, "also export a moving average of the weights; null = off; costs one fp32 copy", gt=0, lt=1

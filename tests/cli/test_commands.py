@@ -9,8 +9,7 @@ from importlib import import_module
 import pytest
 
 from t3d.cli import COMMANDS, dispatch, main
-from t3d.common.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, raises_key
 
 
 def python_m(module: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -50,9 +49,9 @@ def test_every_command_explains_itself_under_its_name(name, capsys):
 
 @pytest.mark.parametrize("given, meant", [("trian", "train"), ("evaluate", "eval"), ("rollouts", "rollout")])
 def test_an_unknown_command_is_answered_by_the_nearest(given, meant):
-    with pytest.raises(UserError) as error:
+    with raises_key(given) as error:
         dispatch([given, "a.b=c"])
-    assert error.value.key == given and str(error.value).endswith(f"did you mean {meant}?")
+    assert str(error.value).endswith(f"did you mean {meant}?")
 
 
 def test_the_exit_code_is_the_commands(capsys):

@@ -9,8 +9,7 @@ import time
 import pytest
 
 from t3d.cli import dispatch
-from t3d.common.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, raises_key
 from tests.training.conftest import log_of, overrides  # noqa: F401 - a fixture
 
 
@@ -24,9 +23,8 @@ def t3d(*arguments: str, **options) -> subprocess.Popen:
     "arguments", [["train", "--launch"], ["grade", "--launch", "x.yaml"], ["train", "--launch", "none.yaml"]]
 )
 def test_a_wrong_launch_is_refused(arguments):
-    with pytest.raises(UserError) as error:
+    with raises_key("--launch"):
         dispatch(arguments)
-    assert error.value.key == "--launch"
 
 
 @pytest.mark.parametrize("config", ["cpu.yaml", "2_cpu_processes.yaml"])

@@ -70,6 +70,7 @@ def package_files(start) -> dict[str, int]:
 def test_every_stage_runs_in_an_empty_folder(start, story_teacher, story_questions):
     before = package_files(start)
     assert not any("/studies/" in name or "/tests/" in name for name in before)
+    assert any(name.endswith("/playground/page.js") for name in before)
     assert start("t3d", "--help") == start("python", "-m", "t3d", "--help")
 
     start("t3d", "download", "--dataset", "GSM8K", "--from", str(story_questions))

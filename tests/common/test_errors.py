@@ -10,7 +10,7 @@ import pytest
 from t3d.common import errors
 from t3d.common.errors import UserError, disk_faults_as_user_errors, run_main
 from t3d.common.jsonfiles import atomic_write
-from tests.conftest import ROOT
+from tests.conftest import ROOT, raises_key
 
 
 def _raise(error):
@@ -49,14 +49,14 @@ def test_a_disk_that_takes_no_more_is_one_line_with_the_file(number, capsys):
 
 
 def test_a_write_that_does_not_know_its_file_gets_its_name():
-    with pytest.raises(UserError, match="^/x/file: "), disk_faults_as_user_errors("/x/file"):
+    with raises_key("/x/file", "/x/file: "), disk_faults_as_user_errors("/x/file"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("before")
-    with pytest.raises(UserError, match="results.json: "), atomic_write(path) as file:
+    with raises_key(path), atomic_write(path) as file:
         file.write("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1

@@ -1,11 +1,9 @@
 import os
 from pathlib import Path
 
-import pytest
-
 from t3d.common import paths
-from t3d.common.errors import UserError
 from t3d.common.paths import ROOT
+from tests.conftest import raises_key
 
 
 def test_root_is_the_repository():
@@ -88,7 +86,7 @@ def test_model_source(tmp_path):
     assert paths.model_source(str(tmp_path)) == str(tmp_path)
     assert paths.model_source("JetLM/SDAR-4B-Chat") == "JetLM/SDAR-4B-Chat"
     for wrong in ("nothing-here", "/no/such/folder", "configs/no-model", "a/b/c", "./x"):
-        with pytest.raises(UserError, match=f"^model.pretrained_model={wrong}: no such folder; give"):
+        with raises_key("model.pretrained_model", wrong):
             paths.model_source(wrong, "model.pretrained_model")
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from t3d.common.errors import UserError
 from t3d.common.jsonfiles import read_json_array, write_json_array
 from t3d.data.release import prepare_training_file, read_release_json, write_release_json
 from t3d.data.shards import ReadReport, ShardWriter, claim_folder, finished_ids, read_shards
 from t3d.data.trajectory import Trajectory, response_blocks, split_id
+from tests.conftest import raises_key
 
 ROOT = Path(__file__).resolve().parents[2]
 MASK, PAD, END = 0, 1, 2
@@ -183,7 +183,7 @@ def test_a_bad_line_in_the_middle_names_file_and_line(tmp_path, bad):
     path.write_bytes(path.read_bytes() + bad)
     with open(path, "ab") as file:
         file.write(json.dumps(asdict(record(2))).encode() + b"\n")
-    with pytest.raises(UserError, match=r"shard-00000\.jsonl, line 2: "):
+    with raises_key(path, "line 2"):
         list(read_shards(tmp_path))
 
 
@@ -224,19 +224,18 @@ def test_claim_folder_guards_the_settings(tmp_path):
     claim_folder(folder, settings)
     claim_folder(folder, settings)
     assert [p.name for p in folder.iterdir()] == ["settings.json"]
-    with pytest.raises(UserError, match="top_p=1.0, this run has top_p=0.9.*experiment.project or delete the folder"):
+    with raises_key("top_p", "top_p=1.0", "top_p=0.9", "experiment.project"):
         claim_folder(folder, settings | {"top_p": 0.9})
-    with pytest.raises(UserError, match=r"seed=\(absent\), this run has seed=1"):
+    with raises_key("seed", "seed=(absent)", "seed=1"):
         claim_folder(folder, settings | {"seed": 1})
-    with pytest.raises(UserError, match="with model=toy, top_p=1.0, this run has model=other, top_p=0.9: ") as error:
+    with raises_key("model", "with model=toy, top_p=1.0", "has model=other, top_p=0.9: "):
         claim_folder(folder, settings | {"model": "other", "top_p": 0.9})
-    assert error.value.key == "model"
-    with pytest.raises(UserError, match=r"top_p=1.0, this run has top_p=\(absent\)"):
+    with raises_key("top_p", "has top_p=(absent)"):
         claim_folder(folder, {"model": "toy", "stop_ids": [1, 2]})
 
     newer = settings | {"candidates": 1}  # a setting that the folder's version did not know
     claim_folder(folder, newer, {"candidates": 1})
-    with pytest.raises(UserError, match="candidates=1, this run has candidates=4"):
+    with raises_key("candidates", "candidates=1", "candidates=4"):
         claim_folder(folder, newer | {"candidates": 4}, {"candidates": 1})
 
 
@@ -253,17 +252,16 @@ def test_json_lists_stream_whatever_the_layout(tmp_path, indent, chunk):
 
 
 @pytest.mark.parametrize(
-    "content, said",
-    [(b"", "not a JSON list"), (b'{"a": 1}', "not a JSON list"), (b'[{"a": 1}, 3]', "row 1: not a JSON object")]
-    + [(b'[{"a": 1}, {"b"', "row 1: incomplete"), (b'[{"a": 1}', "row 1: incomplete")]
-    + [(b"\xff\xfe[", "rows.json is not text in UTF-8"), (b'[{"a": "\xff"}]', "rows.json is not text in UTF-8")],
+    "content, named",
+    [(b"", "JSON list"), (b'{"a": 1}', "JSON list"), (b'[{"a": 1}, 3]', "row 1"), (b'[{"a": 1}, {"b"', "row 1")]
+    + [(b'[{"a": 1}', "row 1"), (b"\xff\xfe[", "UTF-8"), (b'[{"a": "\xff"}]', "UTF-8")],
 )
-def test_broken_json_lists_are_named(tmp_path, content, said):
+def test_broken_json_lists_are_named(tmp_path, content, named):
     path = tmp_path / "rows.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=said):
+    with raises_key(path, named):
         list(read_json_array(path))
-    with pytest.raises(UserError, match="does not exist"):
+    with raises_key(tmp_path / "nothing.json"):
         list(read_json_array(tmp_path / "nothing.json"))
 
 
@@ -318,9 +316,9 @@ def test_the_release_file_round_trips_exactly(tmp_path):
 
 def test_rows_of_another_data_set_are_refused(tmp_path):
     for rows in (ROWS[1:], []):
-        with pytest.raises(UserError, match="toy/2/0: its question is not row 2"):
+        with raises_key("question", "toy/2/0"):
             write_release_json(tmp_path / "x.json", [record(2)], rows)
-    with pytest.raises(UserError, match="toy/2/0 and toy/2/1 of one problem differ in prompt_ids"):
+    with raises_key("prompt_ids", "toy/2/0", "toy/2/1"):
         write_release_json(tmp_path / "x.json", [record(2), record(2, 1, prompt_ids=[3, 4])], ROWS)
     assert not list(tmp_path.iterdir())
 
@@ -331,7 +329,7 @@ def test_samples_of_a_problem_may_spell_their_model_differently_and_be_of_anothe
     later = record(2, 1, model="../models/toy", decode=decode | {"energy_candidates": 1})
     assert write_release_json(tmp_path / "x.json", [first, later], ROWS) == 1
     for changes, key in ((dict(model="models/other"), "model"), (dict(decode=decode | {"top_k": 5}), "decode")):
-        with pytest.raises(UserError, match=f"differ in {key}"):
+        with raises_key(key, "toy/2/0", "toy/2/1"):
             write_release_json(tmp_path / "x.json", [first, record(2, 1, **changes)], ROWS)
 
 
@@ -342,7 +340,7 @@ def test_invalid_records_are_errors_when_read_and_dropped_by_preprocessing(tmp_p
     rows[0]["unmask_step"][0][0] = 0
     rows[1]["id"][0] = rows[0]["id"][1]
     path.write_text(json.dumps(rows))
-    with pytest.raises(UserError, match=r"row 0, response 0: trajectory toy/0/0: unmask step 0.*rename_key"):
+    with raises_key(f"{path}, row 0", "response 0", "toy/0/0", "unmask step 0", "rename_key"):
         list(read_release_json(path))
     result = prepare_training_file([path], output)
     assert (result.rows, result.kept, result.dropped, result.repeated) == (1, 1, 1, 1)
@@ -407,13 +405,13 @@ def test_the_lost_tail_of_the_last_block_is_filled_at_its_last_step(tmp_path):
 
 def test_text_without_ids_needs_a_tokenizer_and_a_prompt(tmp_path):
     path = published(tmp_path, "answer", ["g h"], [[1, 2]])
-    with pytest.raises(UserError, match="give a tokenizer"):
+    with raises_key("response_ids", "row 0", "tokenizer"):
         list(read_release_json(path))
     path.write_text(json.dumps([{"question": "a b", "answer": ["g h"], "step_map": [[1, 2]]}]))
-    with pytest.raises(UserError, match="row 0: key 'prompt', .* is missing; add it to each row, or make rollouts"):
+    with raises_key("prompt", "row 0"):
         list(read_release_json(path, encode))
     path.write_text(json.dumps(ROWS))
-    with pytest.raises(UserError, match="row 0: neither response_ids nor full_output"):
+    with raises_key("step_map", "row 0", "full_output"):
         list(read_release_json(path, encode))
 
 
@@ -424,6 +422,6 @@ def test_preprocessing_published_files(tmp_path):
     (row,) = json.loads((tmp_path / "renamed.json").read_text())
     assert row["answer"] == ["g h"] and row["step_map"] == [[1, 2]] and "full_output" not in row
     path = published(tmp_path, "full_output", [""], [[1]])
-    with pytest.raises(UserError, match="no usable response .*roll out again"):
+    with raises_key(path, "roll out again"):
         prepare_training_file([path], tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()

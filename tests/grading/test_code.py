@@ -11,6 +11,7 @@ from t3d.common.errors import UserError
 from t3d.grading import code, sandbox
 from t3d.grading.code import CodeItem, check_row, extract_program, grade_all
 from t3d.grading.plan import plan_tests
+from tests.conftest import raises_key
 from tests.grading.crossings import CROSSING, UNSUPPORTED, WRONG
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -159,7 +160,7 @@ def test_the_rule_of_the_release():
     assert extract_program(text, None, ("f",), "last") == "print(f(3))\n"
     assert extract_program("```\nx = 1\n```", extraction="last") is None
     assert extract_program("```Python\nx = 1\n```", extraction="last") is None
-    with pytest.raises(UserError, match="extraction=first"):
+    with raises_key("evaluation.extraction", "=first"):
         extract_program(text, extraction="first")
 
 
@@ -459,7 +460,7 @@ def test_the_limit_counts_work_and_not_waiting(boxed):
     ],
 )
 def test_rows_that_cannot_be_graded(row, field):
-    with pytest.raises(UserError, match=f"row 3: field.*{field}"):
+    with raises_key(field, "row 3"):
         check_row(row, "row 3")
 
 

@@ -14,6 +14,7 @@ from t3d.common.errors import UserError
 from t3d.grading import code, sandbox
 from t3d.grading.code import CodeItem
 from t3d.grading.sandbox import Limits, boxes, choice, world
+from tests.conftest import raises_key
 from tests.grading.attacks import FUNCTION, STDIO
 from tests.grading.programs import INPUT, PROGRAMS, SNIPPETS, variations
 
@@ -81,6 +82,12 @@ def graded_attacks(walls: str) -> dict[str, code.Verdict]:
     for folder in (Path.cwd(), Path.home(), *map(Path, ("/", "/tmp", "/dev", "/dev/shm", "/var/tmp", "/usr/lib"))):
         assert not (folder / ESCAPE).exists()
     return dict(zip([*FUNCTION, *(f"stdio_{name}" for name in STDIO)], verdicts, strict=True))
+
+
+@pytest.fixture
+def behind(monkeypatch):
+    """``behind(walls)``: this test's programs are graded in boxes with these walls."""
+    return lambda walls: monkeypatch.setattr(code, "walls", lambda allow_unsandboxed: walls)
 
 
 def best_walls() -> str:
@@ -208,10 +215,10 @@ def test_no_child_hides_its_time(name):
     assert box.ending["end"] == "cpu"
 
 
-def test_a_supervisor_of_the_same_user_is_out_of_reach(monkeypatch):
+def test_a_supervisor_of_the_same_user_is_out_of_reach(behind):
     if "namespaces-user" not in working_walls():
         pytest.skip("namespaces-user: not to be had on this machine")
-    monkeypatch.setattr(code, "walls", lambda allow_unsandboxed: "namespaces-user")
+    behind("namespaces-user")
     items = [CodeItem(f"```python\n{FUNCTION['confuse_the_supervisor']}\n```", FUNCTION_ROW)]
     verdict = code.grade_all(items, progress=False)[0]
     assert verdict.reason == "wrong"
@@ -228,15 +235,15 @@ def test_the_attacks_fail_behind_all_walls(walls):
 
 def test_without_walls_nothing_runs_unless_asked_for(monkeypatch):
     monkeypatch.setattr(choice, "_best_walls", lambda: ("rlimits", "namespaces-user: unshare: not permitted"))
-    with pytest.raises(UserError, match="unshare: not permitted.*allow_unsandboxed=true"):
+    with raises_key("execute.allow_unsandboxed", "unshare: not permitted", "allow_unsandboxed=true"):
         code.grade_all([CodeItem("```python\nf = 1\n```", FUNCTION_ROW)], progress=False)
     assert sandbox.isolation(allow_unsandboxed=True) == "rlimits"
 
 
-def test_limits_alone_still_end_everything(monkeypatch, tmp_path):
+def test_limits_alone_still_end_everything(behind, monkeypatch, tmp_path):
     if sys.platform != "linux":
         pytest.skip("boxes need Linux")
-    monkeypatch.setattr(code, "walls", lambda allow_unsandboxed: "rlimits")
+    behind("rlimits")
     monkeypatch.setattr(boxes.tempfile, "tempdir", str(tmp_path))
     right = "def f(n):\n    a, b = 0, 1\n    for _ in range(n): a, b = b, a + b\n    return a"
     signals = "import os\ndef f(n):\n    os.kill(os.getppid(), 0)\n    return 6765"
@@ -274,8 +281,8 @@ def test_a_killed_grader_takes_its_boxes_along():
     assert boxes_alive() == []
 
 
-def test_a_box_that_cannot_start_is_no_verdict(monkeypatch):
-    monkeypatch.setattr(code, "walls", lambda allow_unsandboxed: "namespaces-user")
+def test_a_box_that_cannot_start_is_no_verdict(behind, monkeypatch):
+    behind("namespaces-user")
     monkeypatch.setattr(world, "python", lambda: "/nowhere/python")
     world.describe.cache_clear()
     verdict = code.grade_all([CodeItem("```python\ndef f(n): return 0\n```", FUNCTION_ROW)], progress=False)[0]

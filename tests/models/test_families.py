@@ -6,6 +6,7 @@ and T3D, export and reloading.
 """
 
 import json
+import re
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
-from t3d.common.errors import UserError
 from t3d.common.options import load
 from t3d.decode.local import LocalEngine
 from t3d.models.family import Family, families, lora_modules, model_class
@@ -24,7 +24,7 @@ from t3d.objectives.base import Context, find
 from t3d.rollout.run import make_engine
 from t3d.rollout.settings import SampleConfig
 from t3d.states.base import collate
-from tests.conftest import MASK, PAD, STOP
+from tests.conftest import MASK, PAD, STOP, raises_key
 from tests.decode.test_local import requests
 from tests.models.test_loading import word_tokenizer
 from tests.test_training_equals_decoding import draw_states, plain_logits, training_logits
@@ -264,7 +264,7 @@ def test_a_family_of_full_attention_loads_and_exports(kind, tmp_path):
 
 def test_a_llada_that_is_no_llama_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llada", "vocab_size": 64, "include_bias": True}))
-    with pytest.raises(UserError, match="include_bias=True"):
+    with raises_key("model.pretrained_model", "include_bias=True"):
         load_config(str(tmp_path))
 
 
@@ -316,7 +316,7 @@ def test_a_family_of_ones_own_is_a_class_that_a_setting_names(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     weights = {name.replace("model.", "trunk.", 1): weight for name, weight in load_file(folder / WEIGHTS).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="no model of model_type 'toy'"):
+    with raises_key("model.pretrained_model", "model_type 'toy'"):
         load_model(str(folder))
     try:
         load(SampleConfig, [f"model_base={__name__}:Toy"])
@@ -326,16 +326,15 @@ def test_a_family_of_ones_own_is_a_class_that_a_setting_names(tmp_path):
     assert (model.config.block_size, model.config.logit_shift) == (2, True)
     assert torch.equal(model.model.norm.weight, theirs.model.norm.weight)
     for name in ("lada", f"{__name__}:FAMILIES"):
-        with pytest.raises(UserError, match="^model_base="):
+        with raises_key("model_base", f"={name}"):
             load(SampleConfig, [f"model_base={name}"])
 
 
 def test_sglang_is_refused_for_what_it_does_not_serve(tmp_path):
     folder, _ = published(tmp_path, "llama")
     config = load(SampleConfig, ["rollout.engine=sglang", "rollout.engine_urls=[http://localhost:1]"])
-    with pytest.raises(UserError, match="SDAR, SDAR-MoE and LLaDA2") as caught:
+    with raises_key("rollout.engine", "SDAR, SDAR-MoE and LLaDA2"):
         make_engine(config, str(folder), load_tokenizer(str(folder)), rank=0)
-    assert caught.value.key == "rollout.engine"
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -357,14 +356,14 @@ REFUSED = {
 def test_what_cannot_decode_by_blocks_is_refused_with_the_reason(kind, tmp_path):
     own, reason = REFUSED[kind]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **own, **KEYS}))
-    with pytest.raises(UserError, match=reason) as caught:
+    with raises_key("a.b") as caught:
         load_config(str(tmp_path), key="a.b")
-    assert caught.value.key == "a.b" and "\n" not in str(caught.value)
+    assert re.search(reason, str(caught.value))  # by the version of transformers
 
 
 def test_a_model_without_sdpa_asks_for_flex_attention(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss", **KEYS}))
-    with pytest.raises(UserError, match="attn_implementation=flex_attention"):
+    with raises_key("model.pretrained_model", "attn_implementation=flex_attention"):
         load_model(str(tmp_path))
 
 
@@ -376,7 +375,7 @@ def test_a_sequence_longer_than_a_sliding_window_is_refused(tmp_path):
         del FAMILIES["windowed"]
     model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
     ids = special_ids(model.config, tokenizer, model.generation_config)
-    with pytest.raises(UserError, match="16 positions"):
+    with raises_key("rollout.max_token", "16 positions"):
         rollouts(model, ids, lengths=(4,))
     answers, _ = rollouts(model, ids, lengths=(2,), max_token=12)
     assert len(answers) == 1

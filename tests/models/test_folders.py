@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from t3d.common.errors import UserError
 from t3d.models.fingerprint import weights_fingerprint
 from t3d.models.loading import export_model, load_model, load_tokenizer, located, provenance
-from tests.conftest import ROOT, tiny_model
+from tests.conftest import ROOT, raises_key, tiny_model
 
 
 @pytest.fixture
@@ -73,16 +73,15 @@ def test_an_adapter_is_merged_into_its_base(adapter, story_teacher):
 
 def test_an_adapter_of_another_model_is_refused(adapter):
     folder, _ = adapter(base=ROOT / "models/embedded-teacher")
-    with pytest.raises(UserError, match="does not fit") as error:
+    with raises_key("evaluation.checkpoint_path"):
         load_model(str(folder), key="evaluation.checkpoint_path")
-    assert error.value.key == "evaluation.checkpoint_path"
 
 
 def test_an_adapter_with_weights_of_other_layers_is_refused(adapter):
     folder, _ = adapter()
     config = json.loads((folder / "adapter_config.json").read_text()) | {"target_modules": ["q_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="other layers"):
+    with raises_key("model.pretrained_model", folder):
         load_model(str(folder))
 
 

@@ -198,7 +198,10 @@ def test_steps_are_shown_and_end_in_the_result(model, strategy):
             before += [MASK] * (len(step.response_ids) - len(before))
             changed = [i for i, token in enumerate(step.response_ids) if token != before[i]]
             assert changed == step.unmasked
+            assert len(step.confidence) == len(changed) and all(0 < p <= 1 for p in step.confidence)
             before = step.response_ids
+        forwards = [step.forwards for step in steps]
+        assert forwards == sorted(set(forwards)) and forwards[-1] == answer.forwards
 
 
 class Recorder(BaseStreamer):

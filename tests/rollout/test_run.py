@@ -26,7 +26,7 @@ from t3d.rollout.run import node_share, roll_out, throughput
 from t3d.rollout.settings import SampleConfig
 from t3d.tasks import TASKS, prompt_ids
 from t3d.tasks.problems import load_problems
-from tests.conftest import ROOT, launch_line
+from tests.conftest import ROOT, launch_line, raises_key
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def by_id(folder) -> dict[str, dict]:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_weights_that_are_no_numbers_end_with_the_model_named(rolled, broken_teacher, processes):
-    with pytest.raises(UserError, match="tiny-broken: step 1 "):
+    with raises_key("model", "tiny-broken: step 1 "):
         rolled("broken", f"evaluation.checkpoint_path={broken_teacher}", f"rollout.num_processes={processes}")
 
 
@@ -143,9 +143,8 @@ def test_kill_9_ends_all_processes_and_any_number_goes_on(tmp_path, rollout_line
 )
 def test_other_settings_do_not_mix(rolled, changed, key):
     rolled("project", "evaluation.limit=2")
-    with pytest.raises(UserError, match=rf"{key}=.*choose another experiment.project or delete the folder") as error:
+    with raises_key(key, f"{key}=", "choose another experiment.project or delete the folder"):
         rolled("project", "evaluation.limit=2", changed)
-    assert "\n" not in str(error.value)
 
 
 def test_other_weights_do_not_mix(tmp_path, rolled, story_teacher):
@@ -156,7 +155,7 @@ def test_other_weights_do_not_mix(tmp_path, rolled, story_teacher):
     content[-1] ^= 1
     weights.write_bytes(content)
     assert weights_fingerprint(str(model)) != before
-    with pytest.raises(UserError, match="weights="):
+    with raises_key("weights"):
         rolled("project", "evaluation.limit=2", f"evaluation.checkpoint_path={model}")
 
 
@@ -165,7 +164,7 @@ def test_a_folder_from_before_a_setting_was_noted_goes_on(rolled):
     noted = json.loads(settings.read_text())
     settings.write_text(json.dumps({key: value for key, value in noted.items() if key not in ("dtype", "engine")}))
     assert len(by_id(rolled("project", "evaluation.limit=3"))) == 3
-    with pytest.raises(UserError, match="dtype=auto, this run has dtype=bfloat16"):
+    with raises_key("dtype", "dtype=auto", "dtype=bfloat16"):
         rolled("project", "evaluation.limit=3", "rollout.dtype=bfloat16")
 
 
@@ -188,9 +187,8 @@ def test_every_tensor_counts_in_the_fingerprint(tmp_path, story_teacher):
 
 def test_a_damaged_weights_file_is_one_line(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\x10" * 40)
-    with pytest.raises(UserError, match="model.safetensors: not readable .*get it again") as error:
+    with raises_key(tmp_path / "model.safetensors"):
         weights_fingerprint(str(tmp_path))
-    assert "\n" not in str(error.value)
 
 
 def test_more_and_fewer_questions_of_the_same_set(rolled):
@@ -215,16 +213,15 @@ def one_long_question(tmp_path, story_questions):
 
 
 def test_the_remedy_for_a_long_prompt_helps(rolled, one_long_question):
-    with pytest.raises(UserError) as error:
+    with raises_key("rollout.long_prompts"):  # no rollout.max_token makes room
         rolled("long", one_long_question)
-    assert error.value.key == "rollout.long_prompts", "no rollout.max_token makes room"
     folder = rolled("long", one_long_question, "rollout.long_prompts=skip")
     assert set(by_id(folder)) == {"Long/0/0", "Long/2/0"}
     assert len(json.loads(folder.with_suffix(".json").read_text())) == 2
 
 
 def test_the_longest_answer_that_fits_is_named(rolled):
-    with pytest.raises(UserError, match="lower it to") as error:
+    with raises_key("rollout.max_token", "=250") as error:
         rolled("near", "rollout.max_token=250", "evaluation.limit=1")
     assert error.value.key == "rollout.max_token"
     room = int(re.search(r"lower it to (\d+)", str(error.value))[1])
@@ -239,7 +236,7 @@ def test_nodes_share_the_questions(story_questions, nodes):
     shares = [node_share(problems, nodes, index) for index in range(nodes)]
     assert [problem for share in shares for problem in share] == problems
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    with pytest.raises(UserError, match="evaluation.num_node=25: no question is left for node 0"):
+    with raises_key("evaluation.num_node", "=25", "node 0"):
         node_share(problems, 25, 0)
 
 
@@ -295,13 +292,12 @@ def test_start_with_think(rolled, story_teacher, story_questions):
 
 def test_a_fault_in_a_spawned_process_is_one_line_too(rolled):
     for processes in (1, 2):
-        with pytest.raises(UserError, match="rollout.max_token=1000: .*the model has 256 positions") as error:
+        with raises_key("rollout.max_token", "=1000", "256 positions"):
             rolled(f"long{processes}", "rollout.max_token=1000", f"rollout.num_processes={processes}")
-        assert "\n" not in str(error.value)
 
 
 def test_a_run_that_failed_before_its_first_answer_binds_no_other(rolled):
-    with pytest.raises(UserError, match="lower it to"):
+    with raises_key("rollout.max_token", "=1000"):
         rolled("project", "rollout.max_token=1000")
     assert len(by_id(rolled("project", "evaluation.limit=2"))) == 2
 

@@ -4,12 +4,11 @@ import json
 import re
 import shutil
 
-import pytest
 from huggingface_hub import ModelCard
 
-from t3d.common.errors import UserError
 from t3d.models.loading import export_model, load_model
 from t3d.share.card import main
+from tests.conftest import raises_key
 
 
 def written(trained, *more: str) -> ModelCard:
@@ -105,9 +104,9 @@ def test_a_teacher_in_the_hubs_cache_is_named_by_its_id(trained, tmp_path):
 
 def test_a_card_that_is_there_is_kept(trained):
     (trained.student / "README.md").write_text("mine")
-    with pytest.raises(UserError) as error:
+    with raises_key("--force"):
         written(trained)
-    assert error.value.key == "--force" and (trained.student / "README.md").read_text() == "mine"
+    assert (trained.student / "README.md").read_text() == "mine"
     assert written(trained, "--force").data["tags"]
 
 
@@ -121,21 +120,19 @@ def test_other_folders_are_refused(trained, tmp_path):
         ),
     }
     for key, folder in cases.items():
-        with pytest.raises(UserError) as error:
+        with raises_key(key):
             main([str(folder)])
-        assert error.value.key == key, folder
 
 
 def test_an_unfinished_run_names_its_students(trained):
     trained.student.rename(trained.student.with_name("optimized-0-2"))
-    with pytest.raises(UserError, match="optimized-0-2") as error:
+    with raises_key("folder", "optimized-0-2"):
         main([str(trained.run)])
-    assert error.value.key == "folder"
 
 
 def test_results_of_others_are_refused(trained, tmp_path):
     rows = [row for row in json.loads(trained.results.read_text()) if row["method"] == "sft"]
     (tmp_path / "other.json").write_text(json.dumps(rows))
-    with pytest.raises(UserError) as error:
+    with raises_key("--results"):
         main([str(trained.run), "--results", str(tmp_path / "other.json")])
-    assert error.value.key == "--results" and not (trained.student / "README.md").exists()
+    assert not (trained.student / "README.md").exists()

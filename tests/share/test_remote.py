@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from t3d.common.errors import UserError
 from t3d.models.loading import load_model
 from t3d.share import card
 from t3d.share.remote import main
+from tests.conftest import raises_key
 
 SETTINGS = (
     {"denoising_steps_per_block": 4},
@@ -105,6 +105,6 @@ def test_a_card_goes_along(trained, tmp_path):
 
 def test_an_output_that_exists_is_kept(trained, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError) as error:
+    with raises_key("output"):
         main([str(trained.run), str(tmp_path / "out"), "--remote-code"])
-    assert error.value.key == "output" and not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").iterdir())

@@ -11,6 +11,7 @@ METHODS = {
     "t3d": "DDO and path",
 }
 ABLATIONS = {"t3d, DDO alone": ""}
+CONVERSION = {"autoregressive": "token by token", "opdlm": "soft targets"}
 MADE_OF = {  # training config and overrides; rollouts and decoding where they differ
     "original": {"config": None},
     "redi": {"config": "redi.yaml", "rollouts": [RANDOM], "decoding": [RANDOM]},

@@ -1,7 +1,7 @@
 import pytest
 
 from studies.storymath.estimates import Estimate, at_speed, best, by_method, difference, dynamic, estimate, signed
-from t3d.common.errors import UserError
+from tests.conftest import raises_key
 
 from .figures import METHODS, RUNS, SPLITS, run
 
@@ -62,8 +62,8 @@ def test_runs_stand_in_the_order_of_the_names_and_seeds():
 
 def test_a_figure_that_is_missing_or_doubled_is_told():
     broken = run("t3d", 3, (0.9, 0.8))
-    with pytest.raises(UserError, match="t3d, block 4, seed 3: 0 figures for StoryMath_test at 4 tokens/step"):
+    with raises_key("rows", "t3d, block 4, seed 3: 0 figures", "StoryMath_test"):
         estimate([broken], at_speed(TEST, 4.0))
     doubled = broken | {"rows": broken["rows"] * 2}
-    with pytest.raises(UserError, match="2 figures for dynamic decoding"):
+    with raises_key("rows", "2 figures"):
         estimate([doubled], dynamic)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from studies.storymath.page import write_page
-from t3d.common.errors import UserError
+from tests.conftest import raises_key
 
-from .figures import ABLATIONS, METHODS, RUNS, SPLITS, run
+from .figures import ABLATIONS, CONVERSION, METHODS, RUNS, SPLITS, run
 
 
 def written(folder, runs, methods=METHODS):
@@ -15,7 +15,7 @@ def written(folder, runs, methods=METHODS):
     figures.mkdir(parents=True)
     for i, one in enumerate(runs):
         (figures / f"run{i:02}.json").write_text(json.dumps(one))
-    write_page(figures, folder / "results" / "analysis", page, methods, ABLATIONS, SPLITS, 32)
+    write_page(figures, folder / "results" / "analysis", page, methods, ABLATIONS, CONVERSION, SPLITS, 32)
     return page.read_text()
 
 
@@ -42,6 +42,16 @@ def test_few_step(page):
     assert "| redi | 10.0 ± 0.0 | 10.0 ± 0.0 | 10.0 ± 0.0 | -35.0 (-78 %) | 1.00 | 3 |" in few
     assert "| t3d | **85.0 ± 5.0** | **65.0 ± 5.0** | **75.0 ± 5.0** | +32.5 (+76 %) | 1.25 | 2 |" in few
     assert "DDO alone" not in few
+
+
+def test_conversion(tmp_path):
+    """The autoregressive model has blocks of 1, so it has one speed; its row is in no other table."""
+    rows = [run("autoregressive", 1, (0.9,), block=1), run("opdlm", 1, (0.8, 0.6, 0.5)) | {"tokens": 2e6}]
+    text = written(tmp_path, [*RUNS, *rows])
+    table = part(text, "## From an autoregressive model")
+    assert "| autoregressive | token by token |  | 90.0 (88.0–92.0) |  |  | 1 |" in table
+    assert "| opdlm | soft targets | 2.00 M | 80.0 (78.0–82.0) | 60.0 (58.0–62.0) | 50.0 (48.0–52.0) | 1 |" in table
+    assert "opdlm" not in part(text, "## Block 4") and "## Block 1" not in text
 
 
 def test_full_step_keeps_no_bold_within_the_error(page):
@@ -154,17 +164,17 @@ def test_plots_are_there_and_shown(page):
 
 
 def test_without_figures(tmp_path):
-    with pytest.raises(UserError, match="has no figures yet; run `python -m studies.storymath.tables`"):
-        write_page(tmp_path, tmp_path / "analysis", tmp_path / "RESULTS.md", METHODS, ABLATIONS, SPLITS, 32)
+    with raises_key(tmp_path, "python -m studies.storymath.tables"):
+        write_page(tmp_path, tmp_path / "analysis", tmp_path / "RESULTS.md", METHODS, ABLATIONS, CONVERSION, SPLITS, 32)
 
 
 def test_a_torn_file_is_named(tmp_path):
     (tmp_path / "one.json").write_text('{"method": "t3d", "rows": [')
-    with pytest.raises(UserError, match="one.json: no figures of a run .* remove it, and run the method again"):
-        write_page(tmp_path, tmp_path / "analysis", tmp_path / "RESULTS.md", METHODS, ABLATIONS, SPLITS, 32)
+    with raises_key(tmp_path / "one.json"):
+        write_page(tmp_path, tmp_path / "analysis", tmp_path / "RESULTS.md", METHODS, ABLATIONS, CONVERSION, SPLITS, 32)
 
 
 def test_a_broken_run_stops_the_page(tmp_path):
-    with pytest.raises(UserError, match="t3d, block 4, seed 1: 0 figures for StoryMath_test at 4 tokens/step"):
+    with raises_key("rows", "t3d, block 4, seed 1: 0 figures", "StoryMath_test"):
         written(tmp_path, [run("t3d", 1, (0.9, 0.8))])
     assert not (tmp_path / "RESULTS.md").exists()

@@ -4,11 +4,9 @@ import hashlib
 import json
 import logging
 
-import pytest
-
-from t3d.common.errors import UserError
 from t3d.tasks import download as questions
 from t3d.tasks.download import check_questions, fetch_questions, is_intact
+from tests.conftest import raises_key
 
 ROW = {"question": "a", "ground_truth_answer": "1"}
 
@@ -20,9 +18,9 @@ def test_rows_are_checked_before_the_file_gets_its_name(tmp_path):
     assert (found.rows, found.fields) == (2, ["question", "ground_truth_answer", "level", "subject"])
     assert output.read_bytes() == path.read_bytes() and check_questions(output, "math") == found
     path.write_text(json.dumps([ROW, {"problem": "b"}]))
-    with pytest.raises(UserError, match="set.json: row 1: field 'question' is missing"):
+    with raises_key("question", "set.json: row 1"):
         fetch_questions("MATH500", output, path)
-    with pytest.raises(UserError, match="set.json: row 0: field 'test_method' is missing"):
+    with raises_key("test_method", "set.json: row 0"):
         fetch_questions("PrimeIntellect", output, path)
     assert check_questions(output, "math") == found  # the old file stays
 
@@ -52,11 +50,11 @@ def test_waits_double_and_end(monkeypatch, caplog):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
     monkeypatch.setattr(questions, "unreachable", lambda: None)
     monkeypatch.setattr(questions.time, "sleep", waits.append)
-    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="connection was lost; .*--from FILE"):
+    with caplog.at_level(logging.WARNING), raises_key("train/MATH_train.json", "--from FILE"):
         questions.download("MATH_train")
     assert waits == [1, 2, 4] and len(calls) == 4 and len(caplog.records) == 3
     assert calls[0] == {"repo_id": "Gen-Verse/MATH_train", "repo_type": "dataset", "filename": "train/MATH_train.json"}
     monkeypatch.setattr(questions, "unreachable", lambda: "HF_HUB_OFFLINE is set")
-    with pytest.raises(UserError, match="hub cannot be reached"):
+    with raises_key("train/MATH_train.json", "HF_HUB_OFFLINE is set"):
         questions.download("MATH_train")
     assert len(calls) == 4, "without a connection nothing is asked"

@@ -7,10 +7,10 @@ import pytest
 import torch
 from accelerate import DistributedType
 
-from t3d.common.errors import UserError
 from t3d.common.options import load
 from t3d.training import distribution
 from t3d.training.settings import TrainConfig
+from tests.conftest import raises_key
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from t3d.training.settings import TrainConfig
     ["training.reference_offload=true", "training.ema_decay=0.9", "training.lora.rank=4", "training.compile=true"],
 )
 def test_what_zero_3_does_not_do(override):
-    with pytest.raises(UserError, match=rf"{override}: .*ZeRO-3.*turn it off"):
+    with raises_key(override.partition("=")[0], override, "ZeRO-3", "turn it off"):
         distribution.refuse_with_zero_3(load(TrainConfig, [override]))
     distribution.refuse_with_zero_3(load(TrainConfig, []))
 
@@ -45,9 +45,8 @@ def test_processes_on_cpus_wait_for_the_one_that_saves(monkeypatch, launched):
 def test_a_launch_for_gpus_is_refused_where_there_are_none(monkeypatch, written):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", written)
-    with pytest.raises(UserError) as error:
+    with raises_key("use_cpu", "accelerate_configs/cpu.yaml"):
         distribution.make_accelerator(load(TrainConfig, []))
-    assert error.value.key == "use_cpu" and "accelerate_configs/cpu.yaml" in str(error.value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     distribution.refuse_without_gpu("fp16")
 
@@ -57,9 +56,8 @@ def test_fp16_is_refused_on_a_cpu(monkeypatch, use_cpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if use_cpu:
         monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
-    with pytest.raises(UserError) as error:
+    with raises_key("training.mixed_precision"):
         distribution.make_accelerator(load(TrainConfig, ["training.mixed_precision=fp16"]))
-    assert error.value.key == "training.mixed_precision"
     for precision in ("bf16", "no"):
         distribution.refuse_without_gpu(precision)
 
@@ -69,7 +67,7 @@ def test_fsdp_is_refused(monkeypatch):
         distributed_type = DistributedType.FSDP
 
     monkeypatch.setattr(distribution, "Accelerator", lambda **_: FSDP())
-    with pytest.raises(UserError, match="FSDP is not supported; launch with accelerate_configs/deepspeed_zero3.yaml"):
+    with raises_key("distributed_type", "FSDP", "accelerate_configs/deepspeed_zero3.yaml"):
         distribution.make_accelerator(load(TrainConfig, []))
 
 
@@ -100,5 +98,5 @@ def test_zero_1_in_bf16_sums_and_exchanges_gradients_in_fp32(zero_1):
 
 def test_a_deepspeed_that_averages_wrongly_is_refused(zero_1, monkeypatch):
     monkeypatch.setattr(distribution, "version", lambda package: "0.18.9")
-    with pytest.raises(UserError, match=r"deepspeed 0.18.9: .*pip install 'deepspeed>=0.19.8'"):
+    with raises_key("deepspeed", "0.18.9", "pip install 'deepspeed>=0.19.8'"):
         zero_1()

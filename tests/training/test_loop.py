@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from t3d.blocks.special_ids import SpecialIds
@@ -23,19 +26,20 @@ from t3d.common import options
 from t3d.common.errors import Interrupted, UserError, run_main
 from t3d.common.options import load
 from t3d.data.dataset import read_trajectories
-from t3d.objectives.base import registered
+from t3d.objectives.base import Terms, registered
 from t3d.objectives.redi import ReDi
 from t3d.objectives.sft import SFT
 from t3d.objectives.t3d import T3D
 from t3d.rollout.run import roll_out
 from t3d.rollout.settings import SampleConfig
+from t3d.states.base import Batch
 from t3d.states.packing import micro_batches
 from t3d.training import checkpoint
 from t3d.training import loop as training
 from t3d.training.loop import learning_rate
 from t3d.training.order import SampleOrder
 from t3d.training.settings import TrainConfig
-from tests.conftest import ROOT, launch_line
+from tests.conftest import ROOT, launch_line, raises_key
 from tests.training.conftest import (
     VOLATILE,
     Stopped,
@@ -78,20 +82,27 @@ def test_a_batch_of_4_equals_4_batches_of_1(run, level):
     assert all(row["sequences"] == 4 for row in log_of(whole))
 
 
+class WatchedT3D(T3D):
+    """T3D that keeps each batch and its terms."""
+
+    seen: ClassVar[list[tuple[Batch, Terms]]] = []
+
+    def __call__(self, student, reference, batch: Batch) -> Terms:
+        terms = super().__call__(student, reference, batch)
+        self.seen.append((batch, terms))
+        return terms
+
+
+WATCHED = (f"training.objective={__name__}:WatchedT3D", "training.round_interval=2")
+
+
 @pytest.mark.parametrize("budget", [1, 200, 400, 100_000])
-def test_a_token_budget_changes_nothing(run, monkeypatch, budget):
-    sizes = []
-    original = training.collate
-
-    def collate(rows, *args, **kwargs):
-        batch = original(rows, *args, **kwargs)
-        sizes.append((batch.input_ids.numel(), batch.sequences))
-        return batch
-
+def test_a_token_budget_changes_nothing(run, budget):
     whole = run("whole", "training.batch_size_lm=8")
-    monkeypatch.setattr(training, "collate", collate)
-    budgeted = run("budgeted", "training.batch_size_lm=8", f"training.tokens_per_batch={budget}")
+    WatchedT3D.seen.clear()
+    budgeted = run("budgeted", *WATCHED, "training.batch_size_lm=8", f"training.tokens_per_batch={budget}")
     assert_close(budgeted, whole, rel=1e-4, weight_atol=2e-5)
+    sizes = [(batch.input_ids.numel(), batch.sequences) for batch, _ in WatchedT3D.seen]
     assert all(tokens <= budget or sequences == 1 for tokens, sequences in sizes)
     assert sum(sequences for _, sequences in sizes) == 6 * 8
     assert {1: len(sizes) == 48, 100_000: len(sizes) == 6}.get(budget, 6 < len(sizes) < 48)
@@ -127,19 +138,16 @@ def test_the_reference_is_refreshed_at_the_interval(run):
     assert {row["round"] for row in rows} == {1}
 
 
-def test_interval_1_holds_no_second_model_and_equals_one_that_does(run, monkeypatch):
+def test_interval_1_holds_no_second_model_and_equals_one_that_does(run, models_loaded, monkeypatch):
     """With two models that are equal at every step the loss is the same as with one."""
-    loaded = []
-    original = training.FrozenModel
-    monkeypatch.setattr(training, "FrozenModel", lambda *args: loaded.append(1) or original(*args))
     single = run("single", "training.preset=algorithm1", "training.round_interval=1")
-    assert not loaded
+    assert len(models_loaded) == 1
     assert all(abs(row["reward_margin"]) < 1e-9 for row in log_of(single))
     assert all(row["ddo"] == pytest.approx(1.5 * math.log(2), rel=1e-6) for row in log_of(single))
 
     monkeypatch.setattr(training.Trainer, "refresh_reference", always_refresh)
     double = run("double", "training.round_interval=1000")
-    assert loaded == [1]
+    assert len(models_loaded) == 1 + 2
     for a, b in zip(log_of(double), log_of(single), strict=True):
         for name in LOGGED - VOLATILE - {"round"}:
             assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-6), name
@@ -196,23 +204,15 @@ def test_the_schedule_counts_optimizer_steps(run):
     assert [row["lr"] for row in log_of(folder)] == expected
 
 
-def test_gradients_are_clipped(run, monkeypatch):
-    """The log has the norm before; what the optimizer sees has at most the limit, and its direction is kept."""
-    seen = []
-    original = training.Trainer.update
+def test_gradients_are_clipped(run, request):
+    """The log has the norm before; the optimizer sees at most the limit."""
+    seen: list[float] = []
 
-    def update(trainer, *args):
-        take = trainer.optimizer.step
-        trainer.optimizer.step = lambda: seen.append(norm(trainer.student)) or take()
-        try:
-            return original(trainer, *args)
-        finally:
-            trainer.optimizer.step = take
+    def note(optimizer, args, kwargs) -> None:
+        gradients = [p.grad.norm() for group in optimizer.param_groups for p in group["params"]]
+        seen.append(float(torch.stack(gradients).norm()))
 
-    def norm(model) -> float:
-        return float(torch.stack([p.grad.norm() for p in model.parameters()]).norm())
-
-    monkeypatch.setattr(training.Trainer, "update", update)
+    request.addfinalizer(register_optimizer_step_pre_hook(note).remove)
     free = log_of(run("free", "experiment.gradient_clipping=false", "training.max_steps=2"))
     assert seen == pytest.approx([row["grad_norm"] for row in free], rel=1e-4)
     limit = free[0]["grad_norm"] / 10
@@ -222,17 +222,14 @@ def test_gradients_are_clipped(run, monkeypatch):
     assert clipped[0]["grad_norm"] == pytest.approx(free[0]["grad_norm"], rel=1e-6)
 
 
-def test_gradient_checkpointing_changes_nothing(run, monkeypatch):
-    plain = run("plain")
-    recomputed = []
-    original = training.load_student
+def test_gradient_checkpointing_changes_nothing(run, request):
+    plain, recomputed = run("plain"), []
 
-    def load_student(*args):
-        model = original(*args)
-        model.model.layers[0].self_attn.register_forward_hook(lambda *_: recomputed.append(1))
-        return model
+    def note(module, *_) -> None:
+        if getattr(module, "layer_idx", None) == 0 and module.training:  # of the student, not of the reference
+            recomputed.append(1)
 
-    monkeypatch.setattr(training, "load_student", load_student)
+    request.addfinalizer(register_module_forward_hook(note).remove)
     saving = run("saving", "training.gradient_checkpointing_enable=true")
     assert len(recomputed) == 2 * 6, "nothing was computed again: checkpointing is not on"
     assert_close(saving, plain, rel=1e-6, weight_atol=1e-7)
@@ -246,19 +243,13 @@ def test_in_bf16_a_fresh_reference_is_the_student_to_the_bit(run):
     assert all(row["reward_margin"] != 0 for row in rows[1::2])
 
 
-def test_bf16_is_close_and_its_log_probabilities_are_fp32(run, monkeypatch):
+def test_bf16_is_close_and_its_log_probabilities_are_fp32(run):
     full = run("full")
-    kinds = set()
-    original = T3D.__call__
-
-    def call(objective, student, reference, batch):
-        terms = original(objective, student, reference, batch)
-        kinds.update({terms.loss.dtype, *(value.dtype for value in terms.metrics.values())})
-        return terms
-
-    monkeypatch.setattr(T3D, "__call__", call)
-    half = run("half", "training.mixed_precision=bf16")
-    assert kinds == {torch.float32}
+    WatchedT3D.seen.clear()
+    half = run("half", *WATCHED, "training.mixed_precision=bf16")
+    assert {value.dtype for _, terms in WatchedT3D.seen for value in (terms.loss, *terms.metrics.values())} == {
+        torch.float32
+    }
     for a, b in zip(log_of(half), log_of(full), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
         assert a["path"] == pytest.approx(b["path"], rel=0.05)
@@ -307,6 +298,10 @@ def test_every_shipped_objective_trains(run, story_questions, name, size):
         data = ()
     if name == "opdlm":
         data = ("training.max_gen_length=24", "training.refresh_first_length=8")
+    if name == "trace_rl":  # the tiny teacher has no right answers
+        data = ("training.reward=tests.training.toy_rewards:letters", "training.cut_is_wrong=false")
+        data += (f"training.reward_data={story_questions}", f"training.heldout_data={story_questions}")
+        data += ("training.samples_per_question=4", "training.max_gen_length=16")
     others = {("t3d", "demo/"): "configs/demo/train.yaml", ("opdlm", ""): "configs/opdlm.yaml"}
     file = others.get((name, size), f"configs/baselines/{size}{name}.yaml")
     folder = run("shipped", f"config={file}", *data, "training.max_steps=3", "training.round_interval=10")
@@ -360,10 +355,10 @@ def test_the_nelbo_is_a_mean_over_all_states_that_were_drawn(run, tmp_path, name
         assert drawn[metric] == pytest.approx(share * learning[metric], rel=1e-5), metric
 
 
-def test_an_objective_without_a_reference_holds_none(run, monkeypatch):
-    monkeypatch.setattr(training, "FrozenModel", lambda *args: pytest.fail("a second model was loaded"))
+def test_an_objective_without_a_reference_holds_none(run, models_loaded):
     for name in ("naive_td", "block_likelihood", "dparallel", "redi"):
         run(name, f"training.objective={name}", "training.max_steps=1")
+    assert len(models_loaded) == 4
 
 
 ABLATION = {
@@ -379,16 +374,13 @@ ABLATION = {
 
 
 @pytest.mark.parametrize("more", ABLATION.values(), ids=ABLATION)
-def test_the_ablation_is_a_list_of_overrides(run, monkeypatch, more):
+def test_the_ablation_is_a_list_of_overrides(run, models_loaded, more):
     """Each part on and off trains; a second model is held for DDO alone."""
-    loaded = []
-    original = training.FrozenModel
-    monkeypatch.setattr(training, "FrozenModel", lambda *args: loaded.append(1) or original(*args))
     rows = log_of(run("part", *more, "training.max_steps=2"))
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
     ddo = "training.ddo_weight=0" not in more
     assert ("ddo" in rows[0]) == ("round" in rows[0]) == ddo
-    assert bool(loaded) == (ddo and "training.round_interval=1" not in more)
+    assert len(models_loaded) == 1 + (ddo and "training.round_interval=1" not in more)
 
 
 def test_the_releases_preset_runs(run, story_teacher):
@@ -416,7 +408,7 @@ def test_variants_run(run, more):
 
 def test_post_num_null_is_no_limit():
     ids = SpecialIds(mask_id=1, pad_id=0, stop_ids=(2,), forbidden_ids=(1,), ordinary_ids=torch.arange(3, 9))
-    for objective in registered().keys() - {"sft", "opdlm"}:  # their answers end at the end of the turn
+    for objective in registered().keys() - {"sft", "opdlm", "trace_rl"}:  # their answers end at the end of the turn
         for given, learnt in (("null", 8), ("0", 0), ("1", 1)):
             line = ["training.block_size=8", f"training.objective={objective}", f"training.post_num={given}"]
             noise = training.make_objective(load(TrainConfig, line), ids).noise
@@ -435,7 +427,7 @@ def test_a_training_block_that_does_not_hold_whole_rollout_blocks_is_refused(tmp
     line = (f"experiment.project={tmp_path}", f"evaluation.checkpoint_path={story_teacher}", "rollout.max_token=16")
     wide = ("rollout.block_size=8", "rollout.denoising_steps_per_block=8", f"evaluation.eval_dataset={questions}")
     data = roll_out(load(SampleConfig, [*line, *wide]))
-    with pytest.raises(UserError, match="training.block_size=4: must be a multiple of the rollouts' block, 8"):
+    with raises_key("training.block_size", "=4", "8"):
         run("narrow", f"dataset.optimization_data={data}", "training.max_steps=1", "training.block_size=4")
     wide = run("wide", f"dataset.optimization_data={data}", "training.max_steps=1")  # the default: the rollouts'
     assert json.loads((wide / "ckpt" / "optimized" / "config.json").read_text())["block_size"] == 8
@@ -447,14 +439,13 @@ def test_a_training_block_that_does_not_hold_whole_rollout_blocks_is_refused(tmp
 LORA = ("training.lora.rank=4", "training.lora.alpha=8")
 
 
-def test_lora_trains_adapters_and_exports_an_ordinary_model(run, story_teacher, monkeypatch):
-    monkeypatch.setattr(training, "FrozenModel", None)  # no second model
+def test_lora_trains_adapters_and_exports_an_ordinary_model(run, story_teacher, models_loaded, monkeypatch):
     kept = []
     original = training.Trainer.export
     monkeypatch.setattr(training.Trainer, "export", lambda self, *args: kept.append(self) or original(self, *args))
     folder = run("lora", *LORA, "training.round_interval=3", "optimizer.params.learning_rate=2e-2")
     rows = log_of(folder)
-    assert [row["reward_margin"] == 0 for row in rows] == [True, False, False] * 2
+    assert [row["reward_margin"] == 0 for row in rows] == [True, False, False] * 2 and len(models_loaded) == 1
     trainer = kept[-1]
     trained = sum(p.numel() for p in trainer.student.parameters() if p.requires_grad)
     assert 0 < trained < sum(p.numel() for p in trainer.student.parameters()) / 3
@@ -485,12 +476,17 @@ def test_the_moving_average_is_exported_beside_the_student(run):
 
 
 @pytest.mark.parametrize(
-    "more", [LORA + ("training.lora.dropout=0.2",), ("training.ema_decay=0.9",)], ids=["lora", "ema"]
+    "more, key",
+    [
+        (LORA + ("training.lora.dropout=0.2",), "training.lora.alpha"),
+        (("training.ema_decay=0.9",), "training.ema_decay"),
+    ],
+    ids=["lora", "ema"],
 )
-def test_they_resume_to_the_bit(run, resumes_to_the_bit, more):
+def test_they_resume_to_the_bit(run, resumes_to_the_bit, more, key):
     more += ("experiment.save_every_steps=2", "training.round_interval=3", "training.max_steps=6")
     resumes_to_the_bit(5, *more)
-    with pytest.raises(UserError, match="the run to resume has"):
+    with raises_key(key, "the run to resume has"):
         run("stopped", "experiment.save_every_steps=2", "training.max_steps=7", "training.round_interval=3",
             "experiment.resume=auto")  # fmt: skip
 
@@ -595,43 +591,40 @@ def test_it_names_the_sequences_of_all_processes(overrides, poisoned):
     assert done.returncode and told and all(set(named_in(row)) == guilty for row in told)
 
 
-def test_gradients_that_are_not_numbers_stop_the_run_before_the_weights_are_lost(run, monkeypatch):
-    original = training.Trainer.update
+class WithoutGradient(SFT):
+    """Its loss is finite, and its gradient is not a number."""
 
-    def update(trainer, *args):
-        next(trainer.student.parameters()).grad[0, 0] = math.inf
-        return original(trainer, *args)
+    def __call__(self, student, reference, batch: Batch) -> Terms:
+        terms = super().__call__(student, reference, batch)
+        return terms._replace(loss=terms.loss + (0 * terms.loss).sqrt())
 
-    monkeypatch.setattr(training.Trainer, "update", update)
-    with pytest.raises(UserError, match="step 1"):
-        run("infinite", "training.max_steps=1")
+
+def test_gradients_that_are_not_numbers_stop_the_run_before_the_weights_are_lost(run):
+    with raises_key("grad_norm", "step 1"):
+        run("infinite", "training.max_steps=1", f"training.objective={__name__}:WithoutGradient")
 
 
 def test_another_models_trajectories_need_a_switch(run):
     other = f"model.pretrained_model={ROOT / 'models' / 'embedded-teacher'}"
     more = (other, "training.max_steps=1")
-    with pytest.raises(UserError, match="tiny-teacher") as error:
+    with raises_key("dataset.allow_other_model", "tiny-teacher"):
         run("refused", *more)
-    assert error.value.key == "dataset.allow_other_model"
     assert len(log_of(run("taken", *more, "dataset.allow_other_model=true"))) == 1
 
 
-def test_faults_are_told_before_a_model_is_loaded(tmp_path, run, monkeypatch):
-    def loaded(*args, **kwargs):
-        raise AssertionError("a model was loaded first")
-
-    monkeypatch.setattr(training, "load_model", loaded)
-    with pytest.raises(UserError, match="none.json"):
+def test_faults_are_told_before_a_model_is_loaded(tmp_path, run, models_loaded):
+    with raises_key("dataset.optimization_data", "none.json"):
         run("a", f"dataset.optimization_data={tmp_path / 'none.json'}")
-    with pytest.raises(UserError, match="model.pretrained_model=/no/such/folder"):
+    with raises_key("model.pretrained_model", "=/no/such/folder"):
         run("b", "model.pretrained_model=/no/such/folder")
-    with pytest.raises(UserError, match="experiment.resume=/no/such/run"):
+    with raises_key("experiment.resume", "=/no/such/run"):
         run("c", "experiment.resume=/no/such/run")
+    assert not models_loaded
 
 
 def test_a_run_is_not_overwritten(run):
     run("name", "training.max_steps=1")
-    with pytest.raises(UserError, match="experiment.run_name=name: .* exists"):
+    with raises_key("experiment.run_name", "=name"):
         run("name", "training.max_steps=1")
 
 
@@ -725,7 +718,7 @@ def test_damaged_checkpoints_fall_back_to_the_one_before(run, caplog):
 def test_a_run_whose_checkpoints_are_all_damaged_begins_anew_aloud(run, caplog):
     folder = run("all", "training.max_steps=2")
     (folder / "checkpoints" / "checkpoint-00000002" / "complete.json").unlink()
-    with pytest.raises(UserError, match="holds no complete checkpoint"):
+    with raises_key("experiment.resume", folder):
         run("all", "training.max_steps=2", f"experiment.resume={folder}")
     assert len(log_of(run("all", "training.max_steps=2", "experiment.resume=auto"))) == 2
     assert sum("is damaged (no complete.json)" in record.getMessage() for record in caplog.records) == 1
@@ -738,7 +731,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_later(run):
     folder = whole.with_name("full")
     limit = (folder / "checkpoints" / "checkpoint-00000002" / "optimizer.bin").stat().st_size - 1
     line = ("full", *more, "lr_scheduler.scheduler=constant", "experiment.resume=auto")
-    with largest_file(limit), pytest.raises(UserError, match="checkpoint-00000004 could not be written"):
+    with largest_file(limit), raises_key(folder / "checkpoints" / "checkpoint-00000004"):
         run(*line)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-00000002"]
     constant = run("constant", *more, "lr_scheduler.scheduler=constant")
@@ -894,7 +887,7 @@ def test_zero_equals_one_process_and_resumes(alone, run, overrides, tmp_path, st
     assert losses(stopped) == pytest.approx(losses(root / "two"), rel=1e-6)
     for name, weight in weights(alone).items():
         torch.testing.assert_close(weights(stopped)[name], weight, rtol=0, atol=5e-5)
-    with pytest.raises(UserError, match=f"saved with DeepSpeed ZeRO-{stage}, loaded with whole states"):
+    with raises_key(root / "two" / "checkpoints" / "checkpoint-00000006", f"DeepSpeed ZeRO-{stage}", "whole states"):
         run("two", *more, "training.batch_size_lm=8", "experiment.resume=auto", "training.max_steps=7")
 
 
@@ -1015,13 +1008,13 @@ def test_a_resumed_run_must_be_the_same_run(run):
     line = ("training.max_steps=2", "experiment.save_every_steps=1", "experiment.resume=auto")
     run("same", *line)
     run("same", *line, "training.max_steps=3", "training.head_chunk=7", "training.tokens_per_batch=100")
-    with pytest.raises(UserError, match=r"training.alpha=0.9: the run to resume has 0.5 .*experiment.run_name"):
+    with raises_key("training.alpha", "=0.9", "has 0.5", "experiment.run_name"):
         run("same", *line, "training.alpha=0.9")
-    with pytest.raises(UserError, match=r"experiment.gradient_clipping=False: the run to resume has True"):
+    with raises_key("experiment.gradient_clipping", "=False", "has True"):
         run("same", *line, "experiment.gradient_clipping=false")
-    with pytest.raises(UserError) as error:
+    with raises_key("optimizer.params.beta1") as error:
         run("same", *line, "training.lora.rank=4", "training.lora.alpha=8", "optimizer.params.beta1=0.8")
-    assert error.value.key == "optimizer.params.beta1" and "{" not in str(error.value)
+    assert "{" not in str(error.value)
     for said in (
         "lora.rank=4: the run to resume has 0",
         "lora.alpha=8.0: the run",
@@ -1045,7 +1038,7 @@ def test_a_resumed_run_must_have_the_same_data(run, tmp_path, story_trajectories
     data.write_text(json.dumps(rows, indent=1))  # another file, the same sequences
     run("same", *more, "training.max_steps=3")
     data.write_text(json.dumps(rows[1:]))
-    with pytest.raises(UserError, match=rf"data.json: .* \({len(rows)} sequences then, {len(rows) - 1} now\)"):
+    with raises_key("dataset.optimization_data", f"{len(rows)} sequences then, {len(rows) - 1} now"):
         run("same", *more, "training.max_steps=4")
 
 
@@ -1058,10 +1051,10 @@ def test_a_run_keeps_its_settings_when_the_disk_is_full_and_tells_when_they_are_
         with largest_file(100):
             save(*args)
 
-    with monkeypatch.context() as patched, pytest.raises(UserError, match="config.yaml: "):
+    with monkeypatch.context() as patched, raises_key(settings):
         patched.setattr(options, "save", full_disk)
         run("full", "training.max_steps=3", "experiment.resume=auto")
     assert settings.read_text() == before and not list(folder.glob(".*.tmp"))
     settings.write_text(before[: before.index("lr_scheduler:")])
-    with pytest.raises(UserError, match="config.yaml: damaged, it has no lr_scheduler"):
+    with raises_key(settings, "lr_scheduler"):
         run("full", "training.max_steps=3", "experiment.resume=auto")

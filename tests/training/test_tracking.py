@@ -9,10 +9,10 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from t3d.common.errors import UserError
 from t3d.training import tracking
 from t3d.training.settings import WandbConfig
 from t3d.training.tracking import Tracker
+from tests.conftest import raises_key
 
 CONFIG = {"experiment": {"project": "a_project"}, "training": {"alpha": 0.5}}
 
@@ -143,16 +143,13 @@ def test_wandb_offline_for_real(tmp_path, monkeypatch, logged_out):
 
 def test_a_tracker_that_cannot_start_is_one_clear_line(tmp_path, monkeypatch, logged_out):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb(RuntimeError("no entity\nyou")))
-    with pytest.raises(UserError, match=r"\(no entity you\).*WANDB_MODE") as failed:
+    with raises_key("experiment.tracker", "(no entity you)", "WANDB_MODE"):
         tracker(tmp_path, kind="wandb")
-    assert failed.value.key == "experiment.tracker"
-    with pytest.raises(UserError) as failed:
+    with raises_key("wandb.run_id"):
         tracker(tmp_path, kind="wandb", wandb_config=WandbConfig(resume=True))
-    assert failed.value.key == "wandb.run_id"
     monkeypatch.delattr(torch.utils, "tensorboard", raising=False)
     for kind, module in (("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")):
         monkeypatch.setitem(sys.modules, module, None)
         monkeypatch.setitem(sys.modules, "tensorboardX", None)
-        with pytest.raises(UserError, match=f"pip install {kind}") as failed:
+        with raises_key("experiment.tracker", f"pip install {kind}"):
             tracker(tmp_path, kind=kind)
-        assert failed.value.key == "experiment.tracker"

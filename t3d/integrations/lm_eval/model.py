@@ -20,8 +20,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm.auto import tqdm
 
 from t3d.blocks.settings import DecodeSettings
-from t3d.common.errors import UserError
-from t3d.common.options import fault, load, option
+from t3d.common.errors import UserError, fault
+from t3d.common.options import load, option
 from t3d.common.paths import model_source
 from t3d.decode.local import LocalEngine
 from t3d.decode.model_facts import position_count
