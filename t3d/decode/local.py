@@ -28,6 +28,7 @@ from t3d.common.errors import UserError, fault
 from t3d.data.trajectory import Trajectory
 from t3d.decode.attention import Kernel, choose_attention
 from t3d.decode.energy import Energy, candidate_uniforms
+from t3d.decode.graphs import Graphs
 from t3d.decode.model_facts import bytes_per_slot, full_attention, logit_shift, position_count
 from t3d.decode.protocol import Request, Step, answer_end, not_finite, refuse_empty_prompts, refuse_mask_in_prompts
 from t3d.decode.runner import TOKENS_PREFILLED, ModelRunner
@@ -46,7 +47,7 @@ class LocalEngine:
         fused_commit: write a finished block's cache in the next block's first forward.
         ordinary_ids: ids from which ``random_init_ratio`` draws; without them it must be 0.
         attention: the kernel that reads the cache (see ``t3d.decode.attention.choose_attention``).
-        compile: run the blocks' forwards through torch.compile. The model is compiled in place.
+        compile: run the blocks' forwards through torch.compile (t3d.decode.graphs). The model is compiled in place.
     """
 
     def __init__(
@@ -72,9 +73,7 @@ class LocalEngine:
         self.max_active = max_active
         self.fused_commit = fused_commit
         self.ordinary_ids = torch.as_tensor(ordinary_ids, dtype=torch.long).to(self.device)
-        self.compile = compile
-        if compile:
-            model.get_decoder().compile(dynamic=False)
+        self.graphs = Graphs(model) if compile else None
 
     @classmethod
     def of(cls, model, ids: SpecialIds, **options: Any) -> "LocalEngine":
@@ -223,7 +222,7 @@ class Run:
             forbidden_ids=engine.forbidden_ids,
             ordinary_ids=engine.ordinary_ids,
             attention=engine.attention,
-            compile=engine.compile,
+            compiled=engine.graphs,
         )
         self.lanes = self.runner.lanes
         self.requests: list[Request | None] = [None] * lanes
@@ -454,7 +453,7 @@ class Run:
     def shrink(self) -> None:
         """Without waiting requests, drop empty lanes once half of all are empty. A compiled run keeps its lanes."""
         taken = [lane for lane, request in enumerate(self.requests) if request is not None]
-        if not taken or 2 * len(taken) > len(self.requests) or self.engine.compile:
+        if not taken or 2 * len(taken) > len(self.requests) or self.engine.graphs:
             return
         lanes = torch.tensor(taken, device=self.engine.device)
         for part in (self.lanes, self.runner.cache, self.verifier.drafts if self.verifier else None):
