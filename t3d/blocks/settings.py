@@ -5,6 +5,9 @@ from typing import Any
 
 from t3d.blocks.strategy import names, strategy_named
 
+ATTENTION = ("sdpa", "eager", "flex_attention")
+FLASH = "flash_attention_2"  # of the decoder alone (t3d.decode.attention)
+
 
 def _setting(default: Any, help: str, **limits: Any) -> Any:
     """A field with its help and its limits (``ge``, ``gt``, ``le``, ``lt``, ``choices``, ``own``).

@@ -29,6 +29,7 @@ from t3d.data.trajectory import Trajectory
 from t3d.decode.attention import Kernel, choose_attention
 from t3d.decode.edit import Editor
 from t3d.decode.energy import Energy, candidate_uniforms
+from t3d.decode.graphs import Graphs
 from t3d.decode.model_facts import bytes_per_slot, full_attention, logit_shift, position_count
 from t3d.decode.protocol import Request, Step, answer_end, not_finite, refuse_empty_prompts, refuse_mask_in_prompts
 from t3d.decode.runner import TOKENS_PREFILLED, ModelRunner
@@ -47,7 +48,7 @@ class LocalEngine:
         fused_commit: write a finished block's cache in the next block's first forward.
         ordinary_ids: ids from which ``random_init_ratio`` draws; without them it must be 0.
         attention: the kernel that reads the cache (see ``t3d.decode.attention.choose_attention``).
-        compile: run the blocks' forwards through torch.compile. The model is compiled in place.
+        compile: run the blocks' forwards through torch.compile (t3d.decode.graphs). The model is compiled in place.
     """
 
     def __init__(
@@ -73,9 +74,7 @@ class LocalEngine:
         self.max_active = max_active
         self.fused_commit = fused_commit
         self.ordinary_ids = torch.as_tensor(ordinary_ids, dtype=torch.long).to(self.device)
-        self.compile = compile
-        if compile:
-            model.get_decoder().compile(dynamic=False)
+        self.graphs = Graphs(model) if compile else None
 
     @classmethod
     def of(cls, model, ids: SpecialIds, **options: Any) -> "LocalEngine":
@@ -212,6 +211,7 @@ class Run:
         on_step: Callable[[Step], None] | None = None,
     ):
         self.engine, self.settings, self.seed = engine, settings, seed
+        self.record = asdict(settings)
         self.capacity, self.on_step = capacity, on_step
         kind = WholeRunner if full_attention(engine.model.config) else ModelRunner
         self.runner = kind(
@@ -223,7 +223,7 @@ class Run:
             forbidden_ids=engine.forbidden_ids,
             ordinary_ids=engine.ordinary_ids,
             attention=engine.attention,
-            compile=engine.compile,
+            compiled=engine.graphs,
         )
         self.lanes = self.runner.lanes
         self.requests: list[Request | None] = [None] * lanes
@@ -464,13 +464,13 @@ class Run:
                 steps=steps if self.editor else max(unmask_step),
                 forwards=forwards,
                 seconds=time.perf_counter() - self.began[lane],
-                decode=asdict(self.settings),
+                decode=dict(self.record),
             )
 
     def shrink(self) -> None:
         """Without waiting requests, drop empty lanes once half of all are empty. A compiled run keeps its lanes."""
         taken = [lane for lane, request in enumerate(self.requests) if request is not None]
-        if not taken or 2 * len(taken) > len(self.requests) or self.engine.compile:
+        if not taken or 2 * len(taken) > len(self.requests) or self.engine.graphs:
             return
         lanes = torch.tensor(taken, device=self.engine.device)
         for part in (self.lanes, self.runner.cache, self.verifier.drafts if self.verifier else None, self.editor):
