@@ -33,7 +33,10 @@ class Chart(NamedTuple):
 
 # Metrics of a training log, in the page's order: title, and how to read it. Others follow under their own names.
 TRAINING = {
-    "loss": ("Loss", "It falls and then levels off. If it rises or jumps, lower the learning rate."),
+    "loss": (
+        "Loss",
+        "It falls and then levels off. If it rises or jumps, lower the learning rate. Rewards have no such loss.",
+    ),
     "reward_margin": (
         "Reward margin",
         "Above 0 the student prefers the trajectory more than its reference does. Every refresh of the reference "
@@ -69,14 +72,12 @@ NOT_DRAWN = {
     "round",
     "sequences",
     "skipped",
+    "stale_steps",
     "tokens_per_second",
     "lr",
     "ddo",
-    "stale_steps",
 }
-NOT_DRAWN |= {"stale_steps"} | {
-    f"logp_{model}_{side}" for model in ("student", "reference") for side in ("real", "fake")
-}
+NOT_DRAWN |= {f"logp_{model}_{side}" for model in ("student", "reference") for side in ("real", "fake")}
 
 # Middle tones, visible on white and on black.
 METHOD_COLOURS = {"original": "#dd6b0d", "t3d": "#2b85ef"}
