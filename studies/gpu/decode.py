@@ -134,8 +134,10 @@ def model_seconds(model: SDARForCausalLM, work: Callable[[], None]) -> float:
 
 def weights_read(model: SDARForCausalLM) -> int:
     """Bytes of the weights that every forward reads: all but the embedding's table, unless it is the head too."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return sum(p.nbytes for p in model.parameters()) - (0 if embedding is head else embedding.nbytes)
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    unread = 0 if model.get_output_embeddings().weight is table else table.nbytes
+    return sum(p.nbytes for p in model.parameters()) - unread
 
 
 def loop(model: SDARForCausalLM, name: str, max_token: int) -> list[Row]:
