@@ -57,7 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     for name, rows in build_splits(with_sft=args.sft).items():
         with atomic_write(args.data / f"{name}.json") as file:
-            json.dump(rows, file, indent=0)
+            file.write(json.dumps(rows, indent=0))
         print(f"{args.data / name}.json: {len(rows)} problems")
     if args.init:
         initial_model(args.init, args.block_size, args.seed)

@@ -12,9 +12,6 @@ import torch
 from torch import Tensor
 
 FLEX_TILE = 128  # tokens in one tile of FlexAttention
-ATTENTION = ("sdpa", "eager", "flex_attention")
-ATTENTION_HELP = "attention kernel; null = sdpa"
-FLASH = "flash_attention_2"  # of the decoder alone (t3d.decode.attention)
 
 
 class Labels(NamedTuple):

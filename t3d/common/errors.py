@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from t3d.common.processes import is_main_process
+from t3d.common.processes import is_main_process, wait_passively
 
 
 class UserError(ValueError):
@@ -86,6 +86,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     Any other exception is a fault of the program and keeps its traceback. In a launch of several processes the main
     process prints the line. Another process prints its own line only if the main process did not fail with it.
     """
+    wait_passively()
     try:
         with disk_faults_as_user_errors():
             code = main()

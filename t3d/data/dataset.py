@@ -335,7 +335,7 @@ def _build(
             remedy = "raise max_prompt_len or max_gen_length, or roll out again"
             raise UserError(f"nothing to train on: {report.line()}; {remedy}", str(path))
         with atomic_write(counts) as file:
-            json.dump(asdict(report), file)
+            file.write(json.dumps(asdict(report)))
 
     text, number = datasets.Value("string"), datasets.Value("int32")
     kinds = {"id": text, "length": number, "max_token": number}

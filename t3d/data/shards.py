@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,7 +73,7 @@ class ShardWriter:
 
     def write(self, trajectory: Trajectory) -> None:
         with disk_faults_as_user_errors(self.path):
-            self._file.write(json.dumps(asdict(trajectory), ensure_ascii=False).encode() + b"\n")
+            self._file.write(json.dumps(vars(trajectory), ensure_ascii=False).encode() + b"\n")
             self._file.flush()
         self.written += 1
         if self.sync_every and self.written % self.sync_every == 0:
@@ -214,7 +214,7 @@ def claim_folder(folder: str | Path, settings: dict[str, Any], defaults: dict[st
     settings = json.loads(json.dumps(settings))  # as read from the file: tuples are lists, keys are strings
     if not path.exists():
         with atomic_write(path) as file:
-            json.dump(settings, file, indent=2, ensure_ascii=False)
+            file.write(json.dumps(settings, indent=2, ensure_ascii=False))
         return
     try:
         claimed = json.loads(path.read_text(encoding="utf-8"))

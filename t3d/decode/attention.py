@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +25,20 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from t3d.blocks.attention import FLASH
+from t3d.blocks.settings import FLASH
 from t3d.common.errors import fault
 from t3d.decode.model_facts import full_attention, head_dim
 
 Kernel = Callable[..., Any]  # with the interface of flash_attn_with_kvcache
+
+
+class Flash(NamedTuple):
+    """A kernel, and the same as an operator for a compiled step. A plain call is quicker than an operator."""
+
+    plain: Callable[..., Tensor]
+    operator: Callable[..., Tensor]
+
+
 ON_SDPA = "block_cache"  # the name in transformers of `attend` without a kernel
 UNUSUAL = ("softcap", "position_bias", "s_aux")  # arguments of some models' attention
 
@@ -137,7 +146,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor,
-    kernel: Kernel | None = None,
+    kernel: Flash | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
@@ -172,7 +181,7 @@ def attend(
 
 
 def _by_ends(
-    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, kernel: Kernel, scaling: float | None, more: dict[str, Any]
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, kernel: Flash, scaling: float | None, more: dict[str, Any]
 ) -> Tensor:
     """flash-attn over the cache: each block is a sequence of queries without a mask. See ``attend``."""
     assert more.get("s_aux") is None and more.get("position_bias") is None
@@ -180,8 +189,7 @@ def _by_ends(
     blocks = ends.shape[1]
     rows = query.transpose(1, 2).reshape(lanes * blocks, width // blocks, heads, size).to(key.dtype)
     of_lane = torch.arange(lanes, dtype=torch.int32, device=ends.device).repeat_interleave(blocks)
-    # a step that is compiled as one graph needs an operator; a plain call is quicker
-    call = _operator(kernel) if torch.compiler.is_compiling() else partial(_call, kernel)
+    call = kernel.operator if torch.compiler.is_compiling() else kernel.plain
     scale = size**-0.5 if scaling is None else scaling
     found = call(
         rows, key.transpose(1, 2), value.transpose(1, 2), ends.flatten(), of_lane, scale, more.get("softcap") or 0.0
@@ -209,12 +217,10 @@ def _call(
 def _registered(kernel: Kernel) -> CacheAttention:
     """``attend`` with this kernel, under a name in transformers."""
     name = f"{ON_SDPA}_{kernel.__module__}.{kernel.__qualname__}".replace("flash", "f")  # "flash" has a meaning there
-    _operator(kernel)
-    AttentionInterface.register(name, partial(attend, kernel=kernel))
+    AttentionInterface.register(name, partial(attend, kernel=Flash(partial(_call, kernel), _operator(kernel))))
     return CacheAttention(name, by_ends=True)
 
 
-@cache
 def _operator(kernel: Kernel) -> Callable[..., Tensor]:
     """The kernel as an operator that torch.compile leaves alone."""
 

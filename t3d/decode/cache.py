@@ -38,7 +38,9 @@ class SlotLayer(CacheLayerMixin):
         slots = self.slots
         for name, states in (("keys", key_states), ("values", value_states)):
             shape = (slots.lane_count, states.shape[1], slots.capacity, states.shape[3])
-            setattr(self, name, torch.zeros(shape, dtype=slots.dtype, device=states.device))
+            filled = torch.zeros(shape, dtype=slots.dtype, device=states.device)
+            torch._dynamo.mark_static_address(filled, guard=False)  # a CUDA graph may write it in place
+            setattr(self, name, filled)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,8 @@ a lane wrote beyond its current block are overwritten before a query may see the
 A finished block must enter the cache with its final tokens (a commit). With ``fused_commit`` this happens in the first
 forward of the next block, on [finished block | next block]. This is exact under block-causal attention, and needs
 ``steps`` forwards per block instead of ``steps + 1``. With ``self_verify`` a block is finished after an extra forward
-has checked it (t3d.decode.verify). With ``energy_candidates`` a step draws several times and chooses
-(t3d.decode.energy).
+has checked it (t3d.decode.verify). With ``edit_threshold`` shown tokens may be replaced (t3d.decode.edit). With
+``energy_candidates`` a step draws several times and chooses (t3d.decode.energy).
 """
 
 import time
@@ -27,7 +27,9 @@ from t3d.blocks.strategy import strategy_named
 from t3d.common.errors import UserError, fault
 from t3d.data.trajectory import Trajectory
 from t3d.decode.attention import Kernel, choose_attention
+from t3d.decode.edit import Editor
 from t3d.decode.energy import Energy, candidate_uniforms
+from t3d.decode.graphs import Graphs
 from t3d.decode.model_facts import bytes_per_slot, full_attention, logit_shift, position_count
 from t3d.decode.protocol import Request, Step, answer_end, not_finite, refuse_empty_prompts, refuse_mask_in_prompts
 from t3d.decode.runner import TOKENS_PREFILLED, ModelRunner
@@ -46,7 +48,7 @@ class LocalEngine:
         fused_commit: write a finished block's cache in the next block's first forward.
         ordinary_ids: ids from which ``random_init_ratio`` draws; without them it must be 0.
         attention: the kernel that reads the cache (see ``t3d.decode.attention.choose_attention``).
-        compile: run the blocks' forwards through torch.compile. The model is compiled in place.
+        compile: run the blocks' forwards through torch.compile (t3d.decode.graphs). The model is compiled in place.
     """
 
     def __init__(
@@ -72,9 +74,7 @@ class LocalEngine:
         self.max_active = max_active
         self.fused_commit = fused_commit
         self.ordinary_ids = torch.as_tensor(ordinary_ids, dtype=torch.long).to(self.device)
-        self.compile = compile
-        if compile:
-            model.get_decoder().compile(dynamic=False)
+        self.graphs = Graphs(model) if compile else None
 
     @classmethod
     def of(cls, model, ids: SpecialIds, **options: Any) -> "LocalEngine":
@@ -173,8 +173,8 @@ class Ahead:
     """The host's counts for the next step, so that the step need not read them from the device.
 
     Attributes:
-        inside: masks in the blocks of lanes that are inside a block.
-        fresh: masks in the blocks of lanes that are about to begin one.
+        inside: places to read (see ``Run._read``) in the blocks of lanes that are inside a block.
+        fresh: places to read in the blocks of lanes that are about to begin one.
         commits: lanes whose last block is not in the cache yet.
     """
 
@@ -211,6 +211,7 @@ class Run:
         on_step: Callable[[Step], None] | None = None,
     ):
         self.engine, self.settings, self.seed = engine, settings, seed
+        self.record = asdict(settings)
         self.capacity, self.on_step = capacity, on_step
         kind = WholeRunner if full_attention(engine.model.config) else ModelRunner
         self.runner = kind(
@@ -222,7 +223,7 @@ class Run:
             forbidden_ids=engine.forbidden_ids,
             ordinary_ids=engine.ordinary_ids,
             attention=engine.attention,
-            compile=engine.compile,
+            compiled=engine.graphs,
         )
         self.lanes = self.runner.lanes
         self.requests: list[Request | None] = [None] * lanes
@@ -232,7 +233,8 @@ class Run:
         self.energy = Energy(self.runner) if settings.energy_candidates > 1 else None
         # Lanes with a fixed number of steps per block start their blocks together. So only one forward in `steps` is
         # wide and commits. With a varying number of steps there is nothing to align.
-        fixed = self.strategy.fixed_steps and not settings.self_verify
+        self.editor = Editor(self.runner) if settings.edit_threshold < 1 else None
+        fixed = self.strategy.fixed_steps and not settings.self_verify and self.editor is None
         self.period = settings.denoising_steps_per_block if fixed else 1
         self.phase = 0
         self.ahead = Ahead()
@@ -302,7 +304,7 @@ class Run:
 
         The host reads from the device only once, in ``_advance``. That read gives the shapes of the next step. Further
         reads come from a nucleus (top_p < 1 without top_k, see ``filter_logits``), finished answers, an observer,
-        self-verification and an energy.
+        self-verification, editing and an energy.
         """
         turn, committing = self._schedule()
         drawn = self._denoise(committing, turn)
@@ -326,10 +328,11 @@ class Run:
     def _denoise(self, wide: Tensor | None, turn: Tensor) -> Drawn:
         """Forward, then draw at the masked positions of the lanes whose turn it is."""
         state, runner, verifier = self.lanes, self.runner, self.verifier
-        masked, position = self._masked(turn)
-        masks = self.ahead.inside + (0 if self.phase else self.ahead.fresh)
-        # nonzero() would wait for the number of masks, which is known; nonzero_static() needs torch 2.7 on CUDA
-        first = masked.flatten().byte().argsort(descending=True, stable=True)[:masks]
+        read, position = self._read(turn)
+        masked = self._masks(read, position)
+        rows = self.ahead.inside + (0 if self.phase else self.ahead.fresh)
+        # nonzero() would wait for the number of rows, which is known; nonzero_static() needs torch 2.7 on CUDA
+        first = read.flatten().byte().argsort(descending=True, stable=True)[:rows]
         lane, column = first // masked.shape[1], first % masked.shape[1]
         stream = state.key[lane], position[lane, column], state.steps[lane] + 1
         u = candidate_uniforms(*stream, self.energy.candidates) if self.energy else uniforms(*stream)
@@ -338,6 +341,8 @@ class Run:
             hidden = hidden[lane, column]
             if verifier is not None:
                 verifier.drafts.hidden[lane, column] = hidden
+            if self.editor is not None:
+                self.editor.look(hidden, weight, (lane, column), masked.shape)
             return runner.draw(hidden, weight, u, need_entropy=self.strategy.needs_entropy)
 
         def grid(values: Tensor) -> Tensor:
@@ -365,15 +370,26 @@ class Run:
         state.unmask_step.scatter_(1, position, torch.where(unmask, state.steps.unsqueeze(-1), when))
         state.stage += turn.long()
         complete = turn & ~(masked & ~unmask).any(-1)
+        if self.editor is not None:
+            changed = unmask | self.editor.edit(self._read(turn)[0] & ~masked, position)
+            complete = self.editor.settle(complete, changed)
         if self.on_step is not None:
             self.show(turn, torch.zeros_like(complete) if self.verifier else complete, confidence)
         return complete if self.verifier is None else self.verifier.settle(complete, unmask, confidence)
 
-    def _masked(self, turn: Tensor) -> tuple[Tensor, Tensor]:
-        """(lanes, block) each: the masks in the current blocks of the lanes ``turn``, and the blocks' positions."""
+    def _read(self, turn: Tensor) -> tuple[Tensor, Tensor]:
+        """(lanes, block) each: the places in the current blocks of the lanes ``turn`` where a step reads the model, and
+        the blocks' positions. These are the masks, and with editing all tokens of the answer.
+        """
         state = self.lanes
         position = (state.start.unsqueeze(-1) + self.runner.column).clamp(max=self.capacity - 1)
-        return (state.ids.gather(1, position) == self.engine.mask_id) & turn.unsqueeze(-1), position
+        if self.editor is not None:
+            return (position >= state.prompt.unsqueeze(-1)) & turn.unsqueeze(-1), position
+        return self._masks(turn.unsqueeze(-1), position), position
+
+    def _masks(self, among: Tensor, position: Tensor) -> Tensor:
+        """(lanes, block) bool: the masks at the places ``among`` of the blocks."""
+        return (self.lanes.ids.gather(1, position) == self.engine.mask_id) & among
 
     def _advance(self, complete: Tensor, drawn: Drawn) -> list[int]:
         """Move lanes with a complete block to the next; returns the lanes with a finished answer."""
@@ -386,15 +402,15 @@ class Run:
         state.commit |= complete
         state.active &= ~through
         # The only read of a step: the finished lanes, the cache length to read, and the counts for the next step.
-        masks = self._masked(state.active)[0].sum(-1)
-        inside = (masks * (state.stage > 0)).sum()
+        rows = self._read(state.active)[0].sum(-1)
+        inside = (rows * (state.stage > 0)).sum()
         frontier = (state.start * state.active).max()
         commits = (state.active & state.commit).sum()
-        read = torch.cat([through.long(), torch.stack([frontier, inside, masks.sum(), commits, drawn.broken])])
-        *ended, frontier, inside, masks, commits, broken = read.tolist()
+        read = torch.cat([through.long(), torch.stack([frontier, inside, rows.sum(), commits, drawn.broken])])
+        *ended, frontier, inside, count, commits, broken = read.tolist()
         if broken:
             raise not_finite(self.engine.model.name_or_path or "in memory", broken)
-        self.ahead = Ahead(inside, masks - inside, commits)
+        self.ahead = Ahead(inside, count - inside, commits)
         self.phase = (self.phase + 1) % self.period if inside else 0
         self.runner.key_slots = frontier + block
         return [lane for lane, is_through in enumerate(ended) if is_through]
@@ -421,9 +437,9 @@ class Run:
         if not lanes:
             return
         state, at = self.lanes, torch.tensor(lanes, device=self.engine.device)
-        counts = torch.stack([state.start[at], state.forwards[at]], 1)
+        counts = torch.stack([state.start[at], state.forwards[at], state.steps[at]], 1)
         table = torch.cat([counts, state.ids[at], state.unmask_step[at]], 1).tolist()
-        for lane, (end, forwards, *tokens) in zip(lanes, table, strict=True):
+        for lane, (end, forwards, steps, *tokens) in zip(lanes, table, strict=True):
             request, self.requests[lane] = self.requests[lane], None
             assert request is not None
             prompt = len(request.prompt_ids)
@@ -444,19 +460,20 @@ class Run:
                 block_size=self.settings.block_size,
                 finish_reason=finish_reason,
                 initial_ids=initial,
-                steps=max(unmask_step),
+                edits=self.editor.take(lane, prompt) if self.editor else [],
+                steps=steps if self.editor else max(unmask_step),
                 forwards=forwards,
                 seconds=time.perf_counter() - self.began[lane],
-                decode=asdict(self.settings),
+                decode=dict(self.record),
             )
 
     def shrink(self) -> None:
         """Without waiting requests, drop empty lanes once half of all are empty. A compiled run keeps its lanes."""
         taken = [lane for lane, request in enumerate(self.requests) if request is not None]
-        if not taken or 2 * len(taken) > len(self.requests) or self.engine.compile:
+        if not taken or 2 * len(taken) > len(self.requests) or self.engine.graphs:
             return
         lanes = torch.tensor(taken, device=self.engine.device)
-        for part in (self.lanes, self.runner.cache, self.verifier.drafts if self.verifier else None):
+        for part in (self.lanes, self.runner.cache, self.verifier.drafts if self.verifier else None, self.editor):
             if part is not None:
                 part.keep(lanes)
         self.requests = [self.requests[lane] for lane in taken]

@@ -1,7 +1,7 @@
 """Runs the model on the lanes of a run: their state, their cache, and the forwards over both."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ from t3d.blocks.attention import cache_mask
 from t3d.blocks.decoding import initial_tokens, project, project_and_draw
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import fault
+from t3d.decode import graphs
 from t3d.decode.attention import CacheAttention, block_ends
 from t3d.decode.cache import CACHE_NAME, Slots
+from t3d.decode.graphs import Graphs
 from t3d.decode.model_facts import logit_shift
 
 TOKENS_PREFILLED = 2**15  # most tokens in one prefill; this bounds its memory for any number of lanes
@@ -70,7 +72,7 @@ class ModelRunner:
         forbidden_ids: (n,) ids that may never be drawn.
         ordinary_ids: (n,) ids from which ``random_init_ratio`` draws.
         attention: reads the cache.
-        compile: compile the blocks' forwards with torch.compile.
+        compiled: the blocks' forwards are compiled; None = they are not.
 
     Attributes:
         cached: earlier blocks are read from a cache.
@@ -94,9 +96,9 @@ class ModelRunner:
         forbidden_ids: Tensor,
         ordinary_ids: Tensor,
         attention: CacheAttention,
-        compile: bool,
+        compiled: Graphs | None,
     ):
-        self.model, self.settings, self.capacity, self.compile = model, settings, capacity, compile
+        self.model, self.settings, self.capacity, self.graphs = model, settings, capacity, compiled
         self.attention = attention
         self.mask_id, self.forbidden_ids, self.ordinary_ids = mask_id, forbidden_ids, ordinary_ids
         # Lanes that take no part in a forward write their columns to an extra block of slots, which nobody reads.
@@ -115,7 +117,7 @@ class ModelRunner:
         self.key_slots = 0
         # The compiler makes a graph per shape. So there is one width with and one without commits, and the cache is
         # read by quarters.
-        self.slots_together = -(-self.slots // 4) if compile else 1
+        self.slots_together = -(-self.slots // 4) if compiled else 1
 
     def prefill(self, lanes: Tensor, width: int) -> None:
         """Write the first ``width`` tokens of ``lanes``, (rows,), into the cache."""
@@ -198,12 +200,17 @@ class ModelRunner:
         cache = {"use_cache": True, CACHE_NAME: self.cache} if self.cached else {"use_cache": False}
         head = head or (lambda hidden, weight: None)
         try:
-            plain = torch.compiler.set_stance("force_eager") if self.compile and eager else nullcontext()
-            with plain, self.attention.of(self.model):
+            with self._compiled(ids, eager), self.attention.of(self.model):
                 return self.model(ids, mask, position_ids=position, head=head, **cache)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             reason = next(line for line in str(error).splitlines() if line)
             raise fault("rollout.compile", True, f"torch cannot compile here ({reason}); leave it off") from error
+
+    def _compiled(self, ids: Tensor, eager: bool) -> AbstractContextManager:
+        if self.graphs is None:
+            compiled = getattr(self.model.get_decoder(), "_compiled_call_impl", None)  # by another engine
+            return graphs.eager() if compiled else nullcontext()
+        return graphs.eager() if eager else self.graphs.step(ids, self.cache.length, self.slots)
 
     def draw(self, hidden: Tensor, weight: Tensor, u: Tensor, *, need_entropy: bool):
         """``draw`` (t3d.blocks.decoding) from last hidden states (rows, width)."""

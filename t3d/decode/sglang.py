@@ -180,7 +180,9 @@ def offline_engine(
             f"only {gpus} GPUs are visible; lower it, or give rollout.engine_urls",
         )
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="t3d-", delete=False) as file:
-        json.dump({"block_size": block_size, "mask_id": mask_id}, file)  # JSON is YAML; SGLang's processes read it
+        file.write(
+            json.dumps({"block_size": block_size, "mask_id": mask_id})
+        )  # JSON is YAML; SGLang's processes read it
     return sglang.Engine(
         model_path=source,
         dllm_algorithm=NAME,

@@ -296,7 +296,7 @@ def analyse(config: AnalysisConfig) -> Path:
         results["student"] = measure_checkpoint(config, "student", config.student, data, config.teacher)
     output = paths.output(config.output)
     with atomic_write(output) as file:
-        json.dump(results, file, indent=2)
+        file.write(json.dumps(results, indent=2))
     plot(results, output.with_suffix(".svg"))
     for name in ("teacher", "student"):
         for row in results.get(name, {}).get("per_block", []):

@@ -9,9 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from jinja2 import Environment, FileSystemLoader
-
 from t3d.common.errors import UserError, run_main
 from t3d.common.jsonfiles import atomic_write
 from t3d.evaluation.answers import AnswerSet, find_answers, pack
@@ -177,6 +174,8 @@ def write_report(
     measured = [row for row in results if row["dataset"] != AVERAGE]
     size = max((entry["block_size"] for entry in walkthrough), default=1)
     logs = {name: read_log(log) if isinstance(log, str | Path) else log for name, log in (training_logs or {}).items()}
+    from jinja2 import Environment, FileSystemLoader
+
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(
         title=title,
@@ -253,6 +252,8 @@ def training_logs(folders: Sequence[str]) -> dict[str, Path]:
 
 def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
     """Every key of the rows as a column, in full precision; lists and objects as JSON."""
+    import pandas as pd
+
     texts = [{k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in rows]
     with atomic_write(path) as file:
         pd.DataFrame(texts, dtype=object).to_csv(file, index=False)

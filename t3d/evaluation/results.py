@@ -10,13 +10,14 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from t3d.blocks.strategy import names, strategy_named
 from t3d.common.errors import UserError
 from t3d.evaluation.statistics import aup, difference_interval, mcnemar_exact, mean_and_sem, wilson_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Row = Mapping[str, Any]
 AVERAGE = "average"  # the data set's name in averages over data sets
@@ -204,6 +205,8 @@ def _pooled(parts: Sequence[Row]) -> dict[str, Any]:
         remedy = "delete the -node files of another number of nodes" if mixed else "give each node's results once"
         where = f"{parts[0]['method']} on {parts[0]['dataset']}"
         raise UserError(f"{where}: found nodes {', '.join(nodes)}; {remedy}", key="node")
+    import pandas as pd
+
     frame = pd.DataFrame(parts)
     n, per_answer = int(frame["n"].sum()), ["accuracy", "steps_per_answer", "forwards_per_answer", "mean_length"]
     means = frame[[*per_answer, "latency_mean"]].mul(frame["n"], axis=0).sum() / n
@@ -279,6 +282,8 @@ def _mean(group: Sequence[Row]) -> dict[str, Any]:
         elif all(isinstance(value, int | float) for value in values) and key != "seed":
             mean[key] = math.fsum(values) / len(values)
         elif key == "pass_at_k" and len({len(value or ()) for value in values}) == 1:
+            import pandas as pd
+
             every = pd.DataFrame([at for value in values for at in value])
             mean[key] = every.groupby("k", as_index=False)["estimate"].mean().to_dict("records")
     return {key: mean[key] for key in group[0] if key in mean}
@@ -307,6 +312,8 @@ def by_question(path: str | Path) -> pd.DataFrame:
     """The answers of `read_records` by the question's id: `question`, the `share` of right answers, and the number of
     `samples`.
     """
+    import pandas as pd
+
     records = pd.DataFrame(read_records(path), columns=["id", "question", "correct"])
     by_question = records.groupby([id.rpartition("/")[0] for id in records["id"]], sort=False)
     return by_question.agg(question=("question", "first"), share=("correct", "mean"), samples=("correct", "size"))

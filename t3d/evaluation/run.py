@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -46,7 +46,7 @@ def evaluate(config: EvalConfig) -> Path:
             assert job is unit.job
             rows.append(score(unit))
             with atomic_write(unit.output) as file:
-                json.dump([rows[-1]], file, indent=2)
+                file.write(json.dumps([rows[-1]], indent=2))
             if len(units) > 1:
                 share = f"{100 * rows[-1]['accuracy']:.1f} % " if unit.task.graded else ""
                 print(f"{unit.output.stem}: {share}({counts(rows[-1]['verdicts'])})", flush=True)
@@ -193,7 +193,7 @@ def write_records(path: Path, answers: list[Trajectory], verdicts: list[Verdict]
     keys = ("id", "question", "ground_truth", "text", "length", "steps", "forwards", "seconds", "finish_reason")
     with atomic_write(path) as file:
         for answer, verdict in zip(answers, verdicts, strict=True):
-            record = {key: getattr(answer, key) for key in keys} | asdict(verdict)
+            record = {key: getattr(answer, key) for key in keys} | vars(verdict)
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -211,7 +211,7 @@ def publish(config: EvalConfig, rows: list[dict], files: list[Path]) -> Path:
     if not is_main_process():
         return output
     with atomic_write(output) as file:
-        json.dump([*rows, *average(rows)], file, indent=2)
+        file.write(json.dumps([*rows, *average(rows)], indent=2))
     options.save(config, output.with_suffix(".yaml"))
     tables, answers = [], answer_sets(list(zip(rows, files, strict=True)))
     if data.protocol and "accuracy" in rows[0]:

@@ -7,6 +7,7 @@ not grow when the machine is busy, so verdicts do not depend on its load.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import queue
@@ -109,7 +110,7 @@ def compare_all(
     from tqdm import tqdm
 
     count = min(workers or os.cpu_count() or 1, len(jobs))
-    everyone = [_Worker() for _ in range(count)]
+    everyone = [_idle.pop() if _idle else _Worker() for _ in range(count)]
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     for worker in everyone:
         idle.put(worker)
@@ -125,8 +126,8 @@ def compare_all(
     threads = ThreadPoolExecutor(count)
     try:
         replies = threads.map(compare, jobs)
-        return list(tqdm(replies, total=len(jobs), desc="grading", unit="answer", disable=not progress))
-    finally:
+        found = list(tqdm(replies, total=len(jobs), desc="grading", unit="answer", disable=not progress))
+    except BaseException:
         # After an interruption threads still wait for replies. So end the processes first, then the threads.
         threads.shutdown(wait=False, cancel_futures=True)
         for worker in everyone:
@@ -134,3 +135,16 @@ def compare_all(
         threads.shutdown()
         for worker in everyone:
             worker.close()
+        raise
+    threads.shutdown()
+    _idle.extend(everyone)
+    return found
+
+
+_idle: list[_Worker] = []  # started once, and kept for the next set of answers; they end with this process
+
+
+@atexit.register
+def _end() -> None:
+    while _idle:
+        _idle.pop().close()

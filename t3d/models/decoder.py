@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from t3d.blocks.attention import FLASH
+from t3d.blocks.settings import FLASH
 from t3d.blocks.special_ids import SpecialIds
 from t3d.decode.local import LocalEngine
 from t3d.decode.model_facts import position_count

@@ -24,9 +24,10 @@ from tqdm.auto import tqdm
 from t3d.blocks.settings import DecodeSettings
 from t3d.common import options, paths
 from t3d.common.errors import UserError, disk_faults_as_user_errors, fault
-from t3d.common.processes import is_main_process
+from t3d.common.processes import choose_threads, is_main_process
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
+from t3d.decode.local import LocalEngine
 from t3d.decode.model_facts import position_count
 from t3d.decode.protocol import SERVED_BY_SGLANG, Engine, Request
 from t3d.models.decoder import load_decoder
@@ -172,14 +173,14 @@ def decode_all(jobs: Sequence[Job]) -> Iterator[Job]:
         _refuse_unserved(jobs, world)
     if world > 1:
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
-        loaded = Loaded(config, source, state.process_index)
+        loaded = Loaded(config, source, state.process_index, world)
         for job in jobs:
             state.wait_for_everyone()
             decode_share(job, loaded, state.process_index, world)
             state.wait_for_everyone()
             yield job
     elif processes == 1:
-        loaded = Loaded(config, source, 0)
+        loaded = Loaded(config, source, 0, 1)
         for job in jobs:
             decode_share(job, loaded, 0, 1)
             yield job
@@ -223,8 +224,7 @@ def _spawned(rank: int, processes: int, parent: int, jobs: Sequence[Job], source
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.getppid() != parent:  # the parent died before the handler was set
         return
-    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    loaded = Loaded(jobs[0].config, source, rank)
+    loaded = Loaded(jobs[0].config, source, rank, processes)
     try:
         with disk_faults_as_user_errors():
             for job in jobs:
@@ -241,6 +241,7 @@ class Loaded:
     config: SampleConfig
     source: str
     rank: int
+    processes: int
 
     @cached_property
     def tokenizer(self):
@@ -252,7 +253,10 @@ class Loaded:
 
     @cached_property
     def engine(self) -> Engine:
-        return make_engine(self.config, self.source, self.tokenizer, self.rank)
+        engine = make_engine(self.config, self.source, self.tokenizer, self.rank)
+        if isinstance(engine, LocalEngine):
+            choose_threads(engine.model, self.processes)
+        return engine
 
 
 def claimed_settings(config: SampleConfig, source: str) -> dict:

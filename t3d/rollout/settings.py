@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
-from t3d.blocks.attention import ATTENTION, FLASH
-from t3d.blocks.settings import DecodeSettings
+from t3d.blocks.settings import ATTENTION, FLASH, DecodeSettings
 from t3d.common.errors import fault
 from t3d.common.options import Released, option
 from t3d.decode.protocol import NOT_WITH_SGLANG, refuse_conflict
@@ -38,7 +37,9 @@ class RolloutConfig(DecodeSettings):
     )
     fused_commit: bool = option(True, "write a finished block's cache in the next block's first forward (same result)")
     compile: bool = option(
-        False, "compile the blocks' forwards with torch.compile: minutes at the start, fewer kernels afterwards"
+        False,
+        "compile the blocks' forwards with torch.compile, on a GPU as at most 8 CUDA graphs: minutes at first, "
+        "fewer launches afterwards",
     )
     seed: int = option(
         10086, "random seed; an answer's random numbers depend only on it and on the question", ge=0, le=2**32 - 1

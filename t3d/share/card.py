@@ -46,7 +46,7 @@ def write_student_card(student: Student, asked: argparse.Namespace) -> Path:
     for name in (CONFIG, LOG) if student.run != beside else ():
         shutil.copyfile(student.run / name, beside / name)
     with atomic_write(beside / RESULTS) as file:
-        json.dump(facts.portable(rows, student), file, indent=2, ensure_ascii=False)
+        file.write(json.dumps(facts.portable(rows, student), indent=2, ensure_ascii=False))
     with atomic_write(student.folder / CARD) as file:
         file.write(text)
     return student.folder / CARD

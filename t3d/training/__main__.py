@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 from t3d.common.errors import run_main
 from t3d.common.options import load
-from t3d.training.settings import TrainConfig
 
 DRY_RUN = "--dry-run"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train. ``argv``: None = the process's own arguments."""
+    from t3d.training.settings import TrainConfig  # loads torch, after run_main has set its threads' manners
+
     argv = sys.argv[1:] if argv is None else argv
     keys = [argument for argument in argv if argument != DRY_RUN]
     config = load(TrainConfig, keys, default="configs/ddo_sdar_full_self.yaml")

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from packaging.version import Version
 from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from t3d.common.errors import UserError, fault
@@ -23,6 +25,13 @@ PATIENCE = timedelta(hours=12)
 # 0.18.6 to 0.18.10 exchange gradients without a step's last micro-batch (its pull request 7985). 0.19.0 keeps bf16
 # gradients besides the fp32 gradients.
 DEEPSPEED = Version("0.19.8")
+
+
+def unwrapped(accelerator: Accelerator, model: Any) -> Any:
+    """The model inside its wrappers. accelerate's own function imports DeepSpeed, which takes seconds."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return accelerator.unwrap_model(model)
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

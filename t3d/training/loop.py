@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common import options, paths
 from t3d.common.errors import UserError, fault
+from t3d.common.processes import choose_threads
 from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
 from t3d.decode.model_facts import full_attention, logit_shift, position_count
@@ -34,7 +35,14 @@ from t3d.states.whole import WholeSequence
 from t3d.tasks import find_task
 from t3d.training import adapters, checkpoint, planning
 from t3d.training.averaging import WeightAverage
-from t3d.training.distribution import accumulation, all_names, declare_head, make_accelerator, zero_stage
+from t3d.training.distribution import (
+    accumulation,
+    all_names,
+    declare_head,
+    make_accelerator,
+    unwrapped,
+    zero_stage,
+)
 from t3d.training.interruption import StopRequest
 from t3d.training.onpolicy import Rounds
 from t3d.training.order import SampleOrder
@@ -127,6 +135,7 @@ def load_student(config: TrainConfig, source: str, accelerator: Accelerator):
         device=accelerator.device,
         key="model.pretrained_model",
     )
+    choose_threads(model, accelerator.num_processes)
     training = config.training
     if model.dtype == torch.bfloat16 and not zero_stage(accelerator) and not training.lora.rank:
         log.warning(
@@ -286,7 +295,7 @@ class Trainer:
             declare_head(student)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
         if self.rounds:
-            self.rounds.export = lambda folder: self.export_weights(accelerator.unwrap_model(self.student), folder)
+            self.rounds.export = lambda folder: self.export_weights(unwrapped(accelerator, self.student), folder)
         self.average = None
         if training.ema_decay is not None:
             self.average = WeightAverage(student, training.ema_decay)
@@ -492,7 +501,7 @@ class Trainer:
     def refresh_reference(self, step: int) -> None:
         """ref <- stopgrad(theta) every ``round_interval`` optimizer steps."""
         if self.reference and self.objective.reference.ends_round(step):
-            self.reference.refresh(self.accelerator.unwrap_model(self.student))
+            self.reference.refresh(unwrapped(self.accelerator, self.student))
 
     def refresh_rollouts(self, run: Path, step: int) -> None:
         """Every ``refresh_rollouts`` steps, decode again the samples of the steps up to the next refresh.
@@ -524,7 +533,7 @@ class Trainer:
 
     def export(self, folder: Path, suffix: str = "") -> Path:
         """Write the student, and its moving average if there is one, as Hugging Face folders like the teacher's."""
-        student = self.accelerator.unwrap_model(self.student)
+        student = unwrapped(self.accelerator, self.student)
         target = folder.with_name(folder.name + suffix)
         self.export_weights(student, target)
         if self.average:

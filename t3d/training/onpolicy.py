@@ -26,7 +26,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
 
@@ -44,7 +43,7 @@ from t3d.objectives.base import Objective
 from t3d.objectives.rewarded import RewardedObjective
 from t3d.states.base import generator_for
 from t3d.training import checkpoint
-from t3d.training.distribution import zero_stage
+from t3d.training.distribution import unwrapped, zero_stage
 from t3d.training.reference import FrozenModel
 from t3d.training.reinforcement import GroupedSamples, Reinforcement
 from t3d.training.serving import serve
@@ -170,7 +169,7 @@ class Rounds:
         if self.reinforcement:
             number = step // self.every
             self.news = self.reinforcement.news(answers, round_folder(folder, 0))
-            model, seed = self.accelerator.unwrap_model(student), self.training.seed
+            model, seed = unwrapped(self.accelerator, student), self.training.seed
             decode = partial(self._answers, model, seed=seed)
             self.news |= self.reinforcement.heldout_accuracy(number, decode, decode_settings(self.training, number))
 
@@ -220,7 +219,7 @@ class Rounds:
         mine = requests[accelerator.process_index :: accelerator.num_processes]
         with checkpoint.writing(target), ShardWriter(target, accelerator.process_index) as writer:
             settings = decode_settings(self.training, begun // self.every)
-            model = accelerator.unwrap_model(student)
+            model = unwrapped(accelerator, student)
             if urls := self.training.refresh_engine_urls:
                 self.served = self._serve(urls, target.parent / SERVED)
             answers = self._answers(model, mine, settings, seed)
@@ -274,6 +273,8 @@ def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Datas
     """Raise at the start the UserErrors that otherwise only the first refresh would raise."""
     training = config.training
     assert training.block_size  # settled by the data
+    import pyarrow.compute as pc
+
     longest = pc.max(pc.list_value_length(samples.data.column("prompt_ids"))).as_py()
     if longest + training.max_gen_length > positions // training.block_size * training.block_size:
         raise fault(

@@ -6,11 +6,11 @@ import sys
 import time
 from dataclasses import dataclass
 
-import pyarrow.compute as pc
 import torch
 from accelerate import DistributedType
 
 from t3d.training import cost
+from t3d.training.distribution import unwrapped
 
 STEPS = 3  # the first is a warm-up
 
@@ -32,6 +32,8 @@ class Lengths:
     @classmethod
     def of(cls, samples, copies: int = 1) -> "Lengths":
         """The lengths from the memory-mapped columns of t3d.data.dataset, without reading the tokens."""
+        import pyarrow.compute as pc
+
         prompt, answer = (
             pc.list_value_length(samples.data.column(name)).to_numpy() for name in ("prompt_ids", "response_ids")
         )
@@ -65,7 +67,7 @@ def dry_run(trainer) -> None:
 def plan_lines(trainer, lengths: Lengths) -> list[str]:
     """The plan in words: data, steps, weights, and one process's memory by component."""
     config, accelerator, order = trainer.config, trainer.accelerator, trainer.order
-    student = accelerator.unwrap_model(trainer.student)
+    student = unwrapped(accelerator, trainer.student)
     epochs = trainer.total_steps * order.global_batch / lengths.sequences
     weights, trainable = cost.parameters(student), cost.parameters(student, trained=True)
     training = config.training
@@ -92,7 +94,7 @@ def plan_lines(trainer, lengths: Lengths) -> list[str]:
 def estimate(trainer, longest: int) -> cost.Memory:
     """One process's memory for this trainer's settings, with the longest sequences in one micro-batch."""
     accelerator, training = trainer.accelerator, trainer.config.training
-    student = accelerator.unwrap_model(trainer.student)
+    student = unwrapped(accelerator, trainer.student)
     trainable = cost.parameters(student, trained=True)
     run = cost.Run(
         processes=accelerator.num_processes,

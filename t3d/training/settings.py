@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Any, ClassVar, get_type_hints
 
-from t3d.blocks.attention import ATTENTION
+from t3d.blocks.settings import ATTENTION
 from t3d.blocks.strategy import names
 from t3d.common.errors import fault
 from t3d.common.options import Released, option

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.strategy import names
 from t3d.common.errors import UserError
 from t3d.common.paths import ROOT
+from t3d.decode import graphs as graphs_module
 from t3d.decode.attention import CacheAttention, attend, block_ends, choose_attention
 from t3d.decode.local import LocalEngine
 from t3d.decode.runner import ModelRunner
@@ -17,6 +19,7 @@ from tests.conftest import tiny_model
 from tests.decode.flash import flash_attn_3_with_kvcache, flash_attn_with_kvcache
 from tests.decode.test_local import engine, in_full, needs_gpu, requests
 
+PLAIN = DecodeSettings(temperature=0.6, max_token=14, denoising_steps_per_block=2)
 SETTINGS = [
     *(
         DecodeSettings(temperature=0.6, max_token=14, denoising_steps_per_block=2, remasking_strategy=s)
@@ -186,3 +189,43 @@ def test_every_family_passes_the_ends_on():
         sdpa = in_full(engine(model, max_active=3).generate(requests(), settings, seed=5))
         flash = engine(model, max_active=3, attention=flash_attn_with_kvcache)
         assert in_full(flash.generate(requests(), settings, seed=5)) == sdpa, kind
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps as graphs: captured by torch.compile, and run without its compiler
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """torch.compile by the backend "eager", which takes every forward as one whole graph or raises."""
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **kw: compile(m, backend="eager", fullgraph=True, **kw))
+    torch._dynamo.reset()
+    yield counters
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("fused, graphs", [(True, 2), (False, 1)])
+def test_flash_attention_leaves_few_shapes(model, captured, fused, graphs, caplog):
+    """Any lengths, and a second call of as many lanes: a graph with commits and one without; each is logged."""
+    captured.clear()
+    expected = in_full(engine(model, max_active=3).generate(requests(), PLAIN, seed=5))
+    options = {"max_active": 3, "fused_commit": fused, "attention": flash_attn_with_kvcache}
+    decoder = engine(model, compile=True, **options)
+    with caplog.at_level("INFO", "t3d.decode.graphs"):
+        for _ in range(2):
+            found = in_full(decoder.generate(requests(), PLAIN, seed=5))
+    assert [answer[:3] for answer in found] == [answer[:3] for answer in expected]
+    assert len(decoder.graphs.shapes) == captured["stats"]["unique_graphs"] == graphs == len(caplog.messages)
+
+
+def test_the_number_of_graphs_is_bounded(model, captured, monkeypatch, caplog):
+    """Other numbers of lanes would be other graphs; beyond the bound a forward runs without one."""
+    monkeypatch.setattr(graphs_module, "LIMIT", 2)
+    captured.clear()
+    decoder = engine(model, compile=True, max_active=8)
+    for count in (8, 3, 5):
+        expected = in_full(engine(model).generate(requests()[:count], PLAIN, seed=5))
+        assert in_full(decoder.generate(requests()[:count], PLAIN, seed=5)) == expected
+    assert len(decoder.graphs.shapes) == captured["stats"]["unique_graphs"] == 2
+    assert any(record.levelname == "WARNING" for record in caplog.records)

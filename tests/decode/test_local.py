@@ -14,6 +14,7 @@ from t3d.blocks.settings import DecodeSettings
 from t3d.common.paths import ROOT
 from t3d.decode import local
 from t3d.decode.cache import CACHE_NAME
+from t3d.decode.graphs import LIMIT
 from t3d.decode.local import LocalEngine, Run
 from t3d.decode.protocol import Request
 from t3d.models.loading import load_model
@@ -437,7 +438,8 @@ def test_compiled_graphs_are_whole_and_few(model, monkeypatch):
     counters.clear()
     decoder = engine(model, max_active=3, compile=True)
     assert in_full(decoder.generate(requests(), COMPILED, seed=5)) == expected
-    assert 2 < counters["stats"]["unique_graphs"] <= 8 == torch._dynamo.config.recompile_limit
+    assert 2 < counters["stats"]["unique_graphs"] <= 8 == LIMIT == torch._dynamo.config.recompile_limit
+    assert len(decoder.graphs.shapes) == counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 
+from t3d.grading import workers
 from t3d.grading.math import Verdict, extract_answer, grade_all, parse_number
 from tests.grading.gold import REWRITINGS, alike, gold_answers
 
@@ -368,6 +369,14 @@ def test_endless_answers_are_wrong_counted_and_block_nothing():
     verdicts = grade_all(pairs, workers=1, time_limit=1.0, progress=False)
     assert [verdict.reason for verdict in verdicts] == ["timeout", "correct", "timeout", "correct"]
     assert time.monotonic() - start < 60
+
+
+def test_workers_are_started_once():
+    pair = [(r"\boxed{\sqrt{4}}", "2")]
+    assert grade_all(pair, workers=1, progress=False)[0].correct
+    first = [worker.process.pid for worker in workers._idle]
+    assert grade_all(pair, workers=1, progress=False)[0].correct
+    assert first and [worker.process.pid for worker in workers._idle] == first
 
 
 def test_grading_works_off_the_main_thread():
