@@ -10,6 +10,5 @@ setup(
     packages=[*find_packages(include=["t3d", "t3d.*"]), *SHIPPED],
     package_dir=SHIPPED,
     package_data=dict.fromkeys(SHIPPED, ["**/*.yaml"])
-    | dict.fromkeys(("t3d.evaluation", "t3d.share"), ["*.j2"])
-    | {"t3d.cli.playground": ["page.*"], "t3d.evaluation": ["report.*"]},
+    | {"t3d.cli.playground": ["page.*"], "t3d.evaluation": ["report.*"], "t3d.share": ["*.j2"]},
 )

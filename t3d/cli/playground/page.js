@@ -4,6 +4,7 @@
 
 const $ = (id) => document.getElementById(id);
 const MASK = "░";
+const MOST = 3e7;  // cells of the table that compares two answers
 const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
 let setup = null;
 let panes = [];
@@ -255,8 +256,9 @@ async function* lines(stream) {
   if (rest) yield rest;
 }
 
-// The indices of `second` that no longest common subsequence with `first` has.
+// The indices of `second` that a longest common subsequence with `first` lacks; none where the table would be too large.
 function differences(first, second) {
+  if (first.length * second.length > MOST) return new Set();
   const width = second.length + 1, table = new Uint32Array((first.length + 1) * width);
   for (let i = first.length - 1; i >= 0; i--)
     for (let j = second.length - 1; j >= 0; j--)
