@@ -19,7 +19,7 @@ from t3d.data.trajectory import Trajectory, split_id
 from t3d.evaluation.tables import Table
 from t3d.share.templates import plain, render
 
-COLUMNS: Mapping[Any, Mapping[str, str]] = {  # type of a field -> of its column
+COLUMNS: Mapping[Any, Mapping[str, Any]] = {  # type of a field -> of its column
     str: {"dtype": "string"},
     int: {"dtype": "int64"},
     float: {"dtype": "float64"},
