@@ -13,10 +13,11 @@ from t3d.cli import COMMANDS
 from t3d.common import paths
 from t3d.common.options import keys_of
 from tests.conftest import ROOT
+from tests.training.conftest import log_of, overrides  # noqa: F401  (the fixture of a small training run)
 
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
 PAGES = [page for page in PAGES if page.name != "contents.md"]  # make docs has made it
-FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
 def site():
@@ -64,6 +65,18 @@ def test_commands_in_the_docs_exist_with_their_keys(page):
             assert key != "config" or value in ("...", "FILE") or paths.resolve(value).is_file(), (
                 f"{page.name}: {value}"
             )
+
+
+def test_the_objective_of_the_tutorial_trains(tmp_path, overrides):  # noqa: F811
+    text = (ROOT / "docs" / "OBJECTIVE.md").read_text()
+    (example,) = re.findall(r"^```python title=focal.py\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "focal.py").write_text(example)
+    line = overrides("focal", "training.objective=focal:Focal", "training.focal_gamma=1")
+    command = [sys.executable, str(ROOT / "train" / "self_ddo_sdar_full.py"), *line]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = log_of(tmp_path / "tiny-teacher" / "math" / "p" / "focal")
+    assert rows and all(0 < row["weight"] < 1 and row["loss"] > 0 for row in rows)
 
 
 def test_the_reference_has_every_key_and_command():
