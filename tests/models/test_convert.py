@@ -190,12 +190,13 @@ def llama_gguf(gguf, model: LlamaForCausalLM, tokenizer, file: Path) -> Path:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    words = ["a", "b", "ab", *tokenizer.convert_ids_to_tokens(range(3, config.vocab_size))]
+    words = ["a", "b", "ab", "ba", *tokenizer.convert_ids_to_tokens(range(4, config.vocab_size))]
     special = set(tokenizer.all_special_tokens)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(words)
     writer.add_token_types([3 if word in special else 1 for word in words])
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "b a"])  # two: those before 5.20 read a list of one as a plain value
+    writer.add_bos_token_id(tokenizer.eos_token_id)  # transformers before 5.20 cannot read a file without it
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_unk_token_id(tokenizer.unk_token_id)

@@ -340,7 +340,7 @@ def test_sglang_is_refused_for_what_it_does_not_serve(tmp_path):
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "mamba": ({}, "linear_attention"),
+    "mamba": ({}, "linear_attention|mamba"),
     "rwkv": ({}, "a state"),
     "qwen3_next": ({}, "linear_attention"),
     "lfm2": ({"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, "conv"),

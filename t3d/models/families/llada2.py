@@ -8,24 +8,17 @@ matrix, which is parted when the weights are loaded and joined by an export.
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    Glm4MoeConfig,
-    Glm4MoeForCausalLM,
-    PreTrainedConfig,
-    core_model_loading,
-)
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM, PreTrainedConfig
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
-from transformers.core_model_loading import WeightConverter, WeightRenaming
+from transformers.core_model_loading import Concatenate, ConversionOps, WeightConverter, WeightRenaming
 
 from t3d.models.block_diffusion import BlockDiffusionLM
 from t3d.models.family import Family
 
-Split: Any = getattr(core_model_loading, "Split", None)  # None: this transformers parts a matrix into equal pieces only
 AS_GLM4 = {"use_bias": False, "norm_head": False, "score_function": "sigmoid", "hidden_act": "silu"}
 
 
@@ -42,6 +35,23 @@ class LLaDA2ForCausalLM(BlockDiffusionLM, Glm4MoeForCausalLM):
     config_class = LLaDA2Config
 
 
+class PartHeads(ConversionOps):
+    """The joint projection's rows (heads + 2 * key-value heads) * head_dim become those of queries, keys and values."""
+
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, Any]:
+        (tensors,) = input_dict.values()
+        heads, grouped = kwargs["config"].num_attention_heads, kwargs["config"].num_key_value_heads
+        width = len(tensors[0]) // (heads + 2 * grouped)
+        parts: tuple[Tensor, ...] = tensors[0].split([width * heads, width * grouped, width * grouped])
+        return {name: part.contiguous() for name, part in zip(target_patterns, parts, strict=True)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return Concatenate(dim=0)
+
+
 def _conversions() -> list[Any]:
     """LLaDA2's names of weights -> Glm4-MoE's; that of the experts is Glm4-MoE's own."""
     parts = [f"self_attn.{name}_proj.weight" for name in "qkv"]
@@ -51,7 +61,7 @@ def _conversions() -> list[Any]:
         WeightRenaming(r"\.attention\.query_layernorm\.", r".self_attn.q_norm."),
         WeightRenaming(r"\.attention\.key_layernorm\.", r".self_attn.k_norm."),
         WeightRenaming(r"\.mlp\.gate\.expert_bias", r".mlp.gate.e_score_correction_bias"),
-        WeightConverter("attention.query_key_value.weight", parts, operations=[Split(dim=0)]),
+        WeightConverter("attention.query_key_value.weight", parts, operations=[PartHeads()]),
         *get_checkpoint_conversion_mapping("glm4_moe"),
     ]
 
@@ -64,8 +74,6 @@ class Llada2(Family):
     lora = ("q_proj", "k_proj", "v_proj", "o_proj")  # the experts are no linear layers
 
     def configuration(self, found: Mapping[str, Any], **options: Any) -> PreTrainedConfig:
-        if Split is None:
-            raise ValueError("needs a newer transformers; pip install -U transformers")
         for name, value in AS_GLM4.items():
             if found.get(name, value) != value:
                 raise ValueError(f"{name}={found[name]} is not Glm4-MoE's; only {value} is supported")
@@ -76,5 +84,4 @@ class Llada2(Family):
 
 AutoConfig.register(LLaDA2Config.model_type, LLaDA2Config)
 AutoModelForCausalLM.register(LLaDA2Config, LLaDA2ForCausalLM)
-if Split is not None:
-    register_checkpoint_conversion_mapping(LLaDA2Config.model_type, _conversions())
+register_checkpoint_conversion_mapping(LLaDA2Config.model_type, _conversions())
