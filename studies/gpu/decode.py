@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -134,7 +135,8 @@ def model_seconds(model: SDARForCausalLM, work: Callable[[], None]) -> float:
 
 def weights_read(model: SDARForCausalLM) -> int:
     """Bytes of the weights that every forward reads: all but the embedding's table, unless it is the head too."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    tables: list[Any] = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    embedding, head = tables
     return sum(p.nbytes for p in model.parameters()) - (0 if embedding is head else embedding.nbytes)
 
 

@@ -197,6 +197,15 @@ class Drawn(NamedTuple):
     broken: Tensor
 
 
+def places(masked: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The rows and columns of the ``count`` Trues of a matrix, row by row. nonzero() would wait for ``count``."""
+    if masked.device.type == "cpu":  # on CUDA it needs torch 2.7
+        row, column = masked.nonzero_static(size=count).unbind(1)
+        return row, column
+    first = masked.flatten().byte().argsort(descending=True, stable=True)[:count]
+    return first // masked.shape[1], first % masked.shape[1]
+
+
 class Run:
     """One call of ``generate``: the assignment of requests to lanes, and the denoising steps."""
 
@@ -328,9 +337,7 @@ class Run:
         state, runner, verifier = self.lanes, self.runner, self.verifier
         masked, position = self._masked(turn)
         masks = self.ahead.inside + (0 if self.phase else self.ahead.fresh)
-        # nonzero() would wait for the number of masks, which is known; nonzero_static() needs torch 2.7 on CUDA
-        first = masked.flatten().byte().argsort(descending=True, stable=True)[:masks]
-        lane, column = first // masked.shape[1], first % masked.shape[1]
+        lane, column = places(masked, masks)
         stream = state.key[lane], position[lane, column], state.steps[lane] + 1
         u = candidate_uniforms(*stream, self.energy.candidates) if self.energy else uniforms(*stream)
 
