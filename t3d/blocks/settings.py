@@ -57,6 +57,16 @@ class DecodeSettings:
         "check each drafted block with the same weights at block size 1, one forward per check; decode again the "
         "tokens after the first one that fails",
     )
+    edit_threshold: float = _setting(
+        1.0,
+        "replace a shown token of the current block by the model's argmax where its probability is above this "
+        "(LLaDA2.1); 1 = off",
+        gt=0,
+        le=1,
+    )
+    edit_steps: int = _setting(
+        1, "edit_threshold: steps of a block beyond denoising_steps_per_block, until nothing changes", ge=1
+    )
     energy_candidates: int = _setting(
         1,
         "EDLM: number of fillings that each step draws; a forward at block size 1 scores each, and its energy decides "
@@ -74,6 +84,8 @@ def conflict(settings: DecodeSettings) -> tuple[str, str] | None:
     single, steps, block = settings.block_size == 1, settings.denoising_steps_per_block, settings.block_size
     if steps > block and not strategy.may_choose_none:
         return "denoising_steps_per_block", f"more steps than the block has positions; at most block_size={block}"
+    if found := _edit_conflict(settings):
+        return found
     if settings.self_verify and single:
         return "self_verify", "a block of one token needs no check; set block_size to 2 or more, or turn this off"
     if settings.energy_candidates > 1:
@@ -86,4 +98,15 @@ def conflict(settings: DecodeSettings) -> tuple[str, str] | None:
             return "energy_candidates", "at temperature 0 all candidates are equal; raise it, or leave this at 1"
         if settings.self_verify:
             return "energy_candidates", "does not work with self_verify; leave this at 1, or turn self_verify off"
+    return None
+
+
+def _edit_conflict(settings: DecodeSettings) -> tuple[str, str] | None:
+    if settings.edit_threshold == 1:
+        if settings.edit_steps != DecodeSettings.edit_steps:
+            return "edit_steps", "counts with edit_threshold below 1 only; set that, or leave this at 1"
+        return None
+    for name in ("self_verify", "energy_candidates", "random_init_ratio"):
+        if getattr(settings, name) != getattr(DecodeSettings, name):
+            return "edit_threshold", f"does not work with {name}; leave this at 1, or that at its default"
     return None

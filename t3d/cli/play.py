@@ -12,7 +12,6 @@ import contextlib
 import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.cli.speaker import Speaker, warmed
@@ -74,13 +73,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def sources_of(args: argparse.Namespace) -> list[str]:
-    """The models to load, the teacher first. Raises UserError if the embedded models are meant and not here."""
+    """The models to load, the teacher first: the ones given, or those of the embedded models that are here.
+
+    Raises:
+        UserError: no model is given and none is here.
+    """
     if args.model is not None:
         return [args.model, *args.student]
-    found = [str(paths.resolve(name)) for name in (TEACHER, STUDENT)]
-    if missing := next((folder for folder in found if not Path(folder).is_dir()), None):
-        raise UserError(f"model={missing}: no such folder; name a model, or start in a checkout of T3D", "model")
-    return [*found, *args.student]
+    teacher, student = (paths.resolve(name) for name in (TEACHER, STUDENT))
+    if not teacher.is_dir():
+        raise UserError(f"model={teacher}: no such folder; name a model, or start in a checkout of T3D", "model")
+    return [str(teacher), *([str(student)] if student.is_dir() else []), *args.student]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

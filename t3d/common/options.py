@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -198,11 +198,29 @@ def help_text(schema: type, default: str | None = None, everything: bool = True)
     return "\n".join(lines)
 
 
+class Key(NamedTuple):
+    """A key of a schema, in words: its dotted name, its default, its type and limits, and its help."""
+
+    name: str
+    default: str
+    values: str
+    help: str
+
+
+def keys_of(schema: type) -> list[Key]:
+    """Every key of a schema, in its order."""
+    return [_in_words(name, item) for name, item in _items(schema()).items()]
+
+
+def _in_words(name: str, item: "_Item") -> Key:
+    values = ", ".join(filter(None, [_type_name(item.hint), _limits_text(item.limits)]))
+    return Key(name, written(item.value), values, item.limits.get("help", ""))
+
+
 def _explained(key: str, item: "_Item") -> list[str]:
     """A key's lines of the help."""
-    limits = ", ".join(filter(None, [_type_name(item.hint), _limits_text(item.limits)]))
-    head, text = f"{key}={written(item.value)}  ({limits})", item.limits.get("help", "")
-    indents = ((head, "  "), (text, " " * 6))
+    name, default, values, text = _in_words(key, item)
+    indents = ((f"{name}={default}  ({values})", "  "), (text, " " * 6))
     return [
         line
         for part, indent in indents

@@ -35,6 +35,7 @@ class Trajectory:
     initial_ids: list[int] = field(default_factory=list)  # x_T of the response; empty if it was all masks
     target_ids: list[int] = field(default_factory=list)  # another model's completion of each block of the response
     target_step: list[int] = field(default_factory=list)  # the steps at which that model unmasked them
+    edits: list[list[int]] = field(default_factory=list)  # [index, step, token] of each token that was replaced later
     log_probs: list[float] = field(default_factory=list)  # nats, one per response token, of the step that unmasked it
     reward: float | None = None  # of the answer; None = it was not rewarded
     entropy: float | None = None  # nats, the mean over the answer's tokens of the distributions that drew them
@@ -87,8 +88,11 @@ class Trajectory:
         size, step = self.block_size, self.unmask_step
         if min(step) < 1:
             return f"unmask step {min(step)} is below 1"
-        if self.steps != max(step):
+        edited = self.decode.get("edit_threshold", 1) < 1  # its last steps may find nothing to change
+        if self.steps < max(step) or (self.steps > max(step) and not edited):
             return f"steps {self.steps} is not the last unmask step {max(step)}"
+        if any(not (0 <= i < len(step) and 1 <= written < step[i]) for i, written, _ in self.edits):
+            return "an edit is not before the step that wrote the final token"
         if not grows_over_blocks(step, len(self.prompt_ids), size):
             return "the unmask steps do not grow from block to block"
         if self.target_step and min(self.target_step) < 1:
@@ -98,7 +102,12 @@ class Trajectory:
         return None
 
     def _mask_problem(self, mask_id: int | None) -> str | None:
-        for part, ids in (("prompt", self.prompt_ids), ("response", self.response_ids), ("targets", self.target_ids)):
+        for part, ids in (
+            ("prompt", self.prompt_ids),
+            ("response", self.response_ids),
+            ("targets", self.target_ids),
+            ("edits", [token for _, _, token in self.edits]),
+        ):
             if mask_id is not None and mask_id in ids:
                 return f"mask id {mask_id} in the {part}"
         return None
@@ -114,6 +123,18 @@ class Trajectory:
         if missing := sorted(needed - record.keys()):
             raise ValueError(f"trajectory {name}: key {missing[0]!r} is missing")
         return cls(**record)
+
+
+def shown_after(trajectory: Trajectory, step: int) -> list[int | None]:
+    """The response's tokens after a denoising step, edits replayed; None = still masked."""
+    shown: list[int | None] = [None] * len(trajectory.response_ids)
+    for index, written, token in sorted(trajectory.edits, key=lambda edit: edit[1]):
+        if written <= step:
+            shown[index] = token
+    for index, (token, written) in enumerate(zip(trajectory.response_ids, trajectory.unmask_step, strict=True)):
+        if written <= step:
+            shown[index] = token
+    return shown
 
 
 def response_blocks(prompt_len: int, response_len: int, block_size: int) -> list[tuple[int, int]]:

@@ -7,8 +7,8 @@ a lane wrote beyond its current block are overwritten before a query may see the
 A finished block must enter the cache with its final tokens (a commit). With ``fused_commit`` this happens in the first
 forward of the next block, on [finished block | next block]. This is exact under block-causal attention, and needs
 ``steps`` forwards per block instead of ``steps + 1``. With ``self_verify`` a block is finished after an extra forward
-has checked it (t3d.decode.verify). With ``energy_candidates`` a step draws several times and chooses
-(t3d.decode.energy).
+has checked it (t3d.decode.verify). With ``edit_threshold`` shown tokens may be replaced (t3d.decode.edit). With
+``energy_candidates`` a step draws several times and chooses (t3d.decode.energy).
 """
 
 import time
@@ -27,6 +27,7 @@ from t3d.blocks.strategy import strategy_named
 from t3d.common.errors import UserError, fault
 from t3d.data.trajectory import Trajectory
 from t3d.decode.attention import Kernel, choose_attention
+from t3d.decode.edit import Editor
 from t3d.decode.energy import Energy, candidate_uniforms
 from t3d.decode.graphs import Graphs
 from t3d.decode.model_facts import bytes_per_slot, full_attention, logit_shift, position_count
@@ -172,8 +173,8 @@ class Ahead:
     """The host's counts for the next step, so that the step need not read them from the device.
 
     Attributes:
-        inside: masks in the blocks of lanes that are inside a block.
-        fresh: masks in the blocks of lanes that are about to begin one.
+        inside: places to read (see ``Run._read``) in the blocks of lanes that are inside a block.
+        fresh: places to read in the blocks of lanes that are about to begin one.
         commits: lanes whose last block is not in the cache yet.
     """
 
@@ -241,7 +242,8 @@ class Run:
         self.energy = Energy(self.runner) if settings.energy_candidates > 1 else None
         # Lanes with a fixed number of steps per block start their blocks together. So only one forward in `steps` is
         # wide and commits. With a varying number of steps there is nothing to align.
-        fixed = self.strategy.fixed_steps and not settings.self_verify
+        self.editor = Editor(self.runner) if settings.edit_threshold < 1 else None
+        fixed = self.strategy.fixed_steps and not settings.self_verify and self.editor is None
         self.period = settings.denoising_steps_per_block if fixed else 1
         self.phase = 0
         self.ahead = Ahead()
@@ -311,7 +313,7 @@ class Run:
 
         The host reads from the device only once, in ``_advance``. That read gives the shapes of the next step. Further
         reads come from a nucleus (top_p < 1 without top_k, see ``filter_logits``), finished answers, an observer,
-        self-verification and an energy.
+        self-verification, editing and an energy.
         """
         turn, committing = self._schedule()
         drawn = self._denoise(committing, turn)
@@ -335,9 +337,10 @@ class Run:
     def _denoise(self, wide: Tensor | None, turn: Tensor) -> Drawn:
         """Forward, then draw at the masked positions of the lanes whose turn it is."""
         state, runner, verifier = self.lanes, self.runner, self.verifier
-        masked, position = self._masked(turn)
-        masks = self.ahead.inside + (0 if self.phase else self.ahead.fresh)
-        lane, column = places(masked, masks)
+        read, position = self._read(turn)
+        masked = self._masks(read, position)
+        rows = self.ahead.inside + (0 if self.phase else self.ahead.fresh)
+        lane, column = places(read, rows)
         stream = state.key[lane], position[lane, column], state.steps[lane] + 1
         u = candidate_uniforms(*stream, self.energy.candidates) if self.energy else uniforms(*stream)
 
@@ -345,6 +348,8 @@ class Run:
             hidden = hidden[lane, column]
             if verifier is not None:
                 verifier.drafts.hidden[lane, column] = hidden
+            if self.editor is not None:
+                self.editor.look(hidden, weight, (lane, column), masked.shape)
             return runner.draw(hidden, weight, u, need_entropy=self.strategy.needs_entropy)
 
         def grid(values: Tensor) -> Tensor:
@@ -372,15 +377,26 @@ class Run:
         state.unmask_step.scatter_(1, position, torch.where(unmask, state.steps.unsqueeze(-1), when))
         state.stage += turn.long()
         complete = turn & ~(masked & ~unmask).any(-1)
+        if self.editor is not None:
+            changed = unmask | self.editor.edit(self._read(turn)[0] & ~masked, position)
+            complete = self.editor.settle(complete, changed)
         if self.on_step is not None:
             self.show(turn, torch.zeros_like(complete) if self.verifier else complete, confidence)
         return complete if self.verifier is None else self.verifier.settle(complete, unmask, confidence)
 
-    def _masked(self, turn: Tensor) -> tuple[Tensor, Tensor]:
-        """(lanes, block) each: the masks in the current blocks of the lanes ``turn``, and the blocks' positions."""
+    def _read(self, turn: Tensor) -> tuple[Tensor, Tensor]:
+        """(lanes, block) each: the places in the current blocks of the lanes ``turn`` where a step reads the model, and
+        the blocks' positions. These are the masks, and with editing all tokens of the answer.
+        """
         state = self.lanes
         position = (state.start.unsqueeze(-1) + self.runner.column).clamp(max=self.capacity - 1)
-        return (state.ids.gather(1, position) == self.engine.mask_id) & turn.unsqueeze(-1), position
+        if self.editor is not None:
+            return (position >= state.prompt.unsqueeze(-1)) & turn.unsqueeze(-1), position
+        return self._masks(turn.unsqueeze(-1), position), position
+
+    def _masks(self, among: Tensor, position: Tensor) -> Tensor:
+        """(lanes, block) bool: the masks at the places ``among`` of the blocks."""
+        return (self.lanes.ids.gather(1, position) == self.engine.mask_id) & among
 
     def _advance(self, complete: Tensor, drawn: Drawn) -> list[int]:
         """Move lanes with a complete block to the next; returns the lanes with a finished answer."""
@@ -393,15 +409,15 @@ class Run:
         state.commit |= complete
         state.active &= ~through
         # The only read of a step: the finished lanes, the cache length to read, and the counts for the next step.
-        masks = self._masked(state.active)[0].sum(-1)
-        inside = (masks * (state.stage > 0)).sum()
+        rows = self._read(state.active)[0].sum(-1)
+        inside = (rows * (state.stage > 0)).sum()
         frontier = (state.start * state.active).max()
         commits = (state.active & state.commit).sum()
-        read = torch.cat([through.long(), torch.stack([frontier, inside, masks.sum(), commits, drawn.broken])])
-        *ended, frontier, inside, masks, commits, broken = read.tolist()
+        read = torch.cat([through.long(), torch.stack([frontier, inside, rows.sum(), commits, drawn.broken])])
+        *ended, frontier, inside, count, commits, broken = read.tolist()
         if broken:
             raise not_finite(self.engine.model.name_or_path or "in memory", broken)
-        self.ahead = Ahead(inside, masks - inside, commits)
+        self.ahead = Ahead(inside, count - inside, commits)
         self.phase = (self.phase + 1) % self.period if inside else 0
         self.runner.key_slots = frontier + block
         return [lane for lane, is_through in enumerate(ended) if is_through]
@@ -428,9 +444,9 @@ class Run:
         if not lanes:
             return
         state, at = self.lanes, torch.tensor(lanes, device=self.engine.device)
-        counts = torch.stack([state.start[at], state.forwards[at]], 1)
+        counts = torch.stack([state.start[at], state.forwards[at], state.steps[at]], 1)
         table = torch.cat([counts, state.ids[at], state.unmask_step[at]], 1).tolist()
-        for lane, (end, forwards, *tokens) in zip(lanes, table, strict=True):
+        for lane, (end, forwards, steps, *tokens) in zip(lanes, table, strict=True):
             request, self.requests[lane] = self.requests[lane], None
             assert request is not None
             prompt = len(request.prompt_ids)
@@ -451,7 +467,8 @@ class Run:
                 block_size=self.settings.block_size,
                 finish_reason=finish_reason,
                 initial_ids=initial,
-                steps=max(unmask_step),
+                edits=self.editor.take(lane, prompt) if self.editor else [],
+                steps=steps if self.editor else max(unmask_step),
                 forwards=forwards,
                 seconds=time.perf_counter() - self.began[lane],
                 decode=dict(self.record),
@@ -463,7 +480,7 @@ class Run:
         if not taken or 2 * len(taken) > len(self.requests) or self.engine.graphs:
             return
         lanes = torch.tensor(taken, device=self.engine.device)
-        for part in (self.lanes, self.runner.cache, self.verifier.drafts if self.verifier else None):
+        for part in (self.lanes, self.runner.cache, self.verifier.drafts if self.verifier else None, self.editor):
             if part is not None:
                 part.keep(lanes)
         self.requests = [self.requests[lane] for lane in taken]

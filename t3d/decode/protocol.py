@@ -95,6 +95,7 @@ SERVED_BY_SGLANG = ("sdar", "sdar_moe", "llada2_moe")  # model types of block-di
 # Decode settings that SGLang does not support, each with its remedy. They must have their defaults.
 NOT_WITH_SGLANG = {
     "self_verify": "does not work with rollout.engine=sglang; leave it off",
+    "edit_threshold": "does not work with rollout.engine=sglang; leave it at 1",
     "energy_candidates": "does not work with rollout.engine=sglang; leave it at 1",
     "random_init_ratio": "SGLang's blocks begin as masks; leave it at 0",
 }

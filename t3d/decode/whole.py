@@ -17,6 +17,7 @@ from t3d.decode.runner import ModelRunner
 
 NOT_WITH_FULL_ATTENTION = {
     "self_verify": "needs a model with block-causal attention; leave it off",
+    "edit_threshold": "needs a model with block-causal attention; leave it at 1",
     "energy_candidates": "needs a model with block-causal attention; leave it at 1",
     "random_init_ratio": "needs a model with block-causal attention; leave it at 0",
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,64 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = Mapping[str, Any]
-Chart = tuple[str, str]  # title, SVG
+LEAST = 0.02  # accuracy that a data set's best row needs for a plot
+
+
+class Chart(NamedTuple):
+    """A chart of the page; note: a sentence under it."""
+
+    title: str
+    svg: str
+    note: str = ""
+
+
+# Metrics of a training log, in the page's order: title, and how to read it. Others follow under their own names.
+TRAINING = {
+    "loss": (
+        "Loss",
+        "It falls and then levels off. If it rises or jumps, lower the learning rate. Rewards have no such loss.",
+    ),
+    "reward_margin": (
+        "Reward margin",
+        "Above 0 the student prefers the trajectory more than its reference does. Every refresh of the reference "
+        "brings it back to 0, so it stays small while the student learns.",
+    ),
+    "ddo_accuracy": (
+        "DDO accuracy",
+        "The share of sequences whose trajectory beats the reference's guess. Right after a refresh no sequence can.",
+    ),
+    "ddo_real": (
+        "DDO, real",
+        "It begins at ln 2 times its weight, and every refresh of the reference brings it back there. A flat line is "
+        "normal; accuracy at few steps tells whether the student learns.",
+    ),
+    "ddo_fake": ("DDO, fake", "As DDO, real: ln 2 times its weight at every refresh of the reference."),
+    "path": ("Path consistency", "It falls most in the first steps. A flat line from the start means no learning."),
+    "cross_entropy": ("Cross-entropy", "It falls towards the teacher's own uncertainty, and not to 0."),
+    "certainty_entropy": ("Entropy where right", "It falls as the model becomes certain of tokens that it has right."),
+    "correct": ("Right tokens", "The share of tokens that the model has right. It rises."),
+    "kl": ("KL to the teacher", "It falls. Near 0 the student has the teacher's distributions."),
+    "reward": ("Reward", "The mean of a round's answers. It rises; held-out accuracy tells whether that is real."),
+    "heldout_accuracy": ("Held-out accuracy", "Questions that no round draws from. It rises with the reward."),
+    "drawn_entropy": (
+        "Entropy of the drawn tokens",
+        "A mean of a round, in nats. It falls slowly. Near 0 all samples of a question are equal: nothing is learnt.",
+    ),
+    "grad_norm": ("Gradient norm", "Single peaks are normal. Steady growth comes before a loss that diverges."),
+}
+NOT_DRAWN = {
+    "step",
+    "epoch",
+    "tokens",
+    "round",
+    "sequences",
+    "skipped",
+    "stale_steps",
+    "tokens_per_second",
+    "lr",
+    "ddo",
+}
+NOT_DRAWN |= {f"logp_{model}_{side}" for model in ("student", "reference") for side in ("real", "fake")}
 
 # Middle tones, visible on white and on black.
 METHOD_COLOURS = {"original": "#dd6b0d", "t3d": "#2b85ef"}
@@ -72,9 +129,12 @@ def speed_charts(rows: Sequence[Row]) -> list[Chart]:
     one standard error. The autoregressive model, of block size 1, stands in every chart of its data set.
     """
     mark = [row for row in rows if row["method"] == "autoregressive"]
+    hopeless = out_of_reach(rows)
     panels: dict[tuple[str, int, str], list[Row]] = {}
     for row in [row for row in rows if row not in mark] or mark:
         for measure in (name for name in MEASURES if name in row):
+            if measure == "accuracy" and row["dataset"] in hopeless:
+                continue
             panels.setdefault((row["dataset"], row["block_size"], measure), []).append(row)
     for (dataset, _, measure), here in panels.items():
         here += [row for row in mark if row["dataset"] == dataset and measure in row and row not in here]
@@ -124,21 +184,39 @@ def _draw_speed(ax: Axes, rows: Sequence[Row], measure: str, colours: Mapping[st
     ax.legend(loc="best")
 
 
-def parallelism_charts(curves: Sequence[Sequence[Row]]) -> list[Chart]:
-    """One chart per data set: accuracy against tokens per forward, one line per curve (t3d.evaluation.results.curves),
-    named with its AUP. Colours show methods; dashes show block sizes and strategies.
+def forward_charts(rows: Sequence[Row]) -> list[Chart]:
+    """One chart per data set: accuracy against tokens per forward, with every forward counted.
+
+    A curve joins rows that differ in their speed only. Colours show methods; dashes show block sizes and strategies.
+    The curve of a threshold is named with its AUP.
     """
-    colours = method_colours([curve[0] for curve in curves])
-    panels: dict[str, list[Sequence[Row]]] = {}
-    for curve in curves:
-        panels.setdefault(curve[0]["dataset"], []).append(curve)
-    draw = partial(partial, _draw_parallelism, colours=colours)
-    return [_chart(f"{name}: accuracy under parallelism", draw(curves=here)) for name, here in panels.items()]
+    colours = method_colours(rows)
+    panels: dict[str, dict[tuple, list[Row]]] = {}
+    for row in rows:
+        if {"accuracy", "tokens_per_forward"} <= row.keys():
+            curve = (row["method"], row["block_size"], row["strategy"], row.get("temperature"), row.get("run"))
+            panels.setdefault(row["dataset"], {}).setdefault(curve, []).append(row)
+    draw = partial(partial, _draw_forwards, colours=colours)
+    return [
+        _chart(f"{name}: accuracy against tokens per forward", draw(curves=list(curves.values())))
+        for name, curves in panels.items()
+        if name not in out_of_reach(rows)
+    ]
 
 
-def _draw_parallelism(ax: Axes, curves: Sequence[Sequence[Row]], colours: Mapping[str, str]) -> None:
+def out_of_reach(rows: Sequence[Row]) -> list[str]:
+    """The data sets on which no row has 2 % right answers: a plot of them shows nothing."""
+    best: dict[str, float] = {}
+    for row in rows:
+        if "accuracy" in row:
+            best[row["dataset"]] = max(row["accuracy"], best.get(row["dataset"], 0.0))
+    return [name for name, accuracy in best.items() if accuracy < LEAST]
+
+
+def _draw_forwards(ax: Axes, curves: Sequence[Sequence[Row]], colours: Mapping[str, str]) -> None:
     kinds = list(dict.fromkeys((curve[0]["block_size"], curve[0]["strategy"]) for curve in curves))
     for curve in curves:
+        curve = sorted(curve, key=lambda row: row["tokens_per_forward"])
         row, kind = curve[0], (curve[0]["block_size"], curve[0]["strategy"])
         rest = f", block {kind[0]}, {kind[1].removeprefix('low_confidence_')}" if len(kinds) > 1 else ""
         x = [point["tokens_per_forward"] for point in curve]
@@ -148,7 +226,7 @@ def _draw_parallelism(ax: Axes, curves: Sequence[Sequence[Row]], colours: Mappin
             "ls": _DASHES[kinds.index(kind) % len(_DASHES)],
             "marker": "o",
         }
-        name = f"{method_name(row['method'])}{rest}, AUP {row['aup']:.1f}"
+        name = method_name(row["method"]) + rest + (f", AUP {row['aup']:.1f}" if "aup" in row else "")
         ax.errorbar(x, y, (y - low, high - y), label=name, capsize=3, elinewidth=1.2, **look)
     ax.set(xlabel="tokens per forward (more is faster)", ylabel="right answers", ylim=(-8, 104))
     ax.yaxis.set_major_formatter("{x:.0f} %")
@@ -162,44 +240,48 @@ def _with_ends(row: Row, measure: str = "accuracy") -> tuple[float, float, float
     return mean, row.get(low, mean - error), row.get(high, mean + error)
 
 
-def training_charts(name: str, records: Sequence[Row]) -> list[Chart]:
-    """Charts of the loss and its terms, reward margin and DDO accuracy, and the figures of rewarded rounds, over steps.
-    Unrecorded metrics are left out.
+def training_charts(logs: Mapping[str, Sequence[Row]]) -> list[Chart]:
+    """One chart per metric of the training logs over steps, one line per run, all with the same axis of steps.
+
+    A note says how to read the metric. The vertical axis follows the values: a term that moves little shows how it
+    moves.
     """
-    terms = {"loss": "total", "ddo_real": "DDO, real", "ddo_fake": "DDO, fake", "path": "path"}
-    rewarded = any("stale_steps" in record for record in records)  # its loss has no lower end
-    panels: list[tuple[str, dict[str, str], tuple[float | None, float | None]]] = [
-        ("loss and its terms", terms, (None if rewarded else 0, None)),
-        ("reward margin", {"reward_margin": "real − fake"}, (None, None)),
-        ("DDO accuracy", {"ddo_accuracy": "share of real > fake"}, (0, 1)),
-        ("reward", {"reward": "drawn answers", "heldout_accuracy": "held-out accuracy"}, (None, None)),
-        ("entropy of the drawn tokens, nats", {"drawn_entropy": "mean of a round"}, (0, None)),
-    ]
+    keys = dict.fromkeys(key for records in logs.values() for record in records for key in record)
+    shown = [key for key in TRAINING if key in keys] + [key for key in keys if key not in {*TRAINING, *NOT_DRAWN}]
+    last = max((record["step"] for records in logs.values() for record in records), default=0)
     charts = []
-    for title, labels, y_ends in panels:
-        curves = {label: curve for key, label in labels.items() if len(curve := _curve(records, key))}
-        if curves:
-            title = f"{name}: {title}" if name else title[0].upper() + title[1:]
-            charts.append(_chart(title, partial(_draw_curves, curves=curves, y_ends=y_ends)))
+    for key in shown:
+        curves = {name: curve for name, records in logs.items() if len(curve := _curve(records, key))}
+        if curves and (key == "loss" or not _equals_loss(logs, key)):
+            title, note = TRAINING.get(key, (key.replace("_", " "), ""))
+            charts.append(_chart(title, partial(_draw_curves, curves=curves, names=list(logs), last=last), note))
     return charts
+
+
+def _equals_loss(logs: Mapping[str, Sequence[Row]], key: str) -> bool:
+    """Whether a metric is the loss itself under another name."""
+    pairs = [(record[key], record.get("loss")) for records in logs.values() for record in records if key in record]
+    return all(value is not None and loss is not None and math.isclose(value, loss) for value, loss in pairs)
 
 
 def _curve(records: Sequence[Row], key: str, points: int = 150) -> np.ndarray:
     """(step, value) pairs, at most `points`, each the mean of its neighbourhood: less noise and a smaller file."""
-    logged = [(record["step"], record[key]) for record in records if record.get(key) is not None]
+    logged = [(record["step"], record[key]) for record in records if isinstance(record.get(key), int | float)]
     finite = np.array([pair for pair in logged if math.isfinite(pair[1])])
     return np.array([np.mean(part, axis=0) for part in np.array_split(finite, points) if len(part)])
 
 
-def _draw_curves(ax: Axes, curves: Mapping[str, np.ndarray], y_ends: tuple[float | None, float | None]) -> None:
-    colours = (METHOD_COLOURS["t3d"], METHOD_COLOURS["original"], *OTHER_COLOURS)
-    for (label, curve), colour in zip(curves.items(), colours, strict=False):
-        ax.plot(*curve.T, color=colour, label=label)
-    ax.set(xlabel="optimizer step", ylim=y_ends)
-    ax.legend(ncols=2)
+def _draw_curves(ax: Axes, curves: Mapping[str, np.ndarray], names: Sequence[str], last: int) -> None:
+    colours = dict(zip(names, cycle((METHOD_COLOURS["t3d"], METHOD_COLOURS["original"], *OTHER_COLOURS)), strict=False))
+    for name, curve in curves.items():
+        ax.plot(*curve.T, color=colours[name], label=name)
+    ax.set(xlabel="optimizer step", xlim=(0, last * 1.02))
+    ax.ticklabel_format(axis="y", useOffset=False, style="plain")
+    if len(names) > 1:
+        ax.legend(loc="best")
 
 
-def _chart(title: str, draw: Callable[[Axes], None]) -> Chart:
+def _chart(title: str, draw: Callable[[Axes], None], note: str = "") -> Chart:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -214,7 +296,7 @@ def _chart(title: str, draw: Callable[[Axes], None]) -> Chart:
     # One page holds many charts, so every id is made unique.
     own = "c" + hashlib.sha1((title + svg).encode()).hexdigest()[:8]
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}-", svg)
-    return title, svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+    return Chart(title, svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1), note)
 
 
 def loss_plot(*axes: Axes, models: Mapping[str, Mapping], styles: Mapping[str, dict]) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t3d.common.errors import run_main
+from t3d.common.errors import UserError, run_main
 from t3d.common.jsonfiles import atomic_write
+from t3d.evaluation.answers import AnswerSet, find_answers, pack
 from t3d.evaluation.plots import (
     Row,
+    forward_charts,
     method_colours,
     method_name,
-    parallelism_charts,
+    out_of_reach,
     speed_charts,
     step_colour,
     training_charts,
@@ -23,10 +26,10 @@ from t3d.evaluation.protocol import aup_tables, paper_tables
 from t3d.evaluation.results import (
     AVERAGE,
     compare,
-    curves,
+    find_results,
     for_people,
     pool_nodes,
-    read_results,
+    read_records,
     strategy_label,
     tell_apart,
 )
@@ -151,8 +154,10 @@ def write_report(
     training_logs: Mapping[str, str | Path | Sequence[Row]] | None = None,
     walkthrough: Sequence[Row] = (),
     tables: Sequence[Table] = (),
+    answers: Sequence[AnswerSet] = (),
+    comparison: str = "",
 ) -> Path:
-    """Write one self-contained HTML file; returns its path.
+    """Write one self-contained HTML file; returns its path. With 1,000 questions it stays below 2 MB.
 
     Parts without input are left out.
 
@@ -163,6 +168,8 @@ def write_report(
             ground_truth, prompt, tokens, unmask_step, block_size, offset (prompt length mod block size), correct,
             steps, forwards.
         tables: more tables, shown above the table of all results.
+        answers: answers to browse; the first set is the reference of the others.
+        comparison: two runs compared, in words.
     """
     measured = [row for row in results if row["dataset"] != AVERAGE]
     size = max((entry["block_size"] for entry in walkthrough), default=1)
@@ -173,7 +180,10 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=title,
         lead=_lead(measured),
-        charts=[*speed_charts(measured), *parallelism_charts(curves(measured))],
+        charts=[*forward_charts(measured), *speed_charts(measured)],
+        out_of_reach=out_of_reach(measured),
+        comparison=comparison,
+        answers=pack(answers) if any(one.records for one in answers) else None,
         tables=tables,
         results=results,
         table=result_table(results),
@@ -181,7 +191,7 @@ def write_report(
         walkthrough=list(_by_question(walkthrough).values()),
         blocks_of=walk,
         step_colours=[(rank, step_colour(rank, size)) for rank in range(1, size + 1)],
-        training=[chart for name, records in logs.items() for chart in training_charts(name, records)],
+        training=training_charts(logs),
     )
     with atomic_write(path) as file:
         file.write(page)
@@ -205,8 +215,39 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def collect(folders: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of all folders. Rows that would look equal get `run`, their folder."""
-    return tell_apart(pool_nodes({"run": folder, **row} for folder in folders for row in read_results(folder)))
+    """The rows of all folders. Rows that would look equal get `run`, their folder.
+
+    Raises:
+        UserError: a folder with neither results nor training logs.
+    """
+    rows = [{"run": folder, **row} for folder in folders for row in _rows(folder)]
+    return tell_apart(pool_nodes(rows))
+
+
+def _rows(folder: str) -> list[dict[str, Any]]:
+    rows = find_results(folder)
+    if not rows and not _logs(folder):
+        raise UserError(f"{folder}: no results here or below; run eval.py first", folder)
+    return rows
+
+
+def _logs(folder: str) -> list[Path]:
+    """The training logs below a folder. An exported model may hold a copy of its run's log, which is left out."""
+    found = Path(folder).rglob("log.jsonl") if Path(folder).is_dir() else []
+    return sorted(path for path in found if "ckpt" not in path.relative_to(folder).parts)
+
+
+def training_logs(folders: Sequence[str]) -> dict[str, Path]:
+    """Name of the run -> its training log, of all runs below the folders. Its name is the part of the path that differs
+    from the other runs' paths.
+    """
+    logs = list(dict.fromkeys(path.resolve() for folder in folders for path in _logs(folder)))
+    if len(logs) < 2:
+        return dict(zip([""], logs, strict=False))
+    begin = len(Path(os.path.commonpath(logs)).parts)
+    paths = [log.parent.parts[begin:] for log in logs]
+    end = len(os.path.commonprefix([path[::-1] for path in paths]))
+    return {"/".join(path[: len(path) - end]): log for path, log in zip(paths, logs, strict=True)}
 
 
 def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
@@ -243,9 +284,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Show all results below the given folders (or in the given files) as one table: Markdown on "
         "standard output. Runs that differ only in the seed are averaged, with the standard error.",
     )
-    parser.add_argument("folders", nargs="*", metavar="DIR", help="a folder with results, or a results file")
+    parser.add_argument("folders", nargs="*", metavar="DIR", help="a folder with results or runs, or a results file")
     parser.add_argument("--csv", metavar="FILE", help="write the table's rows, with all their numbers")
-    parser.add_argument("--html", metavar="FILE", help="write a page with plots")
+    parser.add_argument("--html", metavar="FILE", help="write a page: plots, answers, training curves")
     parser.add_argument(
         "--paper", action="store_true", help="add the tables of the paper: few-step, full-step, dynamic"
     )
@@ -258,17 +299,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.folders and not args.compare:
         parser.error("give a folder with results, or --compare A B")
-    parts = [comparison(*args.compare)] if args.compare else []
-    if args.folders:
-        rows = collect(args.folders)
-        shown = for_people(rows)
-        tables = [*(paper_tables(rows) if args.paper else []), *aup_tables(rows)]
-        parts += [markdown_table(shown), *(table.markdown() for table in tables)]
-        if args.csv:
-            write_csv(args.csv, shown)
-        if args.html:
-            write_report(args.html, title="Results", results=shown, tables=tables)
-    print("\n\n".join(parts))
+    told = comparison(*args.compare) if args.compare else ""
+    rows = collect(args.folders)
+    shown = for_people(rows)
+    tables = [*(paper_tables(rows) if args.paper else []), *aup_tables(rows)]
+    if args.csv:
+        write_csv(args.csv, shown)
+    if args.html:
+        compared = [AnswerSet(path, "", read_records(path)) for path in args.compare or ()]
+        write_report(
+            args.html,
+            title="Results",
+            results=shown,
+            tables=tables,
+            training_logs=training_logs(args.folders),
+            answers=compared or find_answers(args.folders),
+            comparison=told,
+        )
+    parts = [told, markdown_table(shown) if shown else "", *(table.markdown() for table in tables)]
+    print("\n\n".join(filter(None, parts)))
 
 
 if __name__ == "__main__":

@@ -66,25 +66,28 @@ def find_results(folder: str | Path) -> list[dict[str, Any]]:
     """All rows below a folder, or of one file, without averages over data sets. A row may be in its own file and in the
     file of its whole command; the newest counts.
     """
-    folder, rows = Path(folder), {}
+    folder = Path(folder)
+    rows: dict[str, dict[str, Any]] = {}
     for path in result_files(folder) if folder.exists() else []:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: not readable as JSON ({error}); evaluate again", str(path)) from error
-        if not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
-            raise UserError(
-                f"{path}: no list of rows; give a results file of eval.py, or a folder with results", str(path)
-            )
-        for index, row in enumerate(map(_with_todays_settings, found)):
-            missing = {"method", "dataset", "block_size", "tokens_per_step", "strategy"} - row.keys()
-            if missing:
-                raise UserError(
-                    f"{path}: row {index}: field {min(missing)!r} is missing; this is no results file", min(missing)
-                )
-            if row["dataset"] != AVERAGE:
-                rows[_identity(row)] = row
+        rows |= {_identity(row): row for row in rows_of_file(path) if row["dataset"] != AVERAGE}
     return list(rows.values())
+
+
+def rows_of_file(path: Path) -> list[dict[str, Any]]:
+    """The rows of one results file, with averages over data sets. Raises UserError if it is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); evaluate again", str(path)) from error
+    if not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
+        raise UserError(f"{path}: no list of rows; give a results file of eval.py, or a folder with results", str(path))
+    rows = [_with_todays_settings(row) for row in found]
+    for index, row in enumerate(rows):
+        if missing := {"method", "dataset", "block_size", "tokens_per_step", "strategy"} - row.keys():
+            raise UserError(
+                f"{path}: row {index}: field {min(missing)!r} is missing; this is no results file", min(missing)
+            )
+    return rows
 
 
 def _with_todays_settings(row: Row) -> dict[str, Any]:
@@ -289,19 +292,29 @@ def _mean(group: Sequence[Row]) -> dict[str, Any]:
 # --- two sets of answers to the same questions -----------------------------------------------------------------------
 
 
-def read_records(path: str | Path) -> pd.DataFrame:
-    """The records.jsonl of a results file or of its folder, by the question's id: `question`, the `share` of right
-    answers, and the number of `samples`.
-    """
-    import pandas as pd
-
+def records_file(path: str | Path) -> Path:
+    """The records.jsonl of a results file or of its folder."""
     path = Path(path)
     path = path.with_name(path.name.removesuffix(".json")) if path.suffix == ".json" and path.is_file() else path
-    file = path if path.suffix == ".jsonl" else path / "records.jsonl"
+    return path if path.suffix == ".jsonl" else path / "records.jsonl"
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a unit's records.jsonl, one per answer. Raises UserError if there is no such file."""
+    file = records_file(path)
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a results file of eval.py, or its folder", str(file))
     lines = filter(None, file.read_text(encoding="utf-8").split("\n"))  # splitlines() would cut texts at U+2028
-    records = pd.DataFrame(map(json.loads, lines), columns=["id", "question", "correct"])
+    return list(map(json.loads, lines))
+
+
+def by_question(path: str | Path) -> pd.DataFrame:
+    """The answers of `read_records` by the question's id: `question`, the `share` of right answers, and the number of
+    `samples`.
+    """
+    import pandas as pd
+
+    records = pd.DataFrame(read_records(path), columns=["id", "question", "correct"])
     by_question = records.groupby([id.rpartition("/")[0] for id in records["id"]], sort=False)
     return by_question.agg(question=("question", "first"), share=("correct", "mean"), samples=("correct", "size"))
 
@@ -315,7 +328,7 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
         With one answer per question also first_only and second_only, the questions that only one gets right, and p,
         McNemar's exact two-sided p-value.
     """
-    one, other = read_records(first), read_records(second)
+    one, other = by_question(first), by_question(second)
     both = one.merge(other, left_index=True, right_index=True, suffixes=("_1", "_2"))
     if both.empty:
         raise UserError(

@@ -15,6 +15,7 @@ from t3d.common.jsonfiles import atomic_write
 from t3d.common.processes import is_main_process
 from t3d.data.shards import read_shards
 from t3d.data.trajectory import Trajectory
+from t3d.evaluation.answers import answer_sets
 from t3d.evaluation.judge import Judge, variety
 from t3d.evaluation.protocol import aup_tables, paper_tables, settings
 from t3d.evaluation.report import print_table, write_report
@@ -50,7 +51,7 @@ def evaluate(config: EvalConfig) -> Path:
                 share = f"{100 * rows[-1]['accuracy']:.1f} % " if unit.task.graded else ""
                 print(f"{unit.output.stem}: {share}({counts(rows[-1]['verdicts'])})", flush=True)
     if len(units) > 1:
-        return publish(config, rows)
+        return publish(config, rows, [unit.output for unit in units])
     if is_main_process():
         print_table(rows)
         print(f"{costs(rows[0])}\n{units[0].output}")
@@ -200,8 +201,8 @@ def write_records(path: Path, answers: list[Trajectory], verdicts: list[Verdict]
 # Several units
 
 
-def publish(config: EvalConfig, rows: list[dict]) -> Path:
-    """Write and print the results of one command's units; returns the file with their rows.
+def publish(config: EvalConfig, rows: list[dict], files: list[Path]) -> Path:
+    """Write and print the results of one command's units; returns the file with their rows. ``files``: the units' own.
 
     With a protocol the tables also show other methods' results of the same settings in the same folder.
     """
@@ -212,7 +213,7 @@ def publish(config: EvalConfig, rows: list[dict]) -> Path:
     with atomic_write(output) as file:
         file.write(json.dumps([*rows, *average(rows)], indent=2))
     options.save(config, output.with_suffix(".yaml"))
-    tables = []
+    tables, answers = [], answer_sets(list(zip(rows, files, strict=True)))
     if data.protocol and "accuracy" in rows[0]:
         rows = beside_others(rows, results_folder(config))
         tables = [*paper_tables(rows), *aup_tables(rows)]
@@ -224,7 +225,7 @@ def publish(config: EvalConfig, rows: list[dict]) -> Path:
     if isolation := next(filter(None, (row.get("isolation") for row in rows)), None):
         print(f"\nprograms isolated by {isolation}")
     title = f"{model_label(data.checkpoint_path)}, {'protocol ' + data.protocol if data.protocol else 'results'}"
-    page = write_report(output.with_suffix(".html"), title=title, results=shown, tables=tables)
+    page = write_report(output.with_suffix(".html"), title=title, results=shown, tables=tables, answers=answers)
     print(f"\n{output}\n{page}")
     return output
 

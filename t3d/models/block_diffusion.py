@@ -58,13 +58,13 @@ def under_block_mask(
         labels = _grid_labels(inputs, attention_mask, block_size)
         if kwargs.get("position_ids") is None:
             real = labels.segment >= 0
-            kwargs = kwargs | {"position_ids": (real.long().cumsum(-1) - 1).clamp(min=0)}
+            kwargs = {**kwargs, "position_ids": (real.long().cumsum(-1) - 1).clamp(min=0)}
         attention_mask = flex_mask(labels) if implementation == "flex_attention" else dense_mask(labels)
     if isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.bool:
         device = attention_mask.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
         attention_mask = for_implementation(attention_mask, implementation, dtype)
-    return kwargs | {"input_ids": input_ids, "attention_mask": attention_mask}
+    return {**kwargs, "input_ids": input_ids, "attention_mask": attention_mask}
 
 
 def _grid_labels(inputs: Tensor, padding_mask: Tensor | None, block_size: int) -> Labels:

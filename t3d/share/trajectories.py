@@ -19,13 +19,14 @@ from t3d.data.trajectory import Trajectory, split_id
 from t3d.evaluation.tables import Table
 from t3d.share.templates import plain, render
 
-COLUMNS: Mapping[Any, Mapping[str, str]] = {  # type of a field -> of its column
+COLUMNS: Mapping[Any, Mapping[str, Any]] = {  # type of a field -> of its column
     str: {"dtype": "string"},
     int: {"dtype": "int64"},
     float: {"dtype": "float64"},
     float | None: {"dtype": "float64"},
     list[int]: {"list": "int64"},
     list[float]: {"list": "float64"},
+    list[list[int]]: {"list": {"list": "int64"}},
 }
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 

@@ -1,5 +1,8 @@
+import base64
 import csv
+import gzip
 import json
+import random
 import re
 import subprocess
 import sys
@@ -7,8 +10,18 @@ from html.parser import HTMLParser
 
 import pytest
 
+from t3d.evaluation.answers import AnswerSet, find_answers, pack
 from t3d.evaluation.plots import METHOD_COLOURS, OTHER_COLOURS
-from t3d.evaluation.report import main, markdown_table, print_table, read_log, split_blocks, step_colour, write_report
+from t3d.evaluation.report import (
+    main,
+    markdown_table,
+    print_table,
+    read_log,
+    split_blocks,
+    step_colour,
+    training_logs,
+    write_report,
+)
 from tests.conftest import raises_key
 
 
@@ -62,11 +75,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.handle_startendtag(tag, attrs)
-        if tag != "meta":
+        if tag not in ("meta", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
-        assert tag not in ("script", "link", "image")
+        assert tag not in ("link", "image", "img", "iframe")
         self.ids += [value for name, value in attrs if name == "id"]
         self.references += [value for name, value in attrs if name in ("href", "xlink:href", "src")]
 
@@ -79,13 +92,15 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
     page = Page(text)
     assert len(set(page.ids)) == len(page.ids)
     assert page.references and {reference[1:] for reference in page.references} <= set(page.ids)
-    assert "@import" not in text
-    assert text.count("<svg") == 5  # accuracy, then loss and reward margin of each run; none where nothing was logged
+    assert "@import" not in text and "default-src 'none'" in text
+    # accuracy against forwards and against steps, then a chart for each metric that was logged, with both runs in it
+    assert text.count("<svg") == 2 + 5
 
 
 def test_charts_keep_their_text_and_take_the_colour_of_the_page(tmp_path):
     page = report(tmp_path)
-    for text in ("tokens per step (more is faster)", "Original", "T3D", "72", "80 %", "DDO, fake", "optimizer step"):
+    assert "<figcaption>DDO, fake</figcaption>" in page
+    for text in ("tokens per step (more is faster)", "Original", "T3D", "72", "80 %", "optimizer step"):
         assert re.search(rf"<text [^>]*>{re.escape(text)}</text>", page), text
     svgs = "".join(re.findall("<svg.*?</svg>", page, re.DOTALL))
     assert set(re.findall("#[0-9a-f]{6}\\b", svgs)) <= {*METHOD_COLOURS.values(), *OTHER_COLOURS}
@@ -105,7 +120,7 @@ def test_everything_from_outside_is_escaped(tmp_path):
         results=rows,
         walkthrough=[WALK | {"question": evil, "prompt": evil, "ground_truth": evil}],
     )
-    assert "<script" not in page and "alert(1)" in page
+    assert "<script>alert" not in page and "alert(1)" in page
     assert "&lt;script&gt;" in page and "T3D &lt;student&gt;" in page
 
 
@@ -153,7 +168,7 @@ def test_parts_without_input_are_left_out(tmp_path):
 )
 def test_unusual_results_are_drawn_too(tmp_path, rows):
     page = report(tmp_path, results=rows)
-    assert page.count("<svg") == 3 and "nan" not in page and "class=lead" not in page
+    assert page.count("<svg") == 2 + 5 and "nan" not in re.sub("<script>.*", "", page) and "class=lead" not in page
 
 
 def test_print_table_is_aligned(capsys):
@@ -201,7 +216,7 @@ def test_seeds_in_several_folders_become_one_table(tmp_path, capsys, monkeypatch
     assert float(table[0]["accuracy"]) == pytest.approx(0.6) and json.loads(table[0]["seeds"]) == [1, 2]
     page = files[1].read_text()
     Page(page)
-    assert "Table 1: few-step" in page and "60.0 ± 10.0 %" in page and page.count("<svg") == 2, "no plot of averages"
+    assert "Table 1: few-step" in page and "60.0 ± 10.0 %" in page and page.count("<svg") == 4, "no plot of averages"
 
 
 def test_a_sweep_has_its_plot_table_and_numbers(tmp_path, capsys, monkeypatch):
@@ -219,7 +234,7 @@ def test_a_sweep_has_its_plot_table_and_numbers(tmp_path, capsys, monkeypatch):
         assert all(float(line["aup"]) > 90 for line in csv.DictReader(file))
     page = files[1].read_text()
     Page(page)
-    assert "Sums: accuracy under parallelism" in page and page.count("<svg") == 2
+    assert "Sums: accuracy against tokens per forward" in page and page.count("<svg") == 2
     assert all(re.search(rf">m{i}, AUP [\d.]+<", page) for i in range(12)), "any number of models"
 
 
@@ -250,3 +265,179 @@ def test_importing_loads_no_heavy_library():
     code = f"import sys, {', '.join(names.split())}; "
     code += "sys.exit(bool({'torch', 'transformers', 'sympy', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Answers
+
+
+def record(number, correct, text="so 1 + 1 = 2", **more):
+    base = {"id": f"Sums/{number}/0", "question": f"question {number}", "ground_truth": "2", "text": text}
+    return base | {"extracted": "2", "correct": correct, "length": 9, "forwards": 7} | more
+
+
+def unpacked(packed):
+    return json.loads(gzip.decompress(base64.b64decode(packed.data)))
+
+
+def test_questions_that_the_first_set_alone_gets_right_come_first():
+    first = AnswerSet("A", "Sums", [record(0, True), record(1, False), record(2, False), record(3, True)])
+    second = AnswerSet("B", "Sums", [record(0, True), record(1, False), record(2, True), record(3, False)])
+    packed = pack([first, second])
+    found = unpacked(packed)
+    assert [one["question"][-1] for one in found["questions"]] == ["3", "2", "1", "0"]
+    assert found["questions"][0]["answers"] == [["so 1 + 1 = 2", "2", right, 9, 7] for right in (True, False)]
+    assert found["sets"] == [{"name": "A", "dataset": "Sums"}, {"name": "B", "dataset": "Sums"}]
+    assert packed.shown == packed.all == 4 and packed.length is None
+
+
+def test_sets_of_other_questions_stand_alone():
+    sets = [AnswerSet("A", "Sums", [record(0, True)]), AnswerSet("B", "More", [record(0, True)])]
+    assert [one["answers"].count(None) for one in unpacked(pack(sets))["questions"]] == [1, 1]
+
+
+def test_too_much_text_loses_its_middle_and_then_questions():
+    rng = random.Random(0)
+    texts = ["begin " + "".join(rng.choices("abcdefghijklmnop +-=", k=3000)) + " end" for _ in range(60)]
+    sets = [AnswerSet("A", "Sums", [record(i, True, text) for i, text in enumerate(texts)])]
+    cut = pack(sets, limit=60_000)
+    assert len(cut.data) <= 60_000 and cut.length == 1000 and cut.shown == 60
+    text = unpacked(cut)["questions"][0]["answers"][0][0]
+    assert text.startswith("begin ") and text.endswith(" end") and len(text) <= 1000
+    fewer = pack(sets, limit=10_000)
+    assert len(fewer.data) <= 10_000 and 1 <= fewer.shown < 60 == fewer.all
+
+
+def unit(folder, name, rows, records):
+    (folder / name).mkdir(parents=True)
+    (folder / f"{name}.json").write_text(json.dumps(rows))
+    (folder / name / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+
+
+def test_the_answers_below_a_folder_are_named_by_their_rows(tmp_path):
+    for method in ("t3d", "original"):
+        for speed in (1, 4):
+            unit(tmp_path, f"{method}{speed}", [row(method, speed, 0.5)], [record(0, True)])
+    (tmp_path / "all.json").write_text(json.dumps([row("original", 1, 0.5), row("t3d", 1, 0.5)]))
+    unit(tmp_path, "text", [{k: v for k, v in row("original", 2, 0.5).items() if k != "accuracy"}], [])
+    assert [one.name for one in find_answers([tmp_path, tmp_path])] == [
+        *("Original, 1 token a step", "Original, 4 tokens a step", "T3D, 1 token a step", "T3D, 4 tokens a step"),
+    ]
+
+
+def test_a_page_of_a_thousand_answers_is_below_two_megabytes(tmp_path):
+    rng = random.Random(0)
+    words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(3000)]
+    sets = [
+        AnswerSet(name, "Sums", [record(i, True, " ".join(rng.choices(words, k=500))) for i in range(1000)])
+        for name in ("A", "B")
+    ]
+    page = report(tmp_path, answers=sets)
+    assert len(page.encode()) < 2_000_000 and page.count("<svg") == 7
+    Page(page)
+
+
+def test_runs_share_the_axes_of_a_metric(tmp_path):
+    page = report(
+        tmp_path, training_logs={"slow": LOG, "fast": [one | {"grad_norm": 1.0, "nelbo": 1.1} for one in LOG[:100]]}
+    )
+    assert page.count("<figcaption>Loss</figcaption>") == page.count("<figcaption>Gradient norm</figcaption>") == 1
+    assert "nelbo" not in page, "the loss itself is drawn once"
+    assert "It falls and then levels off" in page and page.count(">slow</text>") == 5
+
+
+def test_training_logs_are_found_and_named_by_what_differs(tmp_path):
+    for run in ("a/math/x/run", "a/math/y/run"):
+        (tmp_path / run / "ckpt" / "optimized" / "training").mkdir(parents=True)
+        for place in (tmp_path / run, tmp_path / run / "ckpt" / "optimized" / "training"):
+            (place / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    assert training_logs([str(tmp_path)]) == {
+        name: (tmp_path / "a" / "math" / name / "run" / "log.jsonl").resolve() for name in ("x", "y")
+    }
+    assert list(training_logs([str(tmp_path / "a/math/x")])) == [""] and training_logs([]) == {}
+
+
+def test_a_split_that_is_out_of_reach_has_no_plot(tmp_path):
+    page = report(tmp_path, results=[*ROWS, row("original", 1, 0.01, dataset="Hard")], training_logs=None)
+    assert page.count("<svg") == 2 and "Hard has no plot" in page and "1.0 %" in page
+
+
+def test_two_runs_are_compared_on_the_page(tmp_path, capsys):
+    unit(tmp_path, "a", [row("original", 1, 0.5)], [record(0, True), record(1, False)])
+    unit(tmp_path, "b", [row("t3d", 1, 0.5)], [record(0, True), record(1, True)])
+    main(["--compare", str(tmp_path / "a.json"), str(tmp_path / "b"), "--html", str(tmp_path / "c.html")])
+    page = (tmp_path / "c.html").read_text()
+    assert "McNemar" in page and "id=packed" in page and "McNemar" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In a browser
+
+
+EVIL = "<img src=x onerror=document.title='taken'>"
+
+
+@pytest.fixture(scope="module")
+def browser(new_browser):
+    return new_browser()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    ones = [record(i, i % 4 > 0, question=f"{EVIL} {i}" if i == 30 else f"apples {i}") for i in range(60)]
+    others = [record(i, i % 3 > 0, text=EVIL, question=one["question"]) for i, one in enumerate(ones)]
+    sets = [AnswerSet("Original", "Sums", ones), AnswerSet("T3D", "Sums", others)]
+    report(tmp_path, answers=[*sets, AnswerSet("elsewhere", "More", [record(0, True)])])
+    browser.size(1100, 900)
+    browser.open((tmp_path / "new" / "report.html").as_uri())
+    browser.until("return !document.querySelector('#answers').hidden")
+    yield browser
+    assert browser.errors() == []
+
+
+def choose(browser, selector, text):
+    browser.run(
+        "const field = document.querySelector(arguments[0]);"
+        "field.value = [...field.options].find(o => o.textContent.startsWith(arguments[1])).value;"
+        "field.dispatchEvent(new Event('change'))",
+        selector,
+        text,
+    )
+
+
+def test_answers_are_browsed(opened):
+    cards = "#cards article"
+    assert opened.texts("#filter option") == [
+        *("A right, B wrong: 15", "A wrong, B right: 10", "both wrong: 5", "both right: 30", "all: 60"),
+    ]
+    assert len(opened.texts(cards)) == 15 and "✗ wrong · B: T3D" in opened.text(cards)
+    assert "A 75.0 %, B 66.7 %" in opened.text("#sum")
+    choose(opened, "#filter", "all")
+    assert len(opened.texts(cards)) == 20
+    opened.click("#more")
+    assert len(opened.texts(cards)) == 40
+    opened.type("#search", "30 apples")
+    opened.until("return document.querySelectorAll('#cards article').length == 0")
+    opened.type("#search", "onerror 30")
+    opened.until("return document.querySelectorAll('#cards article').length == 1")
+    assert EVIL in opened.text(cards) and not opened.run("return document.images.length")
+    assert opened.run("return document.title") == "T"
+    choose(opened, "#b", "nothing")
+    assert opened.texts("#filter option") == ["wrong: 15", "right: 45", "all: 60"]
+    choose(opened, "#a", "elsewhere")
+    assert opened.texts("#b option") == ["nothing"]
+
+
+def test_tables_sort(opened):
+    column = opened.texts("th").index("Accuracy") + 1
+    values = f"td:nth-child({column})"
+    opened.click(f"th:nth-child({column}) button")
+    assert [float(text.split()[0]) for text in opened.texts(values)] == [18.0, 72.5, 92.0, 93.0]
+    opened.click(f"th:nth-child({column}) button")
+    assert [float(text.split()[0]) for text in opened.texts(values)] == [93.0, 92.0, 72.5, 18.0]
+    assert opened.run("return document.querySelector('th[aria-sort]').textContent") == "Accuracy"
+
+
+def test_the_report_fits_a_phone(opened):
+    opened.size(360, 700)
+    assert opened.run("return document.documentElement.scrollWidth") <= 360

@@ -37,7 +37,7 @@ REFRESH = ("training.refresh_rollouts=2", "training.max_gen_length=24", "trainin
 
 
 TEACHER = (*REFRESH, "training.refresh_targets=teacher")
-LEARN_BLOCKS = ("block_likelihood", "consistency", "dparallel", "naive_td", "t3d", "trajectory_aware")
+LEARN_BLOCKS = ("block_likelihood", "consistency", "dparallel", "naive_td", "self_repair", "t3d", "trajectory_aware")
 READERS = f"training.objective={' or '.join(LEARN_BLOCKS)}"
 
 
