@@ -1,7 +1,8 @@
 # make demo         the whole pipeline on the embedded teacher, on a CPU, in minutes; shows the result
 # make test         style, types and tests (ARGS='-p randomly': in random order)
 # make tables       every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
-# make gpu-report  everything that a GPU can show, in eight minutes (ARGS="--minutes 8 --device cpu": in small, on a CPU)
+# make bench        decoding and training beside their baselines, on an otherwise idle CPU; docs/PERFORMANCE.md shows the figures
+# make gpu-report   everything that a GPU can show, in eight minutes (ARGS="--minutes 8 --device cpu": in small, on a CPU)
 # make smollm       a real language model, SmolLM2-135M: converted, taught to diffuse, distilled; prints its time first, goes
 #                   on where it was, writes docs/SMOLLM.md (SIZE=gpu: the full size; ARGS='--plan': only the estimates)
 # make docs         the documentation as a site, in site/
@@ -17,7 +18,7 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 ALL := -r requirements.txt -e ".[dev]"
 
-.PHONY: demo test docs tables smollm gpu-report test-newest test-oldest test-slow test-gpu lock teacher autoregressive
+.PHONY: demo test docs tables smollm bench gpu-report test-newest test-oldest test-slow test-gpu lock teacher autoregressive
 .PHONY: student clean
 .DEFAULT_GOAL := help
 
@@ -78,6 +79,10 @@ lock:
 
 test-slow: $(VENV)/ready
 	$(PY) -m pytest -m slow
+
+bench: $(VENV)/ready
+	$(PY) -m studies.benchmarks.decode cpu
+	$(PY) -m studies.benchmarks.train_step
 
 # It uses the environment as it is: a machine with a GPU may have its own torch, and no network.
 gpu-report:

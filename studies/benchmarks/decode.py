@@ -135,13 +135,14 @@ def fused_rows(case: Case, name: str, slots: int, repeats: int, temperature: flo
     return rows
 
 
-def loop_rows(case: Case, name: str, repeats: int, looped: int) -> list[dict]:
-    """Against the published loop at 4 tokens per step, temperature .1, all prompts in flight."""
-    settings = DecodeSettings(denoising_steps_per_block=1, temperature=0.1)
+def loop_rows(case: Case, name: str, repeats: int, looped: int, steps: int = 1) -> list[dict]:
+    """Against the published loop at 4 / ``steps`` tokens per step, temperature .1, all prompts in flight."""
+    settings = DecodeSettings(denoising_steps_per_block=steps, temperature=0.1)
     ours, theirs = alternate(
         lambda: case.engine(settings, len(case.prompts)), lambda: case.loop(settings, looped), repeats
     )
-    return [row(f"vs_published_loop/{name}prompts={len(case.prompts)}", "tokens_per_second", ours, theirs)]
+    at = f"/steps={steps}" if steps > 1 else ""
+    return [row(f"vs_published_loop/{name}prompts={len(case.prompts)}{at}", "tokens_per_second", ours, theirs)]
 
 
 def model_share(case: Case, settings: DecodeSettings) -> float:
@@ -234,6 +235,9 @@ def cpu_rows(repeats: int) -> list[dict]:
     for slots in (1, 8, 64):
         rows += fused_rows(embedded, f"embedded/slots={slots}/", slots, repeats)
     rows += loop_rows(embedded, "", repeats, looped=8)
+    one = Case.embedded(1)
+    for steps in (1, 4):
+        rows += loop_rows(one, "", 3 * repeats, looped=1, steps=steps)
     large = Case.random(8, 512, 151_936, prompts=64, max_token=32)
     rows += loop_rows(large, "vocab=152k/", min(repeats, 3), looped=4)
     for name, case, temperatures in (

@@ -69,7 +69,7 @@ def _block_mask_builder(device: str):
 
 
 def cache_mask(query_position: Tensor, key_slots: int, block_size: int) -> Tensor:
-    """Mask for queries on a key cache whose slot = absolute position. It is the predicate's case clean -> clean.
+    """Mask for queries on a key cache whose slot = absolute position: the predicate's case clean -> clean.
 
     Args:
         query_position: (rows, width) absolute positions.
@@ -80,8 +80,7 @@ def cache_mask(query_position: Tensor, key_slots: int, block_size: int) -> Tenso
     """
     query_block = (query_position // block_size).unsqueeze(-1)
     slot_block = torch.arange(key_slots, device=query_position.device) // block_size
-    clean = torch.zeros((), dtype=torch.bool, device=query_position.device)
-    return visible(clean, query_block, clean, clean, slot_block, clean).unsqueeze(1)
+    return (slot_block <= query_block).unsqueeze(1)
 
 
 def for_implementation(mask: Tensor, implementation: str, dtype: torch.dtype):

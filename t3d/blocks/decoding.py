@@ -114,6 +114,8 @@ def project_and_draw(
 
 
 def _join(parts: list[Draws]) -> Draws:
+    if len(parts) == 1:
+        return parts[0]
     token, confidence, entropy = zip(*parts, strict=True)
     return torch.cat(token), torch.cat(confidence), None if entropy[0] is None else torch.cat(entropy)
 
@@ -124,8 +126,10 @@ def _draw_rows(logits: Tensor, u: Tensor, settings: DecodeSettings, need_entropy
         confidence = torch.exp(top - logits.logsumexp(-1))
         return token, confidence, _entropy(logits.softmax(-1)) if need_entropy else None
     probability = distribution(logits, settings)
-    draws = u.unsqueeze(-1).flatten(1).unbind(-1)
-    token = torch.stack([inverse_cdf(probability, each) for each in draws], -1)
+    if u.dim() == 1:
+        token = inverse_cdf(probability, u).unsqueeze(-1)
+    else:
+        token = torch.stack([inverse_cdf(probability, each) for each in u.unbind(-1)], -1)
     confidence = probability.gather(-1, token).view_as(u)
     return token.view_as(u), confidence, _entropy(probability) if need_entropy else None
 
@@ -144,22 +148,31 @@ def inverse_cdf(probability: Tensor, u: Tensor, width: int = 512) -> Tensor:
     takes the most likely part, and the most likely id in it.
     """
     vocab = probability.shape[-1]
+    if vocab <= width:  # one part; the rest of the target is rounded as below
+        total = probability.sum(-1, keepdim=True)
+        target = torch.minimum(u.unsqueeze(-1) * total, total * (1 - 2**-23))
+        return _passed(probability, (target - total + total).clamp_(min=0))[0].squeeze(-1)
     whole = vocab // width * width
     parts = probability[:, :whole].unflatten(-1, (whole // width, width)).sum(-1)
     parts = torch.cat([parts, probability[:, whole:].sum(-1, keepdim=True)], -1)
     part, rest = _pass(parts, u.unsqueeze(-1) * parts.sum(-1, keepdim=True))
     ids = part * width + torch.arange(width, device=part.device)
     inside = probability.gather(-1, ids.clamp(max=vocab - 1)).masked_fill_(ids >= vocab, 0)
-    return ids.gather(-1, _pass(inside, rest)[0]).squeeze(-1)
+    return ids.gather(-1, _passed(inside, rest)[0]).squeeze(-1)
 
 
 def _pass(mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The index where the running sum of (rows, n) masses passes the target (rows, 1), and the target's rest there."""
+    place, running, target = _passed(mass, target)
+    return place, (target - running.gather(-1, place) + mass.gather(-1, place)).clamp_(min=0)
+
+
+def _passed(mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The index of ``_pass``, the running sums, and the target below their total."""
     running = mass.cumsum(-1)
     target = torch.minimum(target, running[:, -1:] * (1 - 2**-23))  # below the total, so that the sum passes it
     place = torch.searchsorted(running, target, right=True).clamp_(max=mass.shape[-1] - 1)
-    place = torch.where(mass.gather(-1, place) > 0, place, mass.argmax(-1, keepdim=True))
-    return place, (target - running.gather(-1, place) + mass.gather(-1, place)).clamp_(min=0)
+    return torch.where(mass.gather(-1, place) > 0, place, mass.argmax(-1, keepdim=True)), running, target
 
 
 def _entropy(probability: Tensor) -> Tensor:
@@ -245,8 +258,11 @@ def choose(
         (rows, block) bool, a subset of ``masked``. The last of max(steps, positions) steps unmasks all masks that are
         left, so every block ends under every strategy.
     """
-    order = uniforms(key.unsqueeze(-1), position, step.unsqueeze(-1), stream=1)
+    strategy = strategy_named(settings.remasking_strategy)
+    order = confidence  # of no use to a strategy that needs no random order
+    if strategy.needs_order:
+        order = uniforms(key.unsqueeze(-1), position, step.unsqueeze(-1), stream=1)
     view = StepView(masked, confidence, entropy, order, stage, share(stage, settings))
-    chosen = strategy_named(settings.remasking_strategy).choose(view, settings)
+    chosen = strategy.choose(view, settings)
     last = max(settings.block_size, settings.denoising_steps_per_block) - 1
     return masked & (chosen | (stage >= last).unsqueeze(-1))

@@ -27,7 +27,7 @@ class StepView(NamedTuple):
         masked: (rows, block) bool, the positions still masked.
         confidence: (rows, block), of the drawn tokens; meaningless at unmasked positions.
         entropy: (rows, block) nats, of the distributions of the draws; None unless the strategy needs it.
-        order: (rows, block) uniforms in [0, 1), new ones in every step.
+        order: (rows, block) uniforms in [0, 1), new ones in every step; meaningless if the strategy needs no order.
         stage: (rows,) steps done in the block.
         share: (rows,) positions that an even split of the block over its steps gives this step.
     """
@@ -46,6 +46,7 @@ class Strategy:
     Attributes:
         fixed_steps: a whole block always takes ``denoising_steps_per_block`` steps.
         needs_entropy: ``choose`` reads the entropies.
+        needs_order: ``choose`` reads the random order.
         may_choose_none: a step may unmask nothing; then a block may have more steps than positions.
         threshold: the field of DecodeSettings that names of results carry; None = none.
         label: the name in tables; "" = the strategy's own name.
@@ -53,6 +54,7 @@ class Strategy:
 
     fixed_steps = False
     needs_entropy = False
+    needs_order = True
     may_choose_none = False
     threshold: str | None = None
     label = ""

@@ -198,6 +198,15 @@ class Drawn(NamedTuple):
     broken: Tensor
 
 
+def places(masked: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The rows and columns of the ``count`` Trues of a matrix, row by row. nonzero() would wait for ``count``."""
+    if masked.device.type == "cpu":  # on CUDA it needs torch 2.7
+        row, column = masked.nonzero_static(size=count).unbind(1)
+        return row, column
+    first = masked.flatten().byte().argsort(descending=True, stable=True)[:count]
+    return first // masked.shape[1], first % masked.shape[1]
+
+
 class Run:
     """One call of ``generate``: the assignment of requests to lanes, and the denoising steps."""
 
@@ -331,9 +340,7 @@ class Run:
         read, position = self._read(turn)
         masked = self._masks(read, position)
         rows = self.ahead.inside + (0 if self.phase else self.ahead.fresh)
-        # nonzero() would wait for the number of rows, which is known; nonzero_static() needs torch 2.7 on CUDA
-        first = read.flatten().byte().argsort(descending=True, stable=True)[:rows]
-        lane, column = first // masked.shape[1], first % masked.shape[1]
+        lane, column = places(read, rows)
         stream = state.key[lane], position[lane, column], state.steps[lane] + 1
         u = candidate_uniforms(*stream, self.energy.candidates) if self.energy else uniforms(*stream)
 

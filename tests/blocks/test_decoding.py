@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from t3d.blocks.decoding import choose, draw, filter_logits, quota, stream_key, uniforms
+from t3d.blocks.decoding import choose, draw, filter_logits, inverse_cdf, quota, stream_key, uniforms
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.strategy import StepView, names, strategy_named
 
@@ -324,3 +324,30 @@ def test_stream_keys_differ_by_seed_prompt_and_sample():
     keys = [stream_key(*name) for name in names]
     assert len(set(keys)) == len(names) and keys == [stream_key(*name) for name in names]
     assert all(-(2**63) <= key < 2**63 for key in keys)
+
+
+@pytest.mark.parametrize("vocab", [2, 140, 512])
+def test_a_short_vocabulary_draws_as_a_long_one_to_the_bit(vocab):
+    """One more id of probability 0 than a part has takes the search of two levels."""
+    generator = torch.Generator().manual_seed(vocab)
+    probability = (4 * torch.randn(4000, vocab, generator=generator)).softmax(-1)
+    u = torch.rand(4000, generator=generator)
+    padded = torch.cat([probability, torch.zeros(4000, 513 - vocab)], -1)
+    assert torch.equal(inverse_cdf(probability, u), inverse_cdf(padded, u))
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_strategy_that_needs_no_order_does_not_read_it(name):
+    """With an order that is no numbers it chooses the same."""
+    strategy, settings = strategy_named(name), DecodeSettings(denoising_steps_per_block=2, remasking_strategy=name)
+    generator = torch.Generator().manual_seed(0)
+    masked, (confidence, order) = (
+        torch.rand(50, 4, generator=generator) < 0.7,
+        torch.rand(2, 50, 4, generator=generator),
+    )
+    stage, share = torch.zeros(50, dtype=torch.long), torch.full((50,), 2)
+    view = StepView(masked, confidence, confidence, order, stage, share)
+    chosen = [
+        strategy.choose(view._replace(order=o), settings) & masked for o in (order, torch.full_like(order, torch.nan))
+    ]
+    assert torch.equal(*chosen) != strategy.needs_order

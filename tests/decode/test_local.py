@@ -15,7 +15,7 @@ from t3d.common.paths import ROOT
 from t3d.decode import local
 from t3d.decode.cache import CACHE_NAME
 from t3d.decode.graphs import LIMIT
-from t3d.decode.local import LocalEngine, Run
+from t3d.decode.local import LocalEngine, Run, places
 from t3d.decode.protocol import Request
 from t3d.models.loading import load_model
 from tests.conftest import MASK, PAD, STOP, raises_key, tiny_model
@@ -422,6 +422,13 @@ def test_flex_attention_equals_sdpa():
             pytest.skip(f"FlexAttention cannot compile here: {str(error).splitlines()[0]}")
         raise
     assert found == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (7, 8), (3, 1)])
+def test_the_places_of_the_masks(shape):
+    masked = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.6
+    row, column = places(masked, int(masked.sum()))
+    assert torch.stack([row, column], 1).tolist() == masked.nonzero().tolist()
 
 
 COMPILED = DecodeSettings(temperature=0.0, max_token=12, denoising_steps_per_block=2)

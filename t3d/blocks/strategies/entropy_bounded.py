@@ -14,6 +14,7 @@ from t3d.blocks.strategy import StepView, Strategy, top
 
 
 class EntropyBounded(Strategy):
+    needs_order = False
     needs_entropy = True
     threshold = "eb_threshold"
 

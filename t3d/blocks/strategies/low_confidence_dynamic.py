@@ -8,6 +8,7 @@ from t3d.blocks.strategy import StepView, Strategy, top
 
 
 class LowConfidenceDynamic(Strategy):
+    needs_order = False
     threshold = "dynamic_threshold"
     label = "dynamic"
 

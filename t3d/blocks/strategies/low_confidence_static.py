@@ -7,6 +7,7 @@ from t3d.blocks.strategy import StepView, Strategy, top
 
 
 class LowConfidenceStatic(Strategy):
+    needs_order = False
     fixed_steps = True
     label = "static"
 

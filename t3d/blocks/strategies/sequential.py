@@ -8,6 +8,7 @@ from t3d.blocks.strategy import StepView, Strategy, top
 
 
 class Sequential(Strategy):
+    needs_order = False
     fixed_steps = True
 
     def choose(self, view: StepView, settings: DecodeSettings) -> Tensor:

@@ -13,6 +13,7 @@ from t3d.blocks.strategy import StepView, Strategy, top
 class SubBlocks(Strategy):
     """``width``: positions of a sub-block."""
 
+    needs_order = False
     threshold = "dynamic_threshold"
     width = 8
 
