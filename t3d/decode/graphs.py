@@ -11,10 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
+
+from t3d.common.errors import fault
 
 log = logging.getLogger(__name__)
 
+CAPTURES = Version(torch.__version__) >= Version("2.7")  # 2.6 cannot follow transformers' forwards
 LIMIT = 8  # torch's own limit of recompilations
 
 
@@ -23,9 +27,16 @@ class Graphs:
 
     Attributes:
         shapes: (lanes, width, slots read, slots) of every graph.
+
+    Raises:
+        UserError: with PyTorch 2.6.
     """
 
     def __init__(self, model: Any):
+        if not CAPTURES:
+            raise fault(
+                "rollout.compile", True, f"needs PyTorch 2.7 or newer, this is {torch.__version__}; leave it off"
+            )
         self.shapes: set[tuple[int, ...]] = set()
         on_gpu = model.device.type == "cuda"
         model.get_decoder().compile(dynamic=False, **({"mode": "reduce-overhead"} if on_gpu else {}))

@@ -28,7 +28,8 @@ from t3d.training.distribution import UNSHARDED, kind
 
 log = logging.getLogger(__name__)
 
-TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error", "unexpected pos")  # torch.save on a full disk
+# On a full disk: torch.save, and torch.load of a file that torch up to 2.9 left without its end and without an error
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error", "unexpected pos", "failed finding central directory")
 STATE, MARKER = "trainer_state.json", "complete.json"
 TEMPORARY = ".tmp-"
 # `.replaced` is an older checkpoint of the same step. It counts until the new checkpoint is complete.
@@ -218,6 +219,7 @@ def _checksum(path: Path) -> int:
 def _seal(folder: Path, record: dict) -> None:
     """Add the trainer's state and ``complete.json``, and force everything to the disk before the rename."""
     (folder / STATE).write_text(json.dumps(record, indent=1))
+    regrouping.check_ends(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         _sync(path)

@@ -8,6 +8,7 @@ A ZeRO checkpoint holds one part of the optimizer's state for each process that 
 import contextlib
 import io
 import os
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils import MODEL_NAME
 
 from t3d.training.distribution import zero_stage
+
+SAVED_BY_TORCH = (".bin", ".pkl", ".pt")  # zip archives, whose directory is at the end
 
 
 def read_universal(accelerator: Accelerator) -> None:
@@ -51,6 +54,14 @@ def regroup(path: Path, target: Path) -> None:
     with contextlib.chdir(path.parent), silent[0], silent[1]:
         ds_to_universal.main(settings)
     _thin_out(target / MODEL_NAME / "zero" / "optimizer_state.pt")
+    check_ends(target / MODEL_NAME)
+
+
+def check_ends(folder: Path) -> None:
+    """Raise OSError for a file of torch.save without its end. On a full disk torch up to 2.9 leaves such files."""
+    for path in folder.rglob("*"):
+        if path.suffix in SAVED_BY_TORCH and not zipfile.is_zipfile(path):
+            raise OSError(f"{path.name} lacks its end")
 
 
 def _thin_out(file: Path) -> None:

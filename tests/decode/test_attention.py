@@ -17,7 +17,7 @@ from t3d.models.decoder import load_decoder
 from t3d.models.loading import load_model
 from tests.conftest import tiny_model
 from tests.decode.flash import flash_attn_3_with_kvcache, flash_attn_with_kvcache
-from tests.decode.test_local import engine, in_full, needs_gpu, requests
+from tests.decode.test_local import engine, in_full, needs_capture, needs_gpu, requests
 
 PLAIN = DecodeSettings(temperature=0.6, max_token=14, denoising_steps_per_block=2)
 SETTINGS = [
@@ -205,6 +205,7 @@ def captured(monkeypatch):
     torch._dynamo.reset()
 
 
+@needs_capture
 @pytest.mark.parametrize("fused, graphs", [(True, 2), (False, 1)])
 def test_flash_attention_leaves_few_shapes(model, captured, fused, graphs, caplog):
     """Any lengths, and a second call of as many lanes: a graph with commits and one without; each is logged."""
@@ -219,6 +220,7 @@ def test_flash_attention_leaves_few_shapes(model, captured, fused, graphs, caplo
     assert len(decoder.graphs.shapes) == captured["stats"]["unique_graphs"] == graphs == len(caplog.messages)
 
 
+@needs_capture
 def test_the_number_of_graphs_is_bounded(model, captured, monkeypatch, caplog):
     """Other numbers of lanes would be other graphs; beyond the bound a forward runs without one."""
     monkeypatch.setattr(graphs_module, "LIMIT", 2)

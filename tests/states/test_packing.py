@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from packaging.version import Version
 
 from t3d.models import SDARForCausalLM
 from t3d.models import block_diffusion as sdar
@@ -120,7 +121,8 @@ def test_a_row_of_whole_tiles_for_flex_attention(states):
 
 def test_what_trains_where_none_is_asked_for(story_teacher):
     embedded, cpu, gpu = str(ROOT / "models" / "embedded-teacher"), torch.device("cpu"), torch.device("cuda")
-    assert training_attention(None, embedded, gpu) == "flex_attention"
+    recent = Version(torch.__version__) >= Version("2.7")  # 2.6 compiles FlexAttention again for every length
+    assert training_attention(None, embedded, gpu) == ("flex_attention" if recent else "sdpa")
     assert training_attention(None, embedded, cpu) == training_attention("sdpa", embedded, gpu) == "sdpa"
     assert training_attention(None, str(story_teacher), gpu) == "sdpa"  # its heads are too narrow
 

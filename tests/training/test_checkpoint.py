@@ -101,6 +101,21 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_file_that_torch_left_without_its_end_is_one_line(tmp_path):
+    """As torch up to 2.9 does on a full disk, without an error."""
+    run = Run(seed=1)
+    first = checkpoint.save(run.accelerator, tmp_path, 1, {}, 1)
+
+    def leave(models, weights, folder):
+        whole = (first / "optimizer.bin").read_bytes()
+        Path(folder, "torn.bin").write_bytes(whole[:-1])
+
+    run.accelerator.register_save_state_pre_hook(leave)
+    with raises_key(tmp_path / "checkpoint-00000002", "torn.bin", "experiment.resume=auto"):
+        checkpoint.save(run.accelerator, tmp_path, 2, {}, 1)
+    assert names(tmp_path) == [first.name]
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin"])
 def test_a_disk_that_takes_no_more_is_one_line_and_costs_that_save_only(tmp_path, file):
     run = Run(seed=1)
