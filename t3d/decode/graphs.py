@@ -47,13 +47,13 @@ class Graphs:
         if shape not in self.shapes:
             if len(self.shapes) >= LIMIT:
                 log.warning("rollout.compile: %d graphs are there; %s runs without one", LIMIT, shape)
-                return eager()
+                return eager_forward()
             self.shapes.add(shape)
             log.info("rollout.compile: graph %d of at most %d, %s", len(self.shapes), LIMIT, shape)
         torch.compiler.cudagraph_mark_step_begin()  # the outputs of the forward before are no longer read
         return nullcontext()
 
 
-def eager() -> AbstractContextManager:
+def eager_forward() -> AbstractContextManager:
     """Inside, a compiled model runs as it was."""
     return torch.compiler.set_stance("force_eager")

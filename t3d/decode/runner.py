@@ -12,10 +12,9 @@ from t3d.blocks.attention import cache_mask
 from t3d.blocks.decoding import initial_tokens, project, project_and_draw
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import fault
-from t3d.decode import graphs
 from t3d.decode.attention import CacheAttention, block_ends
 from t3d.decode.cache import CACHE_NAME, Slots
-from t3d.decode.graphs import Graphs
+from t3d.decode.graphs import Graphs, eager_forward
 from t3d.decode.model_facts import logit_shift
 
 TOKENS_PREFILLED = 2**15  # most tokens in one prefill; this bounds its memory for any number of lanes
@@ -209,8 +208,8 @@ class ModelRunner:
     def _compiled(self, ids: Tensor, eager: bool) -> AbstractContextManager:
         if self.graphs is None:
             compiled = getattr(self.model.get_decoder(), "_compiled_call_impl", None)  # by another engine
-            return graphs.eager() if compiled else nullcontext()
-        return graphs.eager() if eager else self.graphs.step(ids, self.cache.length, self.slots)
+            return eager_forward() if compiled else nullcontext()
+        return eager_forward() if eager else self.graphs.step(ids, self.cache.length, self.slots)
 
     def draw(self, hidden: Tensor, weight: Tensor, u: Tensor, *, need_entropy: bool):
         """``draw`` (t3d.blocks.decoding) from last hidden states (rows, width)."""

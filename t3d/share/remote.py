@@ -17,6 +17,7 @@ from t3d import __version__
 from t3d.blocks import strategy
 from t3d.common import paths
 from t3d.common.errors import UserError, run_main
+from t3d.decode import attention, graphs
 from t3d.models import block_diffusion
 from t3d.models.block_diffusion import BlockDiffusionLM
 from t3d.models.family import family_of, model_class
@@ -45,6 +46,10 @@ def modelling_file(kind: type[BlockDiffusionLM]) -> tuple[str, dict[str, str]]:
         Place(here, "strategy_named"): f"def strategy_named(name):\n    strategies = {{{table}}}\n"
         "    if name not in strategies:\n        raise ValueError(f\"must be one of {', '.join(strategies)}\")\n"
         "    return strategies[name]()",
+        # the model's own kernel, without flash-attn and torch.compile
+        Place(attention.__name__, "choose_attention"): "def choose_attention(model, asked):\n"
+        "    return CacheAttention(asked or model.config._attn_implementation)",
+        Place(graphs.__name__, "Graphs"): 'class Graphs:\n    """Not used here."""',
     }
     strategies = [Place(f"{strategy.PACKAGE}.{name}", found) for name, found in classes.items()]
     if kind.__module__ == OURS:
