@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from t3d.common.errors import UserError
 from t3d.training import regrouping
 from t3d.training.distribution import UNSHARDED, kind
+from t3d.training.regrouping import check_ends
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ def _checksum(path: Path) -> int:
 def _seal(folder: Path, record: dict) -> None:
     """Add the trainer's state and ``complete.json``, and force everything to the disk before the rename."""
     (folder / STATE).write_text(json.dumps(record, indent=1))
-    regrouping.check_ends(folder)
+    check_ends(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         _sync(path)
