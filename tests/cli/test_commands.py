@@ -80,3 +80,8 @@ def test_a_stages_package_is_a_command(package, stage):
 def test_a_stages_workflow_names_its_command(module, command):
     done = python_m(f"t3d.{module}")
     assert done.returncode != 0 and f"t3d {command}" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_module_without_command_is_refused():
+    done = python_m("t3d.data.prompts")
+    assert done.returncode != 0 and "t3d.data.prompts" in done.stderr and done.stderr.count("\n") == 1
