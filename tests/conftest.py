@@ -28,6 +28,16 @@ from t3d.models import SDARConfig, SDARForCausalLM
 from tests.browser import browsers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+# the shape of transformers' own models in the tests
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
 VOCAB, MASK, STOP, PAD = 64, 63, 62, 61
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job, and all that it starts

@@ -13,16 +13,8 @@ from t3d.rollout.run import roll_out
 from t3d.rollout.settings import SampleConfig
 from t3d.training.loop import train
 from t3d.training.settings import TrainConfig
+from tests.conftest import SHAPE
 
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-}
 KEYS = {"block_size": 4}  # the mask token is the tokenizer's
 MASKED = KEYS | {"mask_token_id": build_tokenizer().mask_token_id}  # where the family has an id of its own
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}

@@ -21,19 +21,10 @@ from t3d.decode.protocol import Request
 from t3d.models.convert import MASK, find_mask
 from t3d.models.decoder import load_decoder
 from t3d.models.loading import load_model, load_tokenizer, provenance, special_ids
-from tests.conftest import raises_key
+from tests.conftest import SHAPE, raises_key
 from tests.models.test_loading import word_tokenizer
 
 PROMPTS = [torch.randint(60, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (1, 4, 9, 6)]
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-}
 
 
 def write(folder: Path, tokenizer=None, rows: int = 0, tied: bool = False, kind=(LlamaConfig, LlamaForCausalLM)) -> str:

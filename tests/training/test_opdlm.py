@@ -14,7 +14,7 @@ from t3d.data.shards import read_shards
 from t3d.training import loop as training
 from t3d.training import onpolicy
 from t3d.training.settings import TrainConfig
-from tests.conftest import raises_key
+from tests.conftest import SHAPE, raises_key
 from tests.training.conftest import Stopped, log_of, losses, weights, without_times
 from tests.training.test_onpolicy import assert_from_rounds, by_step, rounds
 
@@ -37,13 +37,7 @@ def autoregressive(tmp_path_factory) -> Path:
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
+        **SHAPE,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
