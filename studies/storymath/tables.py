@@ -115,11 +115,13 @@ def start(method: Method, output: Path, block: int) -> str:
 
 
 def roll_out(source: str, split: str, limit: int, block: int, seed: int, method: Method, args) -> Path:
-    """The source's trajectories at full steps, checked. Methods with the same source, overrides, block and seed share
-    the ones for training.
+    """The source's trajectories at full steps, checked: token by token where it is the autoregressive model as it is.
+    Methods with the same source, overrides, block and seed share the ones for training.
     """
     output, overrides = args.output, method.rollouts
-    by = [plain(method.after)] if method.after else []
+    as_it_is = method.converted and not method.after
+    by = [plain(method.after)] if method.after else ["autoregressive"] * as_it_is
+    written = 1 if as_it_is else block  # tokens of a decoded block, and its steps
     name = "-".join([f"block{block}-seed{seed}-n{limit}", *by, *overrides]).replace("rollout.", "")
     project = output / ("rollouts" if split == TRAIN else f"rollouts-{split}") / name
     trajectories = project / "trajectories.json"
@@ -127,8 +129,8 @@ def roll_out(source: str, split: str, limit: int, block: int, seed: int, method:
         command(
             *("python", "sample/sdar_sample.py", "config=configs/demo/sample.yaml", f"experiment.project={project}"),
             *(f"evaluation.checkpoint_path={source}", f"evaluation.limit={limit}", f"rollout.seed={seed}"),
-            *(f"evaluation.eval_dataset={output / 'data' / split}.json", f"rollout.block_size={block}"),
-            *(f"rollout.denoising_steps_per_block={block}", f"rollout.num_processes={args.processes}", *overrides),
+            *(f"evaluation.eval_dataset={output / 'data' / split}.json", f"rollout.block_size={written}"),
+            *(f"rollout.denoising_steps_per_block={written}", f"rollout.num_processes={args.processes}", *overrides),
         )
         command(
             *("python", "data/rename_key.py", "--model_name", Path(source).name, "--dataset", split),
@@ -184,16 +186,16 @@ def train(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object
     from t3d.training.settings import TrainConfig
 
     method = ROWS[name]
-    source = start(method, args.output, block)
     folder = model_folder(name, block, seed, args)
     if method.after:
         with claimed(model_folder(method.after, block, seed, args), wait=True):
             source, _ = train(method.after, block, seed, args)
+    else:
+        source = start(method, args.output, block)
     if name == "sft":
         data = args.output / "data" / f"{TRAIN}.json"
     else:
-        own = 1 if method.converted and not method.after else block  # an autoregressive model writes token by token
-        data = roll_out(source, TRAIN, args.rollouts, own, seed, method, args)
+        data = roll_out(source, TRAIN, args.rollouts, block, seed, method, args)
     launch = ["python"]
     if args.processes > 1:
         launch = ["accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"]
