@@ -328,9 +328,7 @@ class Peer:
         if kind == "call":
             return target(*rest[0], **dict(rest[1]))
         if kind == "attribute":
-            if rest[0] in _READ_BY_PYTHON:
-                raise Unsupported(f"{rest[0]} of a {type(target).__name__}")
-            return getattr(target, rest[0])
+            return _attribute(target, rest[0])
         if kind == "set":
             return setattr(target, *rest)
         if kind == "delete":
@@ -391,8 +389,6 @@ class Peer:
             return ["bytes", value.hex()]
         if kind in (range, slice):
             return [kind.__name__, *map(self.encode, (value.start, value.stop, value.step))]
-        if kind is types.TracebackType:  # the last argument of __exit__
-            return ["no traceback"]
         if kind in _VIEWS:
             return [_VIEWS[kind], [self.encode(item) for item in value]]
         for name, constant in _CONSTANTS.items():
@@ -469,6 +465,8 @@ class Peer:
 
     def _encode_object(self, value: Any) -> list:
         kind: type = type(value)
+        if kind is types.TracebackType:  # the last argument of __exit__
+            return ["no traceback"]
         if not self.may_share(value):
             raise Unsupported(f"a {kind.__name__} cannot cross")
         number = self._keep(value)
@@ -782,6 +780,12 @@ def _subclass(name: str, parents: tuple[type, ...], space: dict) -> type:
         return type(name, parents, space)
     except TypeError:  # the layouts of the bases conflict
         return type(name, parents[:1], space)
+
+
+def _attribute(target: Any, name: str) -> Any:
+    if name in _READ_BY_PYTHON:
+        raise Unsupported(f"{name} of a {type(target).__name__}")
+    return getattr(target, name)
 
 
 def _apply(target: Any, name: str, *arguments: Any) -> Any:
