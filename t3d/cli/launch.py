@@ -5,6 +5,7 @@ found by their names. If a process fails, only that process prints its error, an
 """
 
 import logging
+import os
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -22,11 +23,14 @@ def launch(file: str, command: str, arguments: Sequence[str]) -> int:
     config = paths.resolve(file)
     if not config.is_file():
         raise UserError(f"--launch {file}: no such file; give an accelerate configuration", "--launch")
+    from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    if not load_config_from_file(str(config)).use_cpu:  # accelerate tells it to a single process only
+        os.environ["ACCELERATE_USE_CPU"] = "False"
     # On Ctrl-C the processes save their state and stop, and this process waits for them.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:

@@ -6,10 +6,14 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import gather_object
 from packaging.version import Version
 from torch.nn import Parameter
@@ -86,12 +90,33 @@ def refuse_without_gpu(mixed_precision: str) -> None:
         return
     if mixed_precision == "fp16":
         raise fault("training.mixed_precision", "fp16", "needs a GPU, and none is visible; set bf16 or no")
-    if os.environ.get("ACCELERATE_USE_CPU", "true").lower() == "false":
+    if launched_for_gpus():
         raise UserError(
             "use_cpu=false: launched for GPUs, and none is visible; launch with accelerate_configs/cpu.yaml or --cpu, "
             "or make the GPUs visible",
             "use_cpu",
         )
+
+
+def launched_for_gpus() -> bool:
+    """Whether this launch asks for GPUs. accelerate tells a single process. Several processes read the launcher's own
+    command line, because accelerate does not hand them ``use_cpu``.
+    """
+    if told := os.environ.get("ACCELERATE_USE_CPU"):
+        return told.lower() == "false"
+    if "LOCAL_RANK" not in os.environ:
+        return False
+    words = psutil.Process(os.getppid()).cmdline()
+    names = ("launch", "accelerate-launch", "accelerate.commands.launch")
+    start = next((at for at, word in enumerate(words[:4]) if Path(word).name in names), None)
+    if start is None:  # another launcher, such as torchrun
+        return False
+    asked = launch_command_parser().parse_known_args(words[start + 1 :])[0]
+    try:
+        use_cpu = asked.cpu or load_config_from_file(asked.config_file).use_cpu
+    except FileNotFoundError:  # no configuration, not even accelerate's default
+        use_cpu = not (asked.multi_gpu or asked.use_deepspeed)
+    return not use_cpu
 
 
 def refuse_with_zero_3(config: TrainConfig) -> None:

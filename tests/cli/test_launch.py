@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from t3d.cli import dispatch
 from tests.conftest import ROOT, raises_key
@@ -36,6 +37,22 @@ def test_a_mistake_prints_once_and_nothing_else(tmp_path, config):
     assert process.returncode == 2 and not out
     assert [line.split(":")[:2] for line in said if "error" in line] == [["error", " training.block_siz=8"]]
     assert not any("Traceback" in line for line in said) and len(said) <= 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(("by", "config"), [("t3d", "1_node_8_gpus"), ("accelerate", "deepspeed_zero1")])
+def test_gpu_processes_are_refused_where_there_are_no_gpus(overrides, tmp_path, config, by):  # noqa: F811
+    """accelerate does not hand the processes of such a launch ``use_cpu``."""
+    text = (ROOT / "accelerate_configs" / f"{config}.yaml").read_text()
+    (tmp_path / "two.yaml").write_text(text.replace("num_processes: 8", "num_processes: 2"))
+    command = ["-m", "t3d", "train", "--launch", "two.yaml"]
+    if by == "accelerate":
+        command = ["-m", "accelerate.commands.launch", "--config_file", "two.yaml", "-m", "t3d", "train"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, *command, *overrides("refused")]
+    done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode and done.stderr.count("error: use_cpu=false") == 1
+    assert by == "accelerate" or "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -769,10 +769,11 @@ def _exception(kind: type, arguments: tuple) -> BaseException:
     try:
         error = base.__new__(kind, *arguments)
         base.__init__(error, *arguments)
+        return error
     except TypeError:
-        error = BaseException.__new__(kind)
-        error.args = arguments
-    return error
+        bare: BaseException = BaseException.__new__(kind)
+        bare.args = arguments
+        return bare
 
 
 def _subclass(name: str, parents: tuple[type, ...], space: dict) -> type:
