@@ -57,12 +57,25 @@ class Domain(NamedTuple):
 
 DOMAINS = {
     "StoryMath": Domain(
-        *("StoryMath", "math", "models/embedded-teacher", "configs/demo/teacher.yaml"),
-        *("short generated word problems", "MATH500", "", "RESULTS.md", True),
+        name="StoryMath",
+        data_type="math",
+        teacher="models/embedded-teacher",
+        config="configs/demo/teacher.yaml",
+        told="short generated word problems",
+        instead="MATH500",
+        results="",
+        page="RESULTS.md",
+        paper=True,
     ),
     "StoryCode": Domain(
-        *("StoryCode", "code", "models/storycode-teacher", "configs/demo/storycode_teacher.yaml"),
-        *("short Python functions from generated requirements", "MBPP", "StoryCode", "STORYCODE.md"),
+        name="StoryCode",
+        data_type="code",
+        teacher="models/storycode-teacher",
+        config="configs/demo/storycode_teacher.yaml",
+        told="short Python functions from generated requirements",
+        instead="MBPP",
+        results="StoryCode",
+        page="STORYCODE.md",
     ),
 }
 
