@@ -119,11 +119,13 @@ def data_file(split: str, domain: Domain, output: Path) -> Path:
 
 
 def roll_out(source: str, split: str, limit: int, block: int, seed: int, method: Method, args) -> Path:
-    """The source's trajectories at full steps, checked. Methods with the same source, overrides, block and seed share
-    the ones for training.
+    """The source's trajectories at full steps, checked: token by token where it is the autoregressive model as it is.
+    Methods with the same source, overrides, block and seed share the ones for training.
     """
     output, overrides = args.output, method.rollouts
-    by = [plain(method.after)] if method.after else []
+    as_it_is = method.converted and not method.after
+    by = [plain(method.after)] if method.after else ["autoregressive"] * as_it_is
+    written = 1 if as_it_is else block  # tokens of a decoded block, and its steps
     name = "-".join([f"block{block}-seed{seed}-n{limit}", *by, *overrides]).replace("rollout.", "")
     project = output / ("rollouts" if split == "train" else f"rollouts-{args.domain.split(split)}") / name
     trajectories = project / "trajectories.json"
@@ -131,9 +133,9 @@ def roll_out(source: str, split: str, limit: int, block: int, seed: int, method:
         command(
             *("python", "sample/sdar_sample.py", "config=configs/demo/sample.yaml", f"experiment.project={project}"),
             *(f"evaluation.checkpoint_path={source}", f"evaluation.limit={limit}", f"rollout.seed={seed}"),
-            *(f"evaluation.eval_dataset={data_file(split, args.domain, output)}", f"rollout.block_size={block}"),
-            *(f"evaluation.data_type={args.domain.data_type}",),
-            *(f"rollout.denoising_steps_per_block={block}", f"rollout.num_processes={args.processes}", *overrides),
+            *(f"evaluation.eval_dataset={data_file(split, args.domain, output)}", f"rollout.block_size={written}"),
+            f"evaluation.data_type={args.domain.data_type}",
+            *(f"rollout.denoising_steps_per_block={written}", f"rollout.num_processes={args.processes}", *overrides),
         )
         command(
             *("python", "data/rename_key.py", "--model_name", Path(source).name, "--dataset", args.domain.split(split)),
@@ -191,16 +193,16 @@ def train(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object
     from t3d.training.settings import TrainConfig
 
     method = ROWS[name]
-    source = start(method, block, args)
     folder = model_folder(name, block, seed, args)
     if method.after:
         with claimed(model_folder(method.after, block, seed, args), wait=True):
             source, _ = train(method.after, block, seed, args)
+    else:
+        source = start(method, block, args)
     if name == "sft":
         data = data_file("train", args.domain, args.output)
     else:
-        own = 1 if method.converted and not method.after else block  # an autoregressive model writes token by token
-        data = roll_out(source, "train", args.rollouts, own, seed, method, args)
+        data = roll_out(source, "train", args.rollouts, block, seed, method, args)
     launch = ["python"]
     if args.processes > 1:
         launch = ["accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"]
