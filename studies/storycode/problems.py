@@ -20,7 +20,7 @@ from studies.storycode.steps import CONDITIONS, COUNT, NUMBERS, REDUCTIONS, STAR
 SPLITS = {
     "StoryCode_test": ((1, 2, 3), 1000, 201),
     "StoryCode_val": ((1, 2, 3), 500, 202),
-    "StoryCode_hard": ((4,), 500, 203),
+    "StoryCode_long": ((4,), 500, 203),
     "StoryCode_train": ((1, 2, 3), 20000, 204),  # questions for rollouts
     "StoryCode_sft": ((1, 2, 3), 128000, 205),  # the teacher's training set
 }
