@@ -22,7 +22,7 @@ SPLITS = {
     "StoryCode_val": ((1, 2, 3), 500, 202),
     "StoryCode_long": ((4,), 500, 203),
     "StoryCode_train": ((1, 2, 3), 20000, 204),  # questions for rollouts
-    "StoryCode_sft": ((1, 2, 3), 128000, 205),  # the teacher's training set
+    "StoryCode_sft": ((1, 2, 3), 64000, 205),  # the teacher's training set
 }
 
 ASK = (

@@ -1,4 +1,8 @@
-"""StoryCode's tokenizer: one token per word, digit and operator. A line's indentation belongs to the end of line."""
+"""StoryCode's tokenizer: one token per word, digit and operator.
+
+Operators, commas and keywords take the spaces around them, and an end of line its indentation. So a name or a digit is
+the same token wherever it stands, and a model can copy it.
+"""
 
 import random
 
@@ -9,8 +13,8 @@ from studies.storymath.tokenizer import word_tokenizer
 from t3d.tasks.code import Code
 
 PIECE = (
-    r"```python|```|\n *| ?[A-Za-z]+|_[A-Za-z]+| ?\d|\[::-1\]|\):| ?(?:\*\*=|//=|\*\*|//|[-+*%<>=!]=)"
-    r"| ?[^\sA-Za-z\d]| +"
+    r"```python|```|\n *|\[::-1\]|\):| (?:\*\*|//|[-+*%<>=!])=? |, "
+    r"| ?\b(?:return|if|else|for|in|not|def)\b ?|\d| ?[A-Za-z]+|_[A-Za-z]+|[^\sA-Za-z\d]| +"
 )
 
 
