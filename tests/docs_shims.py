@@ -19,6 +19,7 @@ SMALL = {
         "training.batch_size_lm=8",
         "training.gradient_accumulation_steps=1",
         "training.mixed_precision=no",
+        "training.max_gen_length=100",
         "lr_scheduler.params.warmup_steps=1",
     ],
     "play": ["--port", "0"],

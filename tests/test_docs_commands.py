@@ -144,6 +144,14 @@ def shell(workshop, tmp_path):
     return call
 
 
+def two_machines(home: Path) -> None:
+    """The Slurm script's two machines took every step together."""
+    log = home / "experiments" / "SDAR-4B-Chat" / "math" / "best" / "first" / "log.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["sequences"] for row in rows] == [16, 16], "8 of each machine"
+
+
+AFTERWARDS = {"MACHINES.md": two_machines}  # page -> a look at its folder
 RUNNABLE = [page for page in PAGES if script(page)]
 
 
@@ -157,6 +165,7 @@ def test_the_commands_of_a_page_run(page, shell):
         (shell.home / name).write_text(text)
     done = shell(script(page))
     assert done.returncode == 0, f"{page.name}:\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    AFTERWARDS.get(page.name, lambda home: None)(shell.home)
 
 
 def test_a_page_with_a_wrong_command_fails(shell):
