@@ -16,7 +16,7 @@ CONTENTS = {  # section of the site -> its pages below docs/, without .md
     "Tutorials": ("GUIDE", "TUTORIAL", "OBJECTIVE", "REINFORCEMENT", "MACHINES", "EVALUATION", "ENGINES", "SHARING"),
     "Guides": ("PLAYGROUND", "DECODING", "MODELS", "GPU", "SCALING", "PERFORMANCE", "HARNESS"),
     "Reference": ("reference/commands", "reference/settings", "reference/api"),
-    "Outcomes": ("RESULTS", "FAQ", "LOG"),
+    "Outcomes": ("RESULTS", "SMOLLM", "FAQ", "LOG"),
 }
 # The commands with settings, their schemas, and the file whose values they take without config=FILE.
 SCHEMAS = {
