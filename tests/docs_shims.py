@@ -16,7 +16,7 @@ SMALL = {
     "eval": DECODE,
     "train": [
         "training.max_steps=2",
-        "training.batch_size_lm=8",
+        "training.batch_size_lm=16",
         "training.gradient_accumulation_steps=1",
         "training.mixed_precision=no",
         "training.max_gen_length=100",

@@ -148,7 +148,7 @@ def two_machines(home: Path) -> None:
     """The Slurm script's two machines took every step together."""
     log = home / "experiments" / "SDAR-4B-Chat" / "math" / "best" / "first" / "log.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [row["sequences"] for row in rows] == [16, 16], "8 of each machine"
+    assert [row["sequences"] for row in rows] == [32, 32], "16 of each machine"
 
 
 AFTERWARDS = {"MACHINES.md": two_machines}  # page -> a look at its folder

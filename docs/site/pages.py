@@ -13,7 +13,17 @@ from t3d.common.options import keys_of
 
 CONTENTS = {  # section of the site -> its pages below docs/, without .md
     "Start": ("index", "HOW_IT_WORKS"),
-    "Tutorials": ("GUIDE", "TUTORIAL", "OBJECTIVE", "REINFORCEMENT", "MACHINES", "EVALUATION", "ENGINES", "SHARING"),
+    "Tutorials": (
+        "GUIDE",
+        "QUESTIONS",
+        "TUTORIAL",
+        "OBJECTIVE",
+        "REINFORCEMENT",
+        "MACHINES",
+        "EVALUATION",
+        "ENGINES",
+        "SHARING",
+    ),
     "Guides": ("PLAYGROUND", "DECODING", "MODELS", "GPU", "SCALING", "PERFORMANCE", "HARNESS"),
     "Reference": ("reference/commands", "reference/settings", "reference/api"),
     "Outcomes": ("RESULTS", "SMOLLM", "FAQ", "LOG"),
