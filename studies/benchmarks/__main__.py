@@ -39,6 +39,7 @@ class Part(NamedTuple):
 
 PARTS = {
     "loop": Part("decode:loop_rows", 50),
+    "originals": Part("originals:original_rows", 120),
     "changes": Part("decode:change_rows", 80),
     "memory": Part("decode:memory_rows", 50),
     "busy": Part("decode:busy_rows", 50),

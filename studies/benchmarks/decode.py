@@ -176,7 +176,7 @@ def beside_loop(name: str, case: Case, repeats: int, looped: int, steps: int = 1
     settings = DecodeSettings(denoising_steps_per_block=steps, temperature=0.1)
     count = len(case.prompts)
     ours, theirs = alternate(lambda: case.engine(settings, count), lambda: case.loop(settings, looped), repeats)
-    label = f"{name}, {_count(count, 'prompt')}, {_count(steps, 'step')} per block"
+    label = f"{name}, {counted(count, 'prompt')}, {counted(steps, 'step')} per block"
     yield row(label, "tokens/s", ours, theirs, beside=LOOP)
 
 
@@ -194,7 +194,7 @@ def change_rows(quick: bool) -> Iterator[Row]:
         ("16 layers of width 1024, 1 lane", wide, 1, 4),
     ):
         settings = DecodeSettings(denoising_steps_per_block=steps)
-        label = f"fused commits: {name}, {_count(steps, 'step')} per block"
+        label = f"fused commits: {name}, {counted(steps, 'step')} per block"
         yield compare(label, "a commit is a forward", case, repeats, settings, slots, {"fused": False})
     settings = DecodeSettings(denoising_steps_per_block=1, temperature=0.1)
     for name, case in (("embedded teacher, 64 lanes", small), ("4 layers of width 256, 512 tokens, 16 lanes", long)):
@@ -274,7 +274,7 @@ def busy_rows(quick: bool) -> Iterator[Row]:
         command = [sys.executable, "-c", "from studies.benchmarks import decode; decode.print_busy()", str(int(quick))]
         for line in output_of(command, OMP_WAIT_POLICY=waiting).splitlines():
             threads, quiet, busy = line.split()
-            label = f"{_count(int(threads), 'thread')}, waiting {'passively' if waiting == 'PASSIVE' else 'actively'}"
+            label = f"{counted(int(threads), 'thread')}, waiting {'passively' if waiting == 'PASSIVE' else 'actively'}"
             yield row(label, "s with a busy core", float(busy), float(quiet), beside="quiet")
 
 
@@ -352,5 +352,6 @@ def _first(case: Case, prompts: int) -> Case:
     return Case(case.model, case.prompts[:prompts], case.mask_id, case.forbidden, case.max_token)
 
 
-def _count(number: int, name: str) -> str:
+def counted(number: int, name: str) -> str:
+    """A number of things: 1 prompt, 2 prompts."""
     return f"{number} {name}" if number == 1 else f"{number} {name}s"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader
 
 from studies.benchmarks.measure import Row
+from studies.benchmarks.originals import COMMITS
 from studies.smollm.steps import clock
 from studies.storymath.plots import save
 from t3d.common.errors import UserError
@@ -56,6 +57,7 @@ def write_page(folder: Path, page: Path) -> None:
     text = environment.get_template("performance.md.j2").render(
         parts=parts,
         plots=plots,
+        commits=COMMITS,
         points={name: [row for row in points if row["curve"] == name] for name in plots},
         conditions=conditions(list(parts.values())),
         compared=compared,

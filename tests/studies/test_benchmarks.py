@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from studies.benchmarks import __main__ as bench
+from studies.benchmarks import originals
 from studies.benchmarks.measure import row
 from studies.benchmarks.page import number, write_page
 from tests.conftest import ROOT, raises_key
@@ -89,6 +90,37 @@ def test_a_finished_part_is_not_run_again(folder, tmp_path, monkeypatch, capsys)
     bench.main()
     assert capsys.readouterr().out.startswith("0 of 1 parts to run")
     assert "## Decoding beside" in (quick / "PERFORMANCE.md").read_text()
+
+
+def test_an_original_runs_in_its_own_process(tmp_path):
+    """From a stand-in for SDAR's generate.py, which another interpreter would run as well."""
+    (tmp_path / "SDAR").mkdir()
+    (tmp_path / "T3D" / "models" / "sdar").mkdir(parents=True)
+    assert not originals.at_hand("sdar", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    assert originals.at_hand("sdar", tmp_path) and not originals.at_hand("dllm", tmp_path)
+    (tmp_path / "SDAR" / "generate.py").write_text(
+        "import time\ndef block_diffusion_generate(model, prompt, **settings):\n"
+        "    assert settings['mask_id'] == 4 and settings['denoising_steps'] == 1\n"
+        "    time.sleep(.05 * prompt['input_ids'].shape[1])\n"
+    )
+    (tmp_path / "T3D" / "models" / "sdar" / "__init__.py").write_text(
+        "import torch\nclass SDARConfig:\n    def __init__(self, **values): vars(self).update(values)\n"
+        "class SDARForCausalLM(torch.nn.Module):\n    def __init__(self, config):\n        super().__init__()\n"
+        "        self.config = config\n"
+    )
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "config.json").write_text("{}")
+    job = {"model": str(tmp_path / "weights"), "prompts": [[1, 2], [3]], "mask_id": 4, "pad_id": 0, "block_size": 4}
+    with originals.running("sdar", job | {"steps": 1, "temperature": 0.1, "max_token": 4}, tmp_path) as run:
+        assert 0.15 <= run() < 5 and 0.15 <= run() < 5
+    with pytest.raises(RuntimeError, match="generate"):
+        (tmp_path / "SDAR" / "generate.py").write_text("")
+        with originals.running("sdar", job, tmp_path):
+            pass
 
 
 @pytest.mark.slow
