@@ -122,10 +122,19 @@ class LocalEngine:
         run = Run(self, settings, seed, lanes, capacity, on_step)
         waiting = deque(requests)
         while waiting or run.busy:
-            run.refill(waiting)
-            yield from run.step()
-            if not waiting:
-                run.shrink()
+            yield from self._until_finished(run, waiting)
+
+    def _until_finished(self, run: "Run", waiting: deque[Request]) -> list[Trajectory]:
+        """Decode until an answer is finished. The model has its own attention between answers."""
+        with self.attention.of(self.model):
+            while waiting or run.busy:
+                run.refill(waiting)
+                finished = list(run.step())
+                if not waiting:
+                    run.shrink()
+                if finished:
+                    return finished
+        return []
 
     def _capacity(self, requests: Sequence[Request], settings: DecodeSettings) -> int:
         block = settings.block_size
@@ -383,7 +392,8 @@ class Run:
             filled[lane, column] = values
             return filled
 
-        token, certain, entropy = runner.block_forward(wide, turn, head)
+        again = self.whole and self.phase > 1 and self.energy is None  # an energy has forwards of its own between
+        token, certain, entropy = runner.block_forward(wide, turn, head, again)
         tokens, confidence = grid(token), grid(certain)
         if self.energy is not None:
             tokens, confidence = self.energy.choose(tokens, confidence, masked, turn)
