@@ -1,7 +1,8 @@
 # make demo         the whole pipeline on the embedded teacher, on a CPU, in minutes; shows the result
 # make test         style, types and tests (ARGS='-p randomly': in random order)
 # make tables       every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
-# make bench        decoding and training beside their baselines, on an otherwise idle CPU; docs/PERFORMANCE.md shows the figures
+# make bench        decoding and training beside their baselines, on an otherwise idle CPU; prints its time first, goes on where
+#                   it was, writes docs/PERFORMANCE.md (ARGS="--part loop train --again": only some parts, anew)
 # make gpu-report   everything that a GPU can show, in eight minutes (ARGS="--minutes 8 --device cpu": in small, on a CPU)
 # make smollm       a real language model, SmolLM2-135M: converted, taught to diffuse, distilled; prints its time first, goes
 #                   on where it was, writes docs/SMOLLM.md (SIZE=gpu: the full size; ARGS='--plan': only the estimates)
@@ -83,8 +84,7 @@ test-slow: $(VENV)/ready
 	$(PY) -m pytest -m slow
 
 bench: $(VENV)/ready
-	$(PY) -m studies.benchmarks.decode cpu
-	$(PY) -m studies.benchmarks.train_step
+	$(PY) -m studies.benchmarks $(ARGS)
 
 # It uses the environment as it is: a machine with a GPU may have its own torch, and no network.
 gpu-report:

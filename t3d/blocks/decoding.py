@@ -80,6 +80,8 @@ def draw(
         Above 0 temperature, top-k, top-p and softmax are applied in this order. The token is drawn by inverse CDF in
         the order of the ids. Its confidence is its filtered probability.
     """
+    if len(u) <= rows_at_once:
+        return _draw_rows(logits.float(), u, settings, need_entropy)
     return _join(
         [
             _draw_rows(chunk.float(), u_chunk, settings, need_entropy)
@@ -105,6 +107,9 @@ def project_and_draw(
     rows_drawn: int = 256,
 ) -> Draws:
     """``draw`` from the last hidden states (rows, width). The logits of ``rows_at_once`` rows are in memory at once."""
+    if len(u) <= rows_at_once:
+        logits = project(hidden, weight, forbidden)
+        return draw(logits, u, settings, need_entropy=need_entropy, rows_at_once=rows_drawn)
     return _join(
         [
             draw(project(h, weight, forbidden), of_rows, settings, need_entropy=need_entropy, rows_at_once=rows_drawn)
@@ -145,7 +150,7 @@ def inverse_cdf(probability: Tensor, u: Tensor, width: int = 512) -> Tensor:
     The search has two levels: first the parts of ``width`` ids, then the ids of one part. One running sum over 152k ids
     would take longer than the rest of sampling. An id of probability 0 is never returned. On a GPU this needs a check:
     rounding in a parallel scan can raise a running sum at an id of probability 0 (pytorch issue 21780). Such a draw
-    takes the most likely part, and the most likely id in it.
+    takes the most likely part, and the most likely id in it. A CPU adds in order, and 0 leaves a sum as it was.
     """
     vocab = probability.shape[-1]
     if vocab <= width:  # one part; the rest of the target is rounded as below
@@ -172,6 +177,8 @@ def _passed(mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     running = mass.cumsum(-1)
     target = torch.minimum(target, running[:, -1:] * (1 - 2**-23))  # below the total, so that the sum passes it
     place = torch.searchsorted(running, target, right=True).clamp_(max=mass.shape[-1] - 1)
+    if mass.device.type == "cpu":
+        return place, running, target
     return torch.where(mass.gather(-1, place) > 0, place, mass.argmax(-1, keepdim=True)), running, target
 
 
