@@ -250,7 +250,7 @@ def test_a_step_reads_once(model, settings, fused):
 @pytest.mark.parametrize("block, steps", [(4, 4), (4, 2), (8, 3), (4, 6)])
 @torch.inference_mode()
 def test_whole_blocks_of_a_fixed_number_of_steps_are_read_once(model, strategy, block, steps):
-    """Prompts that end with a block: only the step that ends all blocks reads. With shorter first blocks every step reads."""
+    """Prompts that end with a block: only the step that ends all blocks reads. With shorter first blocks all read."""
     settings = DecodeSettings(
         block_size=block, denoising_steps_per_block=steps, remasking_strategy=strategy, temperature=0.5, max_token=24
     )
