@@ -316,6 +316,9 @@ def growth_rows(quick: bool) -> Iterator[Row]:
     speed = alternate_all({n: partial(case.engine, settings, n) for n, case in cases.items()}, repeats)
     for n, found in speed.items():
         yield curve("lanes", "embedded teacher, 64 tokens", n, found)
+    inner = alternate_all({n: partial(feed_forward, case, settings, n) for n, case in cases.items()}, repeats)
+    for n, share in inner.items():
+        yield curve("lanes", "its feed-forward layers alone", n, speed[n] / share)
     lengths = (8, 16) if quick else (128, 256, 512, 1024)
     for name, attention in (("keys and values shared", None), ("keys and values repeated", REPEATING)):
         by_length = {n: Case.of(model, 2 if quick else 8, n) for n in lengths}
@@ -336,6 +339,27 @@ def growth_rows(quick: bool) -> Iterator[Row]:
         speed = alternate_all({block: partial(case.engine, way, 16) for block, way in ways.items()}, repeats)
         for block, found in speed.items():
             yield curve("block", name, block, found)
+
+
+def feed_forward(case: Case, settings: DecodeSettings, slots: int) -> float:
+    """The share of a run's time in the feed-forward layers."""
+    spent, hooks = [0.0], []
+
+    def before(*args: object) -> None:
+        spent[0] -= time.perf_counter()
+
+    def after(*args: object) -> None:
+        spent[0] += time.perf_counter()
+
+    for name, module in case.model.named_modules():
+        if name.endswith(".mlp"):
+            hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        total = case.tokens / case.engine(settings, slots)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return spent[0] / total
 
 
 def lanes_of(quick: bool) -> tuple[int, ...]:

@@ -150,7 +150,7 @@ def inverse_cdf(probability: Tensor, u: Tensor, width: int = 512) -> Tensor:
     The search has two levels: first the parts of ``width`` ids, then the ids of one part. One running sum over 152k ids
     would take longer than the rest of sampling. An id of probability 0 is never returned. On a GPU this needs a check:
     rounding in a parallel scan can raise a running sum at an id of probability 0 (pytorch issue 21780). Such a draw
-    takes the most likely part, and the most likely id in it. A CPU adds in order, and 0 leaves a sum as it was.
+    takes the most likely part, and the most likely id in it.
     """
     vocab = probability.shape[-1]
     if vocab <= width:  # one part; the rest of the target is rounded as below
@@ -177,8 +177,6 @@ def _passed(mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     running = mass.cumsum(-1)
     target = torch.minimum(target, running[:, -1:] * (1 - 2**-23))  # below the total, so that the sum passes it
     place = torch.searchsorted(running, target, right=True).clamp_(max=mass.shape[-1] - 1)
-    if mass.device.type == "cpu":
-        return place, running, target
     return torch.where(mass.gather(-1, place) > 0, place, mass.argmax(-1, keepdim=True)), running, target
 
 
