@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from studies.storymath.__main__ import initial_model
+from studies.domains import DOMAINS, initial_model
 from t3d.common.options import load
 from t3d.data.release import prepare_training_file
 from t3d.rollout.run import roll_out
@@ -80,7 +80,7 @@ def workshop(tmp_path_factory, cache_aside) -> Path:
         (home / stand_in).symlink_to(teacher)
     for stand_in in ("STUDENT", "DIR"):
         (home / stand_in).symlink_to(student)
-    initial_model(home / "Qwen" / "Qwen3-0.6B", block_size=1, seed=0)
+    initial_model(DOMAINS["StoryMath"], home / "Qwen" / "Qwen3-0.6B", block_size=1, seed=0)
     demo = home / "experiments" / "demo"
     write_questions(home / "data", demo / "data")
     reset_accelerator()
@@ -101,9 +101,7 @@ def workshop(tmp_path_factory, cache_aside) -> Path:
 
 def write_questions(*folders: Path) -> None:
     """The question sets of the pages, eight rows each, and answers to grade."""
-    from studies.storymath.problems import build_splits
-
-    rows = [{**row} for row in build_splits(with_sft=False)["StoryMath_val"][:8]]
+    rows = DOMAINS["StoryMath"].build_splits()["StoryMath_val"][:8]
     program = {
         "question": "Write add(a, b).",
         "prefix": "",
