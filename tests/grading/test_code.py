@@ -110,6 +110,7 @@ def test_fences_that_do_not_count(fence):
         (f"{SOLVED}\n```\nf = abs\n```", "f = abs\n"),
         (f"{SOLVED}\n```python\ndef f(x):\n    return", "def f(x):\n    return 2 * x\n"),  # cut off
         ("```python\nfrom operator import neg as f\n```\n" + EXAMPLE, "from operator import neg as f\n"),
+        (f"{SOLVED}\n```python\nfrom solution import f\nprint(f(3))\n```", "def f(x):\n    return 2 * x\n"),
         ("```python\nclass f:\n    x = 1\n```\n" + EXAMPLE, "class f:\n    x = 1\n"),
         ("```python\nasync def f(): pass\n```\n" + EXAMPLE, "async def f(): pass\n"),
         ("```python\ng = 1\n```\n" + EXAMPLE, "print(f(3))\n"),  # none defines it: the last

@@ -123,6 +123,21 @@ def test_not_plain_numbers(text):
 
 
 RIGHT = [
+    ("15:15", r"3:15\text{ p.m.}"),
+    (r"\text{noon}", r"12\text{ p.m.}"),
+    (r"12:00\text{ a.m.}", r"\text{midnight}"),
+    ("3{:}30", "3:30"),
+    ("90º", r"90^\circ"),
+    (r"0.\dot{1}2\dot{3}", r"0.\overline{123}"),
+    (r"1\text{,}000", "1,000"),
+    (r"\text{The answer is Tuesday}", r"\text{Tuesday}"),
+    (r"\text{March 1st}", r"\text{March 1}"),
+    (r"\text{March 1 2003}", r"\text{March 1, 2003}"),
+    (r"\text{either } 1 \text{ or } 2", "1, 2"),
+    (r"\text{the two numbers are } 1 \text{ and } 2", "1, 2"),
+    (r"x = \{1,2\}", "1, 2"),
+    ("(1,2)", "(x, y) = (1, 2)"),
+    ("(x,y) = (1,2), (x,y) = (3,4)", "(1,2), (3,4)"),
     ("1080", "1,080"),
     (r"\$18.00", "18"),
     (r"18\%", "18"),
@@ -250,6 +265,15 @@ RIGHT = [
     (r"5\text{ feet}", r"5\text{ ft}"),
 ]
 WRONG = [
+    ("3:15", r"15:15\text{ p.m.}"),
+    ("3:15", "15:15"),
+    ("21:00", r"9\text{ a.m.}"),
+    (r"\text{noon}", r"12\text{ a.m.}"),
+    (r"20^\circ\text{C}", r"20^\circ\text{F}"),
+    (r"10\text{ cm}^3", r"10\text{ cm}^2"),
+    ("70 cubic inches", r"70\text{ square inches}"),
+    (r"\text{March 11}", r"\text{March 1}"),
+    ("(y, x) = (2, 1)", "(x, y) = (1, 2)"),
     ("12", "1,2"),
     ("1,2", "12"),
     ("1 1/2", "1"),

@@ -31,7 +31,7 @@ def part(text, *heads):
     """What stands below the headings, one inside the other, up to the next of the last one's kind or higher."""
     for head in heads:
         text = text[text.index(f"\n{head}\n") + len(head) + 2 :]
-        marks = [f"\n{'#' * n} " for n in range(1, head.index(" ") + 1)]
+        marks = [f"\n{'#' * n} " for n in range(2, head.index(" ") + 1)]
         text = text[: min(text.index(mark) if mark in text else len(text) for mark in marks)]
     return text
 

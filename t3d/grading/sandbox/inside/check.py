@@ -218,7 +218,7 @@ class Tests(Peer):
         if kind in ("call", "next", "apply") and id(target) in self._numbers:
             return
         own = type(target).__module__ == _MODULE
-        if kind == "apply" and own:
+        if kind in ("apply", "copy") and own:
             return
         public = isinstance(rest[0], str) and (
             not rest[0].startswith("__") or (kind == "attribute" and rest[0] in _OPEN)

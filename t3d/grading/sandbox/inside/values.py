@@ -28,6 +28,7 @@ import os
 import re
 import struct
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,7 +53,9 @@ CONTAINERS = (
 _KINDS = {kind.__name__: kind for kind in CONTAINERS}
 _VIEWS = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
 _BASES = (int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset, collections.deque)
-_CONSTANTS = {"ellipsis": ..., "NotImplemented": NotImplemented}
+# Attributes that Python reads to inspect a function, to derive from a class, or to list a dataclass's fields.
+_READ_BY_PYTHON = ("__signature__", "__mro_entries__", "__dataclass_fields__")
+_CONSTANTS = {"no traceback": None, "ellipsis": ..., "NotImplemented": NotImplemented}
 
 
 def _write_datetime(value: Any) -> str:
@@ -91,7 +94,7 @@ _DTYPE = re.compile(r"[<>|=](?:[biufc]\d+|[US]\d+|[mM]8(?:\[\d*[a-zA-Z]+\])?)")
 
 # Operations that a class may define for its instances. A stand-in has the operations of its object's class.
 _ASKED = """call len iter next reversed getitem setitem delitem contains str repr format bytes bool int float index
-complex enter exit instancecheck subclasscheck hash length_hint round floor ceil trunc""".split()
+complex enter exit instancecheck subclasscheck hash length_hint round floor ceil trunc missing""".split()
 _COMPARED = "lt le gt ge".split()
 _UNARY = "neg pos invert abs".split()
 _BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
@@ -133,6 +136,12 @@ class StandIn:
 
     def __delattr__(self, name: str) -> None:
         self._peer.ask("delete", self, name)
+
+    def __copy__(self) -> Any:
+        return self._peer.ask("copy", self, "copy")
+
+    def __deepcopy__(self, _: dict) -> Any:
+        return self._peer.ask("copy", self, "deepcopy")
 
 
 def _documentation(stand_in: StandIn) -> Any:
@@ -319,7 +328,7 @@ class Peer:
         if kind == "call":
             return target(*rest[0], **dict(rest[1]))
         if kind == "attribute":
-            return getattr(target, rest[0])
+            return _attribute(target, rest[0])
         if kind == "set":
             return setattr(target, *rest)
         if kind == "delete":
@@ -332,6 +341,8 @@ class Peer:
             return getattr(target, rest[0])(*rest[1:])
         if kind == "update":
             return overwrite(target, rest[0])
+        if kind == "copy" and rest[0] in ("copy", "deepcopy"):
+            return getattr(importlib.import_module("copy"), rest[0])(target)
         raise ValueError(f"unknown request {kind!r}")
 
     def changes(self) -> list:
@@ -440,7 +451,9 @@ class Peer:
         except BaseException:
             text = ""
         state = tuple((name, value) for name, value in vars(error).items() if name != "_text")
-        about = [error.args, state, error.__cause__]
+        # An OSError keeps its file's name outside `args`.
+        arguments = error.__reduce__()[1] if type(error).__reduce__ is OSError.__reduce__ else error.args
+        about = [arguments, state, error.__cause__]
         return ["exception", self.encode(type(error)), *map(self.encode, about), text]
 
     def _encode_numpy(self, value: Any) -> Any:
@@ -452,6 +465,8 @@ class Peer:
 
     def _encode_object(self, value: Any) -> list:
         kind: type = type(value)
+        if kind is types.TracebackType:  # the last argument of __exit__
+            return ["no traceback"]
         if not self.may_share(value):
             raise Unsupported(f"a {kind.__name__} cannot cross")
         number = self._keep(value)
@@ -463,7 +478,8 @@ class Peer:
         if base is not None:
             plain = base(value) if base is not str else str.__str__(value)
             return ["sub", number, kind.__name__, _operations(kind, base), self.encode(plain)]
-        return ["mine", number, kind.__name__, _operations(kind)]
+        fields = getattr(value if isinstance(value, type) else kind, "__dataclass_fields__", ())
+        return ["mine", number, kind.__name__, _operations(kind), list(fields)]
 
     def _keep(self, value: Any) -> int:
         if id(value) not in self._numbers:
@@ -572,9 +588,9 @@ class Peer:
             self._theirs[id(stand_in)] = number, stand_in
         return self._stand_ins[number]
 
-    def _decode_mine(self, number: int, name: str, operations: list) -> StandIn:
+    def _decode_mine(self, number: int, name: str, operations: list, fields: list) -> StandIn:
         def make() -> StandIn:
-            kind: Any = self._class_of(str(name), (StandIn,), operations)
+            kind: Any = self._class_of(str(name), (StandIn,), operations, *map(str, fields))
             stand_in: StandIn = object.__new__(kind)
             object.__setattr__(stand_in, "_peer", self)
             object.__setattr__(stand_in, "_number", number)
@@ -607,8 +623,8 @@ class Peer:
         make = self._class_of(str(name), (type(value),), operations)
         return self._stand_in(number, lambda: make(value))
 
-    def _class_of(self, name: str, bases: tuple[type, ...], operations: list) -> type:
-        key = name, bases, *operations
+    def _class_of(self, name: str, bases: tuple[type, ...], operations: list, *fields: str) -> type:
+        key = name, bases, fields, *operations
         if key not in self._classes:
             space: dict[str, Any] = {each: self.operation(each) for each in operations if each in _OPERATIONS}
             if bases == (StandIn,):
@@ -617,6 +633,9 @@ class Peer:
                     space["__call__"] = _called
                 if "__eq__" in space:
                     space.setdefault("__hash__", None)
+                if fields:
+                    made: Any = importlib.import_module("dataclasses").make_dataclass("fields", fields)
+                    space["__dataclass_fields__"] = made.__dataclass_fields__
             else:
                 space.setdefault("__hash__", bases[0].__hash__)
                 space["__getattr__"] = self._getter()
@@ -752,7 +771,7 @@ def _exception(kind: type, arguments: tuple) -> BaseException:
         base.__init__(error, *arguments)
     except TypeError:
         error = BaseException.__new__(kind)
-    error.args = arguments
+        error.args = arguments
     return error
 
 
@@ -761,6 +780,12 @@ def _subclass(name: str, parents: tuple[type, ...], space: dict) -> type:
         return type(name, parents, space)
     except TypeError:  # the layouts of the bases conflict
         return type(name, parents[:1], space)
+
+
+def _attribute(target: Any, name: str) -> Any:
+    if name in _READ_BY_PYTHON:
+        raise Unsupported(f"{name} of a {type(target).__name__}")
+    return getattr(target, name)
 
 
 def _apply(target: Any, name: str, *arguments: Any) -> Any:
