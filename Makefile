@@ -49,7 +49,6 @@ tables: $(VENV)/ready
 	$(PY) -m studies.storymath.tables --ablations --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 8 --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 4,8 --seeds 1 --analysis
-	$(PY) -m studies.storymath.tables --domain StoryCode --blocks 4,8 --seeds 1
 
 smollm: $(VENV)/ready
 	$(PY) $(PIP_INSTALL) -c constraints.txt $(SMOLLM)

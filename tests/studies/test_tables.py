@@ -163,7 +163,15 @@ def test_a_number_that_cannot_be_is_told(in_folder, capsys, line, told):
     assert stopped.value.code == 2 and told in capsys.readouterr().err
 
 
-def test_a_domain_without_an_autoregressive_model(in_folder):
+def test_a_domain_without_its_teacher_says_how_to_make_it(in_folder, monkeypatch, capsys):
+    monkeypatch.setitem(DOMAINS, "StoryCode", DOMAINS["StoryCode"]._replace(teacher="models/none"))
+    with pytest.raises(SystemExit):
+        in_folder("--domain", "StoryCode", "--methods", "original")
+    assert "make teacher OF=storycode" in capsys.readouterr().err
+
+
+def test_a_domain_without_an_autoregressive_model(in_folder, monkeypatch):
+    monkeypatch.setitem(DOMAINS, "StoryCode", DOMAINS["StoryCode"]._replace(teacher="models/embedded-teacher"))
     with raises_key("--methods", "StoryCode"):
         in_folder("--domain", "StoryCode", "--methods", "converted")
 
