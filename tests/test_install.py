@@ -30,13 +30,20 @@ def normal(package: str) -> str:
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
+def installed_extras() -> set[str]:
+    """The extras that the targets of the Makefile install."""
+    makefile = (ROOT / "Makefile").read_text()
+    return {name for names in re.findall(r'-e "\.\[([\w,-]+)\]"', makefile) for name in names.split(",")}
+
+
 def test_requirements_are_the_dependencies_and_the_extras_of_the_pipeline():
     assert sorted(lines("requirements.txt")) == sorted(FULL)
 
 
 def test_the_pinned_versions_lie_in_the_ranges():
     pinned = pins("constraints.txt")
-    for line in [*FULL, *EXTRAS["dev"]]:
+    extras = [line for name in sorted(installed_extras()) for line in EXTRAS[name]]
+    for line in [*FULL, *extras, *EXTRAS["smollm"]]:
         requirement = Requirement(line)
         assert pinned[normal(requirement.name)] in requirement.specifier, line
 

@@ -47,7 +47,7 @@ def test_an_error_is_one_line_and_exit_code_2_from_the_scripts_folder():
 def test_what_a_project_writes_is_not_gits():
     written = ("your_project/temp_data/x/shard-00000.jsonl", "your_project/results/a.json", "eval/results/a/b.jsonl")
     written += ("experiments/a/log.jsonl", "data/MATH500.json", "data/.x_renamed.origin")
-    ours = ("docs/results/demo-seed1.json", "studies/benchmarks/results/decode.json", "configs/eval.yaml")
+    ours = ("docs/results/demo-seed1.json", "docs/results/performance/loop.json", "configs/eval.yaml")
     done = subprocess.run(
         ["git", "check-ignore", "--no-index", *written, *ours], cwd=ROOT, capture_output=True, text=True
     )

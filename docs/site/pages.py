@@ -13,10 +13,20 @@ from t3d.common.options import keys_of
 
 CONTENTS = {  # section of the site -> its pages below docs/, without .md
     "Start": ("index", "HOW_IT_WORKS"),
-    "Tutorials": ("GUIDE", "TUTORIAL", "OBJECTIVE", "MACHINES", "EVALUATION", "ENGINES", "SHARING"),
+    "Tutorials": (
+        "GUIDE",
+        "QUESTIONS",
+        "TUTORIAL",
+        "OBJECTIVE",
+        "REINFORCEMENT",
+        "MACHINES",
+        "EVALUATION",
+        "ENGINES",
+        "SHARING",
+    ),
     "Guides": ("PLAYGROUND", "DECODING", "MODELS", "GPU", "SCALING", "PERFORMANCE", "HARNESS"),
     "Reference": ("reference/commands", "reference/settings", "reference/api"),
-    "Outcomes": ("RESULTS", "FAQ", "LOG"),
+    "Outcomes": ("RESULTS", "SMOLLM", "FAQ", "LOG"),
 }
 # The commands with settings, their schemas, and the file whose values they take without config=FILE.
 SCHEMAS = {

@@ -1,1 +1,1 @@
-"""Speed and memory, as ratios measured side by side in one run: ``python -m studies.benchmarks.<name>``."""
+"""Speed and memory, as ratios measured side by side: ``python -m studies.benchmarks``."""

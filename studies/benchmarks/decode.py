@@ -1,30 +1,37 @@
-"""Decoding: fused against unfused commits, our engine against the published loop, the shares of time and memory.
+"""Decoding: our engine against the published loop, the gain of each change, memory, busy cores, growth.
 
-    python -m studies.benchmarks.decode [cpu | gpu] [--repeats 5] [--quick]
-
-Prints a table and writes results/decode.json (on a GPU decode_gpu.json): rows of {case, metric, value, baseline,
-ratio}. Each figure is the median of alternating repeats in one process. Peak memory is above the loaded model's, each
-measured in its own process. The GPU's part has the shape of SDAR-4B in bf16 with random weights, at 4 tokens per step.
-Its baseline is the bound of memory bandwidth: one reading of all parameters per forward, at a copy's speed.
+Every part is a function of ``python -m studies.benchmarks``. It gives rows (see ``measure.row``). Each figure is the
+median of alternating repeats in one process. Peak memory is above the loaded model's, each measured in its own process.
 """
 
-import argparse
-import platform
 import random
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from studies.benchmarks import published_loop
-from studies.benchmarks.measure import alternate, in_fresh_process, peak_memory, publish, row, seconds
+from studies.benchmarks.measure import (
+    Row,
+    alternate,
+    alternate_all,
+    in_fresh_process,
+    output_of,
+    peak_memory,
+    row,
+    seconds,
+)
 from studies.storymath.problems import generate as story_problem
 from t3d.blocks import decoding
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.paths import ROOT
+from t3d.common.processes import cores
+from t3d.decode.attention import CacheAttention
 from t3d.decode.local import LocalEngine
 from t3d.decode.protocol import Request
 from t3d.models import SDARConfig, SDARForCausalLM
@@ -32,6 +39,8 @@ from t3d.models.loading import load_model, load_tokenizer, special_ids
 from t3d.tasks import prompt
 
 TEACHER = str(ROOT / "models" / "embedded-teacher")
+LOOP = "the published loop, one prompt at a time"
+REPEATING = CacheAttention("sdpa")  # transformers repeats keys and values for each query head
 
 
 def random_model(layers: int, width: int, vocab: int) -> SDARForCausalLM:
@@ -54,20 +63,6 @@ def shape(layers: int, width: int, vocab: int) -> SDARConfig:
         tie_word_embeddings=False,
         mask_token_id=vocab - 1,
     )
-
-
-SDAR_4B = SDARConfig(
-    vocab_size=151_936,
-    hidden_size=2560,
-    intermediate_size=9728,
-    num_hidden_layers=36,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    max_position_embeddings=32_768,
-    tie_word_embeddings=False,
-    mask_token_id=151_935,
-)
 
 
 class Case:
@@ -98,8 +93,10 @@ class Case:
         prompt_ids = [prompt(question, tokenizer)[0].tolist() for question in questions]
         return cls(model, prompt_ids, ids.mask_id, [*ids.forbidden_ids, *ids.stop_ids], max_token)
 
-    def engine(self, settings: DecodeSettings, slots: int, fused: bool = True) -> float:
-        """Tokens per second of our engine."""
+    def engine(
+        self, settings: DecodeSettings, slots: int, fused: bool = True, attention: CacheAttention | None = None
+    ) -> float:
+        """Tokens per second of our engine. ``attention``: in place of the engine's choice."""
         engine = LocalEngine(
             self.model,
             mask_id=self.mask_id,
@@ -108,6 +105,7 @@ class Case:
             max_active=slots,
             fused_commit=fused,
         )
+        engine.attention = attention or engine.attention
         requests = [Request(f"bench/{i}", 0, tuple(ids)) for i, ids in enumerate(self.prompts)]
         settings = replace(settings, max_token=self.max_token)
         return self.tokens / seconds(lambda: list(engine.generate(requests, settings, seed=0)))
@@ -121,28 +119,6 @@ class Case:
                 published_loop.generate(self.model, ids, settings, self.mask_id, [])
 
         return prompts * self.max_token / seconds(work)
-
-
-def fused_rows(case: Case, name: str, slots: int, repeats: int, temperature: float = 0.0) -> list[dict]:
-    """A block's last tokens written by the next block's first forward, against an extra forward."""
-    rows = []
-    for steps in (1, 2, 4):
-        settings = DecodeSettings(denoising_steps_per_block=steps, temperature=temperature)
-        fused, unfused = alternate(
-            partial(case.engine, settings, slots), partial(case.engine, settings, slots, fused=False), repeats
-        )
-        rows.append(row(f"fused_vs_unfused/{name}steps={steps}", "tokens_per_second", fused, unfused))
-    return rows
-
-
-def loop_rows(case: Case, name: str, repeats: int, looped: int, steps: int = 1) -> list[dict]:
-    """Against the published loop at 4 / ``steps`` tokens per step, temperature .1, all prompts in flight."""
-    settings = DecodeSettings(denoising_steps_per_block=steps, temperature=0.1)
-    ours, theirs = alternate(
-        lambda: case.engine(settings, len(case.prompts)), lambda: case.loop(settings, looped), repeats
-    )
-    at = f"/steps={steps}" if steps > 1 else ""
-    return [row(f"vs_published_loop/{name}prompts={len(case.prompts)}{at}", "tokens_per_second", ours, theirs)]
 
 
 def model_share(case: Case, settings: DecodeSettings) -> float:
@@ -167,31 +143,6 @@ def model_share(case: Case, settings: DecodeSettings) -> float:
     return (spent["forward"] - spent["draw"]) / total
 
 
-CASES: dict[str, tuple[Callable[..., Case], tuple[int, ...]]] = {
-    "": (Case.embedded, (64,)),
-    "vocab=152k/": (Case.random, (8, 512, 151_936, 64, 32)),
-}
-
-
-def memory_of(name: str, side: str) -> int:
-    """Peak bytes above the loaded model of a run at 4 tokens per step, temperature .1, by our engine or the loop."""
-    make, arguments = CASES[name]
-    case = make(*arguments)
-    settings = DecodeSettings(denoising_steps_per_block=1, temperature=0.1)
-    work = {"engine": lambda: case.engine(settings, len(case.prompts)), "loop": lambda: case.loop(settings, 4)}
-    return peak_memory(work[side], case.model.device)
-
-
-def memory_rows() -> list[dict]:
-    """All prompts in flight against the published loop's one at a time."""
-    rows = []
-    for name, (_, arguments) in CASES.items():
-        ours, theirs = (in_fresh_process(memory_of, name, side) / 2**20 for side in ("engine", "loop"))
-        prompts = 64 if len(arguments) == 1 else arguments[3]
-        rows.append(row(f"peak_memory/{name}prompts={prompts}", "MiB", ours, theirs))
-    return rows
-
-
 def bandwidth(device: torch.device, repeats: int) -> float:
     """Bytes per second of a copy within the device's memory, read and written."""
     source = torch.empty(2**30, dtype=torch.uint8, device=device)
@@ -206,75 +157,225 @@ def bandwidth(device: torch.device, repeats: int) -> float:
     return 10 * 2 * source.nbytes / statistics.median(seconds(copies) for _ in range(repeats))
 
 
-def gpu_rows(config: SDARConfig, max_token: int, repeats: int, device: torch.device) -> list[dict]:
-    """Tokens per second at batch 1, 32 and 128 against the bandwidth bound, and the peak memory."""
-    speed = bandwidth(device, repeats)
-    with device:
-        model = SDARForCausalLM._from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    settings = DecodeSettings(denoising_steps_per_block=1, temperature=0.1)
-    rows = [row("gpu/bandwidth", "GB_per_second", speed / 1e9)]
-    for batch in (1, 32, 128):
-        case = Case.of(model, batch, max_token)
-        case.engine(settings, batch)
-        rate = statistics.median(case.engine(settings, batch) for _ in range(repeats))
-        bound = batch * settings.block_size * speed / weights
-        rows.append(row(f"gpu/sdar-4b/batch={batch}", "tokens_per_second", rate, bound))
-        taken = peak_memory(partial(case.engine, settings, batch), device)
-        rows.append(row(f"gpu/sdar-4b/batch={batch}", "peak_memory_MiB", taken / 2**20))
-    return rows
+# ---------------------------------------------------------------------------------------------------------------------
+# The parts
 
 
-def cpu_rows(repeats: int) -> list[dict]:
-    """All rows of the CPU part."""
-    rows = memory_rows()
-    body = Case.random(16, 1024, 4096, prompts=1, max_token=64)
-    rows += fused_rows(body, "", 1, repeats)
-    del body
-    embedded = Case.embedded(64)
-    for slots in (1, 8, 64):
-        rows += fused_rows(embedded, f"embedded/slots={slots}/", slots, repeats)
-    rows += loop_rows(embedded, "", repeats, looped=8)
-    one = Case.embedded(1)
+def loop_rows(quick: bool) -> Iterator[Row]:
+    """Against the published loop at temperature .1, all prompts in flight: many prompts, one, a large vocabulary."""
+    many, one = (Case.embedded(8, 16), Case.embedded(1, 16)) if quick else (Case.embedded(64), Case.embedded(1))
+    large = Case.random(2, 64, 4000, 8, 8) if quick else Case.random(8, 512, 151_936, prompts=64, max_token=32)
+    yield from beside_loop("embedded teacher", many, 1 if quick else 5, looped=8)
     for steps in (1, 4):
-        rows += loop_rows(one, "", 3 * repeats, looped=1, steps=steps)
-    large = Case.random(8, 512, 151_936, prompts=64, max_token=32)
-    rows += loop_rows(large, "vocab=152k/", min(repeats, 3), looped=4)
-    for name, case, temperatures in (
-        ("", embedded, (0.1,)),
-        ("/embedded", embedded, (0.0,)),
-        ("/vocab=152k", large, (0.0, 0.1)),
+        yield from beside_loop("embedded teacher", one, 1 if quick else 15, looped=1, steps=steps)
+    yield from beside_loop("8 layers of width 512, vocabulary 152k", large, 1 if quick else 2, looped=4)
+
+
+def beside_loop(name: str, case: Case, repeats: int, looped: int, steps: int = 1) -> Iterator[Row]:
+    """One case; the loop decodes the first ``looped`` prompts."""
+    settings = DecodeSettings(denoising_steps_per_block=steps, temperature=0.1)
+    count = len(case.prompts)
+    ours, theirs = alternate(lambda: case.engine(settings, count), lambda: case.loop(settings, looped), repeats)
+    label = f"{name}, {counted(count, 'prompt')}, {counted(steps, 'step')} per block"
+    yield row(label, "tokens/s", ours, theirs, beside=LOOP)
+
+
+def change_rows(quick: bool) -> Iterator[Row]:
+    """Each change to the engine beside the engine without it."""
+    small = Case.embedded(4, 16) if quick else Case.embedded(64)
+    wide = Case.random(2, 64, 500, 2, 8) if quick else Case.random(16, 1024, 4096, prompts=1, max_token=32)
+    long = Case.random(2, 64, 500, 2, 16) if quick else Case.random(4, 256, 4096, prompts=16, max_token=512)
+    repeats = 1 if quick else 3
+    for name, case, slots, steps in (
+        ("embedded teacher, 1 lane", _first(small, 1 if quick else 8), 1, 1),
+        ("embedded teacher, 1 lane", _first(small, 1 if quick else 8), 1, 4),
+        ("embedded teacher, 64 lanes", small, 64, 1),
+        ("16 layers of width 1024, 1 lane", wide, 1, 1),
+        ("16 layers of width 1024, 1 lane", wide, 1, 4),
     ):
-        for temperature in temperatures:
-            label = f"model_share{name}" + (f"/temperature={temperature}" if name else "")
-            settings = DecodeSettings(denoising_steps_per_block=1, temperature=temperature)
-            share = statistics.median(model_share(case, settings) for _ in range(repeats))
-            rows.append(row(label, "share", share))
-    return rows
+        settings = DecodeSettings(denoising_steps_per_block=steps)
+        label = f"fused commits: {name}, {counted(steps, 'step')} per block"
+        yield compare(label, "a commit is a forward", case, repeats, settings, slots, {"fused": False})
+    settings = DecodeSettings(denoising_steps_per_block=1, temperature=0.1)
+    for name, case in (("embedded teacher, 64 lanes", small), ("4 layers of width 256, 512 tokens, 16 lanes", long)):
+        label = f"grouped heads share keys and values: {name}"
+        yield compare(label, "repeated for each head", case, repeats, settings, 64, {"attention": REPEATING})
+    few = _first(small, 16)
+    ours, theirs = alternate(lambda: few.engine(settings, 16), lambda: few.engine(settings, 1), repeats)
+    yield row("lanes share a forward: embedded teacher, 16 prompts", "tokens/s", ours, theirs, beside="one lane")
+    yield from draw_rows(quick)
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "part", nargs="?", choices=("cpu", "gpu"), help="run only this part; default both if there is a GPU"
+def compare(
+    label: str, beside: str, case: Case, repeats: int, settings: DecodeSettings, slots: int, without: dict
+) -> Row:
+    """The engine, and the engine with the options ``without``."""
+    ours, theirs = alternate(
+        partial(case.engine, settings, slots), partial(case.engine, settings, slots, **without), repeats
     )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one repeat, to check that it runs")
-    args = parser.parse_args()
-    repeats = 1 if args.quick else args.repeats
-    context = {"torch": torch.__version__, "repeats": repeats}
-    if args.part != "gpu":
-        machine, threads = platform.processor() or platform.machine(), torch.get_num_threads()
-        publish("decode", cpu_rows(repeats), machine=machine, threads=threads, dtype="float32", **context)
-    if args.part == "cpu":
-        return
-    if not torch.cuda.is_available():
-        print("\nThe GPU's part was not run: torch sees no CUDA device.")
-        return
-    rows = gpu_rows(SDAR_4B, 256, repeats, torch.device("cuda"))
-    publish("decode_gpu", rows, machine=torch.cuda.get_device_name(), dtype="bfloat16", **context)
+    return row(label, "tokens/s", ours, theirs, beside=beside)
 
 
-if __name__ == "__main__":
-    main()
+def draw_rows(quick: bool) -> Iterator[Row]:
+    """Drawing from a large vocabulary: the search in two levels, and rows in groups that fit a core's cache."""
+    rows, vocab = (8, 2000) if quick else (128, 151_936)
+    torch.manual_seed(0)
+    logits, u = torch.randn(rows, vocab), torch.rand(rows)
+    probability = logits.softmax(-1)
+    repeats = 3 if quick else 15
+    ours, theirs = (
+        rows / taken
+        for taken in alternate(
+            lambda: seconds(lambda: decoding.inverse_cdf(probability, u)),
+            lambda: seconds(lambda: decoding.inverse_cdf(probability, u, width=vocab)),
+            repeats,
+        )
+    )
+    name = f"{rows} draws from {vocab:,} ids"
+    yield row(f"a draw in two levels: {name}", "draws/s", ours, theirs, beside="one running sum")
+    settings = DecodeSettings(temperature=0.1)
+    ours, theirs = (
+        rows / taken
+        for taken in alternate(
+            lambda: seconds(lambda: decoding.draw(logits, u, settings, rows_at_once=max(1, 2**21 // vocab))),
+            lambda: seconds(lambda: decoding.draw(logits, u, settings, rows_at_once=rows)),
+            repeats,
+        )
+    )
+    yield row(f"a few rows at a time: {name}", "draws/s", ours, theirs, beside="all rows at once")
+
+
+CASES: dict[str, tuple[Callable[..., Case], tuple[int, ...]]] = {
+    "embedded teacher, 64 prompts": (Case.embedded, (64,)),
+    "8 layers of width 512, vocabulary 152k, 64 prompts": (Case.random, (8, 512, 151_936, 64, 32)),
+}
+QUICK_CASES = {"2 layers of width 64, 4 prompts": (Case.random, (2, 64, 500, 4, 8))}
+
+
+def memory_of(name: str, side: str) -> int:
+    """Peak bytes above the loaded model of a run at 4 tokens per step, temperature .1, by our engine or the loop."""
+    make, arguments = (CASES | QUICK_CASES)[name]
+    case = make(*arguments)
+    settings = DecodeSettings(denoising_steps_per_block=1, temperature=0.1)
+    work = {"engine": lambda: case.engine(settings, len(case.prompts)), "loop": lambda: case.loop(settings, 2)}
+    return peak_memory(work[side], case.model.device)
+
+
+def memory_rows(quick: bool) -> Iterator[Row]:
+    """All prompts in flight against the published loop's one at a time."""
+    for name in QUICK_CASES if quick else CASES:
+        ours, theirs = (in_fresh_process(memory_of, name, side) / 2**20 for side in ("engine", "loop"))
+        yield row(name, "MiB above the model", ours, theirs, beside=LOOP)
+
+
+def busy_rows(quick: bool) -> Iterator[Row]:
+    """Seconds of one small decode by threads and their waiting, on a quiet machine and with one busy core beside."""
+    for waiting in ("PASSIVE", "ACTIVE"):
+        command = [sys.executable, "-c", "from studies.benchmarks import decode; decode.print_busy()", str(int(quick))]
+        for line in output_of(command, OMP_WAIT_POLICY=waiting).splitlines():
+            threads, quiet, busy = line.split()
+            label = f"{counted(int(threads), 'thread')}, waiting {'passively' if waiting == 'PASSIVE' else 'actively'}"
+            yield row(label, "s with a busy core", float(busy), float(quiet), beside="quiet")
+
+
+def print_busy() -> None:
+    """The process of ``busy_rows``: for one and for all threads, seconds on a quiet machine and beside a busy core."""
+    quick = sys.argv[-1] == "1"
+    case = Case.embedded(4, 8) if quick else Case.embedded(32)
+    settings = DecodeSettings(denoising_steps_per_block=1, temperature=0.1)
+    for threads in dict.fromkeys((1, cores())):
+        torch.set_num_threads(threads)
+        case.engine(settings, 32)
+        quiet = statistics.median(case.tokens / case.engine(settings, 32) for _ in range(3))
+        beside = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        try:
+            time.sleep(0.5)
+            busy = statistics.median(case.tokens / case.engine(settings, 32) for _ in range(1 if quick else 3))
+        finally:
+            beside.kill()
+            beside.wait()
+        print(threads, quiet, busy)
+
+
+def share_rows(quick: bool) -> Iterator[Row]:
+    """The model's share of a run of the engine."""
+    small = Case.embedded(4, 8) if quick else Case.embedded(64)
+    large = Case.random(2, 64, 4000, 4, 8) if quick else Case.random(8, 512, 151_936, prompts=64, max_token=16)
+    for name, case in (("embedded teacher, 64 lanes", small), ("vocabulary 152k, 64 lanes", large)):
+        for temperature in (0.0, 0.1):
+            settings = DecodeSettings(denoising_steps_per_block=1, temperature=temperature)
+            share = statistics.median(model_share(case, settings) for _ in range(1 if quick else 3))
+            yield row(f"engine: {name}, temperature {temperature:g}", "share in the model", share)
+
+
+def growth_rows(quick: bool) -> Iterator[Row]:
+    """Microseconds per token by lanes, by the answer's length and by the block's size."""
+    repeats, model = 1 if quick else 3, random_model(2, 64, 500) if quick else random_model(4, 256, 4096)
+    settings = DecodeSettings(denoising_steps_per_block=1, temperature=0.1)
+    cases = {n: Case.embedded(max(n, 2 if quick else 8), 8 if quick else 64) for n in lanes_of(quick)}
+    speed = alternate_all({n: partial(case.engine, settings, n) for n, case in cases.items()}, repeats)
+    for n, found in speed.items():
+        yield curve("lanes", "embedded teacher, 64 tokens", n, found)
+    inner = alternate_all({n: partial(feed_forward, case, settings, n) for n, case in cases.items()}, repeats)
+    for n, share in inner.items():
+        yield curve("lanes", "its feed-forward layers alone", n, speed[n] / share)
+    lengths = (8, 16) if quick else (128, 256, 512, 1024)
+    for name, attention in (("keys and values shared", None), ("keys and values repeated", REPEATING)):
+        by_length = {n: Case.of(model, 2 if quick else 8, n) for n in lengths}
+        speed = alternate_all(
+            {n: partial(case.engine, settings, 8, attention=attention) for n, case in by_length.items()},
+            1 if quick else 2,
+        )
+        for n, found in speed.items():
+            yield curve("length", name, n, found)
+    case = Case.of(model, 2 if quick else 16, 32 if quick else 128)
+    for name, share in (("a block per step", 1), ("4 tokens per step", 4)):
+        ways = {
+            block: DecodeSettings(
+                block_size=block, denoising_steps_per_block=1 if share == 1 else block // share, temperature=0.1
+            )
+            for block in ((4, 8) if quick else (4, 8, 16, 32))
+        }
+        speed = alternate_all({block: partial(case.engine, way, 16) for block, way in ways.items()}, repeats)
+        for block, found in speed.items():
+            yield curve("block", name, block, found)
+
+
+def feed_forward(case: Case, settings: DecodeSettings, slots: int) -> float:
+    """The share of a run's time in the feed-forward layers."""
+    spent, hooks = [0.0], []
+
+    def before(*args: object) -> None:
+        spent[0] -= time.perf_counter()
+
+    def after(*args: object) -> None:
+        spent[0] += time.perf_counter()
+
+    for name, module in case.model.named_modules():
+        if name.endswith(".mlp"):
+            hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        total = case.tokens / case.engine(settings, slots)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return spent[0] / total
+
+
+def lanes_of(quick: bool) -> tuple[int, ...]:
+    """The numbers of lanes of the curve."""
+    return (1, 4) if quick else (1, 4, 16, 64, 128, 256, 512)
+
+
+def curve(of: str, name: str, x: float, tokens_per_second: float) -> Row:
+    """A point of the curve ``name`` over ``of``."""
+    return row(f"{name}, {of} {x}", "µs per token", 1e6 / tokens_per_second, curve=of, line=name, x=x)
+
+
+def _first(case: Case, prompts: int) -> Case:
+    return Case(case.model, case.prompts[:prompts], case.mask_id, case.forbidden, case.max_token)
+
+
+def counted(number: int, name: str) -> str:
+    """A number of things: 1 prompt, 2 prompts."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"

@@ -1,26 +1,39 @@
-"""Side-by-side timing: alternating repeats of two things, medians, peak memory, and a table written as JSON."""
+"""Side-by-side timing: alternating repeats, medians, peak memory, and the rows of figures."""
 
-import json
 import multiprocessing
+import os
 import statistics
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from t3d.common.paths import ROOT
+
+Row = dict[str, Any]
+Name = TypeVar("Name")
 
 
 def alternate(first: Callable[[], float], second: Callable[[], float], repeats: int) -> tuple[float, float]:
     """Medians of two figures, measured A B A B ... after one warm-up each, so that drift affects both equally."""
-    first(), second()
-    pairs = [(first(), second()) for _ in range(repeats)]
-    return tuple(statistics.median(side) for side in zip(*pairs, strict=True))
+    found = alternate_all({0: first, 1: second}, repeats)
+    return found[0], found[1]
+
+
+def alternate_all(works: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Name, float]:
+    """``alternate`` of any number of figures."""
+    for work in works.values():
+        work()
+    found: dict[Name, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            found[name].append(work())
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -65,27 +78,22 @@ def in_fresh_process(function: Callable, *arguments) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def row(case: str, metric: str, value: float, baseline: float | None = None) -> dict:
-    """One measurement, with the ratio to its baseline."""
+def row(case: str, metric: str, value: float, baseline: float | None = None, **more: Any) -> Row:
+    """One measurement, with the ratio to its baseline. ``more``: further entries, see ``studies.benchmarks.page``."""
     return {
         "case": case,
         "metric": metric,
         "value": value,
         "baseline": baseline,
         "ratio": value / baseline if baseline else None,
+        **more,
     }
 
 
-def publish(name: str, rows: list[dict], **context) -> None:
-    """Print the table; write results/<name>.json (a list of rows) and the conditions to another file next to it."""
-    width = max(len(r["case"]) for r in rows)
-    print(f"\n{'case':{width}}  {'metric':24} {'value':>12} {'baseline':>12} {'ratio':>7}")
-    for r in rows:
-        baseline, ratio = (
-            f"{r[key]:{form}}" if r[key] else "" for key, form in (("baseline", ".4g"), ("ratio", ".2f"))
-        )
-        print(f"{r['case']:{width}}  {r['metric']:24} {r['value']:12.4g} {baseline:>12} {ratio:>7}")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
-    if context:
-        (RESULTS / f"{name}.context.json").write_text(json.dumps(context, indent=1) + "\n")
+def output_of(command: Sequence[str], **environment: str) -> str:
+    """A program's standard output; with another exit code than 0 a RuntimeError with the last line of its errors."""
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise RuntimeError(f"{' '.join(command)}: {lines[-1] if lines else done.returncode}")
+    return done.stdout

@@ -1,31 +1,29 @@
-"""A T3D training step: ours against the released recipe, and the gain of each change.
+"""A T3D training step: ours against the released recipe, the gain of each change, and growth with the length.
 
-    python -m studies.benchmarks.train_step [--repeats 2] [--quick]
+The parts ``train``, ``large`` and ``sequence`` of ``python -m studies.benchmarks``. Ours is the trainer itself
+(t3d.training.loop.Trainer.optimizer_step). The recipe and the steps between are in released_recipe.py. Both get the
+same states of the same sequences, one sequence per micro-batch, and their losses must agree to 1e-4.
 
-Ours is the trainer itself (t3d.training.loop.Trainer.optimizer_step). The recipe and the steps between are in
-released_recipe.py. Both get the same states of the same sequences, one sequence per micro-batch, and their losses must
-agree to 1e-4. Prints a table and writes results/train_step.json: rows of {case, metric, value, baseline, ratio}.
+tokens/s counts real tokens, prompt and answer, without padding and without the layout's second copy. It is the median
+of alternating repeats of whole steps (forwards, backward, clipping, AdamW) in one process. All padded sequences have
+one size, so the recipe's step sees some of them, and its time counts for as many as all. Peak memory is the peak of the
+forward and backward passes above the two loaded models, in MB. It includes gradients, and not AdamW's moments, which
+are the same on both sides. Each peak is measured in its own process.
 
-tokens_per_second counts real tokens, prompt and answer, without padding and without the layout's second copy. It is the
-median of alternating repeats of whole steps (forwards, backward, clipping, AdamW) in one process. peak_memory is the
-peak of the forward and backward passes above the two loaded models, in MB. It includes gradients, and not AdamW's
-moments, which are the same on both sides. Each peak is measured in its own process. Neither side sets allocator
-variables (MALLOC_*). The environment's values hold for both, and train_step.context.json records them.
+    python -m studies.benchmarks.train_step --measure-lengths
+
+prints the quantiles of the real prompts.
 """
 
 import argparse
 import ctypes
 import gc
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,8 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from studies.benchmarks.measure import publish, row, seconds
+from studies.benchmarks.decode import curve
+from studies.benchmarks.measure import Row, alternate_all, output_of, row, seconds
 from studies.benchmarks.released_recipe import Longest, Recipe, Unpadded, pad_to_longest
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.options import load
@@ -77,8 +76,16 @@ QUICK_SMALL = Shape(layers=2, width=64, vocab=1_000, sequences=6)
 # The ladder: each variant adds one change to the one before.
 RECIPE, TWO_FORWARDS, MASKED_ROWS, NO_PADDING = "recipe", "two forwards", "masked rows", "no padding"
 OURS, CHECKPOINTING, NO_REFERENCE = "ours", "ours, checkpointing", "ours, round_interval=1"
-TARGET = (RECIPE, OURS, CHECKPOINTING, NO_REFERENCE)
 LADDER = (RECIPE, TWO_FORWARDS, MASKED_ROWS, NO_PADDING, OURS, CHECKPOINTING, NO_REFERENCE)
+RECIPE_CHECKPOINTING = "recipe, checkpointing"
+PADDED = (RECIPE, RECIPE_CHECKPOINTING, TWO_FORWARDS, MASKED_ROWS)
+CHANGES = {
+    TWO_FORWARDS: "two forwards in place of four",
+    MASKED_ROWS: "logits of masked rows only",
+    NO_PADDING: "no padding: micro-batches by length",
+    OURS: "vocabulary in chunks (`training.head_chunk=128`)",
+    CHECKPOINTING: "gradient checkpointing",
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -100,10 +107,13 @@ def lengths(sequences: int) -> list[tuple[int, int]]:
     return [(prompt, round(ANSWER_FACTOR * quantile(points[i]))) for prompt, i in zip(prompts, pairing, strict=True)]
 
 
-def samples_of(shape: Shape) -> list[dict]:
-    """Random trajectories of these lengths at full steps: one token per step, in a random order within each block."""
+def samples_of(shape: Shape, pairs: Sequence[tuple[int, int]] | None = None) -> list[dict]:
+    """Random trajectories at full steps: one token per step, in a random order within each block.
+
+    pairs: lengths of prompts and answers; None = those of ``lengths``.
+    """
     generator, samples = torch.Generator().manual_seed(1), []
-    for i, (prompt, answer) in enumerate(lengths(shape.sequences)):
+    for i, (prompt, answer) in enumerate(pairs or lengths(shape.sequences)):
         answer += -(prompt + answer) % BLOCK
         ids = torch.randint(shape.vocab - 1, (prompt + answer,), generator=generator).tolist()
         block = torch.arange(prompt, prompt + answer) // BLOCK
@@ -141,7 +151,7 @@ def write_models(shape: Shape, folder: Path) -> None:
 class Bench:
     """One trainer with its student and reference, and every variant of its optimizer step."""
 
-    def __init__(self, shape: Shape, folder: Path, *overrides: str):
+    def __init__(self, shape: Shape, folder: Path, *overrides: str, pairs: Sequence[tuple[int, int]] | None = None):
         self.config = load(
             TrainConfig,
             [
@@ -157,7 +167,7 @@ class Bench:
                 *overrides,
             ],
         )
-        self.samples, self.mask_id = samples_of(shape), shape.vocab - 1
+        self.samples, self.mask_id = samples_of(shape, pairs), shape.vocab - 1
         ids = SpecialIds(self.mask_id, 0, (0,), (self.mask_id,), torch.arange(1, self.mask_id))
         accelerator = training.make_accelerator(self.config)
         student = training.load_student(self.config, str(folder / "student"), accelerator)
@@ -174,14 +184,15 @@ class Bench:
             group["lr"] = 0.0  # a step does all its work, but every repeat starts from the same weights
         frozen: Any = self.trainer.reference
         self.reference, self.plain_reference = frozen, (frozen if hasattr(frozen, "lm_head") else frozen.model)
+        self.ending = 0.0  # seconds of the last step's ``update``, of a variant that is not ours
         self.tokens = sum(len(s["prompt_ids"]) + len(s["response_ids"]) for s in self.samples)
 
     def step(self, variant: str, first: int | None = None) -> float:
-        """One optimizer step; returns its loss. ``first``: use only the first padded sequences (for memory)."""
+        """One optimizer step; returns its loss. ``first``: a padded variant uses only the first sequences."""
         trainer, student = self.trainer, self.trainer.student
         if student.is_gradient_checkpointing:
             student.gradient_checkpointing_disable()
-        if variant == CHECKPOINTING:
+        if variant in (CHECKPOINTING, RECIPE_CHECKPOINTING):
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         trainer.reference = None if variant == NO_REFERENCE else self.reference
         if variant in (OURS, CHECKPOINTING, NO_REFERENCE):
@@ -194,7 +205,7 @@ class Bench:
                 collate([[state]], trainer.ids.pad_id) for state in sorted(states, key=len, reverse=True)
             )
         else:
-            plain = variant == RECIPE
+            plain = variant in (RECIPE, RECIPE_CHECKPOINTING)
             loss = Recipe(objective.forbidden_ids, **terms, two_forwards=not plain, masked_rows=variant == MASKED_ROWS)
             prompts = [len(self.samples[index]["prompt_ids"]) for _, index in trainer.local_indices(1)]
             longest = Longest.of(states, prompts)
@@ -205,45 +216,59 @@ class Bench:
             part = loss(student, self.plain_reference, rows).sum() / len(states)
             part.backward()
             total += part.item()
-        trainer.accelerator.clip_grad_norm_(student.parameters(), self.config.clip_norm)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
+        self.ending = seconds(self.update)
         return total
+
+    def update(self) -> None:
+        """The end of a step: clipping and the optimizer."""
+        self.trainer.accelerator.clip_grad_norm_(self.trainer.student.parameters(), self.config.clip_norm)
+        self.trainer.optimizer.step()
+        self.trainer.optimizer.zero_grad()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Measuring
 
 
-def times(bench: Bench, variants: Sequence[str], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds and the loss of every variant. Each repeat runs all variants, so drift affects all equally."""
-    taken: dict[str, list[float]] = {variant: [] for variant in variants}
+def times(bench: Bench, variants: Sequence[str], repeats: int, first: int) -> dict[str, float]:
+    """Median seconds of every variant's step. Each repeat runs all variants, so drift affects all equally.
+
+    first: padded sequences of a step; the passes' time counts for as many as all.
+    """
     losses: dict[str, float] = {}
 
-    def step(variant: str) -> None:
-        losses[variant] = bench.step(variant)
+    def step(variant: str) -> float:
+        padded = variant in PADDED
 
-    bench.step(OURS)  # creates the optimizer's moments
+        def work() -> None:
+            losses[variant] = bench.step(variant, first if padded else None)
+
+        taken = seconds(work)
+        return (taken - bench.ending) * len(bench.samples) / first + bench.ending if padded else taken
+
+    bench.step(RECIPE, first=1)  # creates the optimizer's moments
+    found: dict[str, list[float]] = {variant: [] for variant in variants}
     for _ in range(repeats):
         for variant in variants:
-            taken[variant].append(seconds(partial(step, variant)))
-    return {variant: statistics.median(values) for variant, values in taken.items()}, losses
+            found[variant].append(step(variant))
+    for group in ([v for v in variants if v in PADDED], [v for v in variants if v not in PADDED]):
+        assert_equal_losses({variant: losses[variant] for variant in group})
+    return {variant: statistics.median(values) for variant, values in found.items()}
 
 
 def assert_equal_losses(losses: dict[str, float]) -> None:
     """All variants with a reference minimise the same function, so their losses must be equal."""
-    expected = losses[RECIPE]
-    for variant, loss in losses.items():
-        if variant != NO_REFERENCE:
-            assert abs(loss - expected) < 1e-4, f"{variant}: loss {loss}, the recipe's is {expected}"
+    same = {variant: loss for variant, loss in losses.items() if variant != NO_REFERENCE}
+    for variant, loss in same.items():
+        expected = next(iter(same.values()))
+        assert abs(loss - expected) < 1e-4, f"{variant}: loss {loss}, {next(iter(same))} has {expected}"
 
 
 def peak_megabytes(shape: Shape, folder: Path, variant: str) -> float:
     """Peak memory of a step's passes above the loaded models, measured in its own process."""
     job = json.dumps({"shape": asdict(shape), "folder": str(folder), "variant": variant})
     command = [sys.executable, "-m", "studies.benchmarks.train_step", "--peak", job]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.splitlines()[-1])
+    return float(output_of(command).splitlines()[-1])
 
 
 def print_peak(shape: Shape, folder: Path, variant: str) -> None:
@@ -280,97 +305,76 @@ def memory(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def case_rows(shape: Shape, name: str, variants: Sequence[str], repeats: int) -> list[dict]:
-    """One model size: ours against the recipe, and with the whole ladder each variant against the one before."""
+def train_rows(quick: bool) -> Iterator[Row]:
+    """A vocabulary of 32k: each change beside the one before, then ours beside the recipe."""
+    shape, first = (QUICK_SMALL, 2) if quick else (SMALL, 3)
+    variants = (RECIPE, RECIPE_CHECKPOINTING, *LADDER[1:])
+    speed, peaks, computed = measured(shape, variants, variants, 1 if quick else 2, first)
+    for before, after in zip(LADDER, LADDER[1:-1], strict=False):
+        yield row(CHANGES[after], "tokens/s", speed[after], speed[before], beside=before, table="changes")
+        yield row(CHANGES[after], "MB", peaks[after], peaks[before], beside=before, table="changes")
+    for ours in (OURS, CHECKPOINTING, NO_REFERENCE):
+        recipe = RECIPE_CHECKPOINTING if ours == CHECKPOINTING else RECIPE
+        yield row(f"{shape}: {ours}", "tokens/s", speed[ours], speed[recipe], beside=recipe, table="recipe")
+        yield row(f"{shape}: {ours}", "MB", peaks[ours], peaks[recipe], beside=recipe, table="recipe")
+    yield cost_row(shape, computed, peaks)
+
+
+def large_rows(quick: bool) -> Iterator[Row]:
+    """A vocabulary of 152k: ours beside the recipe."""
+    shape = QUICK_LARGE if quick else LARGE
+    variants, held = (RECIPE, OURS, CHECKPOINTING), (RECIPE, CHECKPOINTING)
+    speed, peaks, computed = measured(shape, variants, held, repeats=1, first=1)
+    for ours in (OURS, CHECKPOINTING):
+        yield row(f"{shape}: {ours}", "tokens/s", speed[ours], speed[RECIPE], beside=RECIPE, table="recipe")
+    case = f"{shape}: {CHECKPOINTING}"
+    yield row(case, "MB", peaks[CHECKPOINTING], peaks[RECIPE], beside=RECIPE, table="recipe")
+    yield cost_row(shape, computed, peaks)
+
+
+def cost_row(shape: Shape, computed: float, peaks: dict[str, float]) -> Row:
+    """The cost model's peak beside the measured one."""
+    case = f"{shape}: {CHECKPOINTING}, computed by the cost model"
+    return row(case, "MB", computed, peaks[CHECKPOINTING], beside="measured", table="recipe")
+
+
+def measured(
+    shape: Shape, variants: Sequence[str], held: Sequence[str], repeats: int, first: int
+) -> tuple[dict[str, float], dict[str, float], float]:
+    """(tokens/s of the variants, peak MB of the variants ``held``, the cost model's MB with checkpointing)."""
     with tempfile.TemporaryDirectory() as folder:
         write_models(shape, Path(folder))
-        peaks = {variant: peak_megabytes(shape, Path(folder), variant) for variant in variants}
+        peaks = {variant: peak_megabytes(shape, Path(folder), variant) for variant in held}
         bench = Bench(shape, Path(folder))
-        taken, losses = times(bench, variants, repeats)
-    assert_equal_losses(losses)
+        taken = times(bench, variants, repeats, first)
     speed = {variant: bench.tokens / value for variant, value in taken.items()}
-    print(f"{name} ({shape}): {bench.tokens} real tokens, loss {losses[RECIPE]:.6f} on both sides")
-    print_lengths(shape)
-
-    def against(variant: str, case: str, baseline: str = RECIPE) -> list[dict]:
-        return [
-            row(case, "tokens_per_second", speed[variant], speed[baseline]),
-            row(case, "peak_memory", peaks[variant], peaks[baseline]),
-        ]
-
-    rows = against(CHECKPOINTING, name)
-    rows += against(OURS, f"{name}/no_checkpointing/{shape}")
-    rows += against(NO_REFERENCE, f"{name}/no_checkpointing/round_interval=1/{shape}")
-    rows += [
-        row(
-            f"cost_model/checkpointing/{shape}",
-            "peak_memory",
-            computed_peak(bench, CHECKPOINTING),
-            peaks[CHECKPOINTING],
-        )
-    ]
-    if variants == LADDER:
-        for before, after in zip(LADDER, LADDER[1:-1], strict=False):
-            rung = {OURS: "chunks", CHECKPOINTING: "checkpointing"}.get(after, after)
-            rows += against(after, f"breakdown/{shape}/{rung}", baseline=before)
-    return rows
+    return speed, peaks, computed_peak(bench, CHECKPOINTING)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# On a GPU: SDAR-4B's shape with random weights in bf16
-
-GPU_SEQUENCES = 32
-GPU_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bf16 without sparsity, operations/s, data sheets
-
-
-def gpu_rows(repeats: int) -> list[dict]:
-    """FlexAttention against sdpa, each in its own process: tokens/s, MFU, peak memory with weights and moments."""
+def sequence_rows(quick: bool) -> Iterator[Row]:
+    """Microseconds per trained token by the sequences' length; every step has the same number of tokens."""
+    shape = Shape(2, 64, 500, 1) if quick else Shape(4, 256, 4096, 1)
+    sizes, total = ((16, 32), 64) if quick else ((128, 256, 512, 1024, 2048), 2048)
     with tempfile.TemporaryDirectory() as folder:
-        config = deepcopy(cost.MODELS["SDAR-4B"])
-        config.mask_token_id, config.max_position_embeddings = 151_669, 32_768
-        with torch.device("cuda"):
-            SDARForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(Path(folder) / "reference")
-        (Path(folder) / "student").symlink_to("reference")
-        torch.cuda.empty_cache()
-        found = {}
-        for attention in ("sdpa", "flex_attention"):
-            job = json.dumps({"folder": folder, "attention": attention, "repeats": repeats})
-            command = [sys.executable, "-m", "studies.benchmarks.train_step", "--gpu", job]
-            done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-            found[attention] = json.loads(done.stdout.splitlines()[-1])
-    flex, sdpa = found["flex_attention"], found["sdpa"]
-    name = f"gpu/SDAR-4B/{torch.cuda.get_device_name()}/flex_vs_sdpa"
-    return [row(name, metric, flex[metric], sdpa[metric]) for metric in flex]
+        write_models(shape, Path(folder))
+        steps, benches = {}, {}
+        for size in sizes:
+            pairs = [(size // 4, size - size // 4)] * (total // size)
+            sized = replace(shape, sequences=len(pairs))
+            benches[size] = Bench(sized, Path(folder), f"training.tokens_per_batch={2 * total}", pairs=pairs)
+            steps[size] = partial(timed_step, benches[size])
+        found = alternate_all(steps, 1 if quick else 3)
+    for size, taken in found.items():
+        yield curve("sequence", "T3D, 4 layers of width 256", size, benches[size].tokens / taken)
 
 
-def print_gpu(folder: Path, attention: str, repeats: int) -> None:
-    """The process of ``gpu_rows``: whole optimizer steps with checkpointing, the first left out."""
-    model = cost.MODELS["SDAR-4B"]
-    shape = Shape(model.num_hidden_layers, model.hidden_size, model.vocab_size, GPU_SEQUENCES)
-    bench = Bench(
-        shape,
-        folder,
-        "model.dtype=bfloat16",
-        "training.mixed_precision=bf16",
-        f"model.attn_implementation={attention}",
-        "training.tokens_per_batch=8192",
-        "training.head_chunk=1024",
-    )
-    bench.step(CHECKPOINTING)
-    taken = statistics.median(seconds(lambda: bench.step(CHECKPOINTING)) for _ in range(repeats))
-    states = bench.trainer.draw_states(1)
-    # recomputed operations count once
-    useful = cost.flops(cost.Model.of(model), sum(map(len, states)), passes=4)
-    found = {"tokens_per_second": bench.tokens / taken, "peak_memory": torch.cuda.max_memory_allocated() / 2**20}
-    peak = next((value for name, value in GPU_PEAKS.items() if name in torch.cuda.get_device_name()), None)
-    print(json.dumps(found | ({"mfu": useful / taken / peak} if peak else {})))
+def timed_step(bench: Bench) -> float:
+    """Seconds of one optimizer step of ours."""
+    return seconds(partial(bench.step, OURS))
 
 
-def print_lengths(shape: Shape) -> None:
-    """The lengths that the benchmark trains on."""
-    for which, values in zip(("prompts", "answers"), zip(*lengths(shape.sequences), strict=True), strict=True):
-        mean = sum(values) / len(values)
-        print(f"  {which}: {len(values)} lengths, mean {mean:.0f}, longest {max(values)}: {sorted(values)}")
+# On a GPU (studies.gpu.train): bf16 without sparsity, operations/s, data sheets
+GPU_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 def prompt_lengths() -> list[int]:
@@ -402,41 +406,14 @@ def measure_lengths() -> None:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="one repeat of tiny models, to check that it runs")
-    parser.add_argument("--measure-lengths", action="store_true", help="print the quantiles of the real prompts")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
-    parser.add_argument("--gpu", help=argparse.SUPPRESS)
+    job = parser.add_mutually_exclusive_group(required=True)
+    job.add_argument("--measure-lengths", action="store_true", help="print the quantiles of the real prompts")
+    job.add_argument("--peak", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.gpu:
-        disable_progress_bar()
-        job = json.loads(args.gpu)
-        return print_gpu(Path(job["folder"]), job["attention"], job["repeats"])
-    if args.peak:
-        disable_progress_bar()
-        job = json.loads(args.peak)
-        return print_peak(Shape(**job["shape"]), Path(job["folder"]), job["variant"])
     if args.measure_lengths:
         return measure_lengths()
     disable_progress_bar()
-    large, small, repeats = (QUICK_LARGE, QUICK_SMALL, 1) if args.quick else (LARGE, SMALL, args.repeats)
-    rows = case_rows(large, "vs_released_recipe", TARGET, max(1, repeats // 2))
-    rows += case_rows(small, "vs_released_recipe/small_vocabulary", LADDER, repeats)
-    if torch.cuda.is_available():
-        rows += gpu_rows(repeats)
-    else:
-        print("no CUDA device: the GPU part (SDAR-4B's shape, FlexAttention against sdpa) has not been run")
-    publish(
-        "train_step",
-        rows,
-        machine=platform.processor() or platform.machine(),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        dtype="float32",
-        repeats=repeats,
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        allocator={name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
-    )
+    print_peak(Shape(**args.peak["shape"]), Path(args.peak["folder"]), args.peak["variant"])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     for name, rows in build().items():
         with atomic_write(args.data / f"{name}.json") as file:
-            json.dump(rows, file, indent=0)
+            file.write(json.dumps(rows, indent=0))
         print(f"{args.data / name}.json: {len(rows)} instructions")
 
 

@@ -44,7 +44,7 @@ def write_page(results: Path, page: Path) -> None:
     text = environment.get_template("smollm.md.j2").render(sections=sections)
     with atomic_write(page) as file:
         file.write(text)
-    print(f"{page}: {len(files)} parts", flush=True)
+    print(f"{page}: {len(files)} of the study's parts", flush=True)
 
 
 def section(figures: Mapping[str, Any], stem: str, results: Path, folder: str) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def run_stage(stage: Stage, plan: Plan, number: str, run: Run) -> None:
     finally:
         made = {"command": list(stage.command), "kind": stage.kind, "work": stage.work, "done": done}
         with atomic_write(record_file(stage, plan)) as file:
-            json.dump(made | {"seconds": round(spent + time.monotonic() - began, 1)}, file, indent=1)
+            file.write(json.dumps(made | {"seconds": round(spent + time.monotonic() - began, 1)}, indent=1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The whole pipeline on the embedded teacher: rollouts, preprocessing, T3D training, evaluation, report.
 
-    python -m studies.storymath.demo [--seed N] [--output DIR] [--rollouts N] [--steps N]
+    python -m studies.storymath.demo [--domain StoryCode] [--seed N] [--output DIR] [--rollouts N] [--steps N]
 
 Every stage is the command that a real run uses, with another configuration; each is printed before it runs. An
 interrupted demo continues at its place.
@@ -15,10 +15,10 @@ import sys
 import time
 from pathlib import Path
 
+from studies.domains import DOMAINS, Domain, named
 from t3d.common.errors import Interrupted, UserError, run_main
 from t3d.common.paths import ROOT
 
-TEACHER = "models/embedded-teacher"
 STEPS_PER_BLOCK = (4, 2, 1)
 
 
@@ -49,6 +49,7 @@ def command(*arguments: str) -> None:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domain", type=named, default="StoryMath", help=f"one of {', '.join(DOMAINS)}")
     parser.add_argument("--seed", type=int, default=10086, help="seed of rollouts, training and decoding")
     parser.add_argument("--output", type=Path, default=Path("experiments/demo"), help="folder of everything it writes")
     parser.add_argument("--rollouts", type=int, default=4000, help="questions the teacher answers")
@@ -57,25 +58,28 @@ def main() -> None:
     output = ROOT / args.output
     began = time.monotonic()
 
-    command("python", "-m", "studies.storymath", "--data", str(args.output / "data"))
-    data = output / "data"
+    domain, kind = args.domain, args.domain.data_type
+    command("python", "-m", domain.package, "--data", str(args.output / "data"))
+    data, train, teacher = output / "data", domain.split("train"), Path(domain.teacher).name
     command(
         *("python", "sample/sdar_sample.py", "config=configs/demo/sample.yaml", f"experiment.project={args.output}"),
-        *(f"evaluation.eval_dataset={data / 'StoryMath_train.json'}", f"evaluation.limit={args.rollouts}"),
+        *(f"evaluation.checkpoint_path={domain.teacher}", f"evaluation.data_type={kind}"),
+        *(f"evaluation.eval_dataset={data / train}.json", f"evaluation.limit={args.rollouts}"),
         f"rollout.seed={args.seed}",
     )
     trajectories = data / "trajectories.json"
     command(
-        *("python", "data/rename_key.py", "--model_name", "embedded-teacher", "--dataset", "StoryMath_train"),
+        *("python", "data/rename_key.py", "--model_name", teacher, "--dataset", train),
         *("--project", str(args.output), "--output", str(trajectories), "--force"),
     )
     command(
         *("accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"),
         *("train/self_ddo_sdar_full.py", "config=configs/demo/train.yaml", f"dataset.optimization_data={trajectories}"),
+        *(f"model.pretrained_model={domain.teacher}", f"dataset.data_type={kind}"),
         *(f"experiment.output_root={args.output}", "experiment.run_name=run", "experiment.resume=auto"),
         *(f"training.seed={args.seed}", f"training.max_steps={args.steps}"),
     )
-    run = output / "embedded-teacher" / "math" / "demo" / "run"
+    run = output / teacher / kind / "demo" / "run"
     student = run / "ckpt" / "optimized"
     results, folders = evaluate_all(args, data, student)
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -87,10 +91,10 @@ def main() -> None:
     print_table(results)
     report = write_report(
         output / "report.html",
-        title="T3D on StoryMath",
+        title=f"T3D on {domain.name}",
         results=results,
         training_logs={"": run / "log.jsonl"},
-        walkthrough=walkthrough(folders),
+        walkthrough=walkthrough(folders, domain),
         answers=answer_sets(list(zip(results, folders.values(), strict=True))),
     )
     print(f"\n{output / 'results.json'}\n{report}\n{time.monotonic() - began:.0f} s")
@@ -106,13 +110,14 @@ def evaluate_all(args, data: Path, student: Path) -> tuple[list[dict], dict[tupl
     from t3d.evaluation.settings import EvalConfig
 
     results, folders = [], {}
-    for method, checkpoint in (("original", TEACHER), ("t3d", str(student))):
+    for method, checkpoint in (("original", args.domain.teacher), ("t3d", str(student))):
         for steps in STEPS_PER_BLOCK:
             overrides = [
                 "config=configs/demo/eval.yaml",
                 f"experiment.project={args.output}",
                 f"evaluation.checkpoint_path={checkpoint}",
-                f"evaluation.eval_dataset={data / 'StoryMath_test'}.json",
+                f"evaluation.data_type={args.domain.data_type}",
+                f"evaluation.eval_dataset={data / args.domain.split('test')}.json",
                 f"evaluation.method={method}",
                 f"rollout.denoising_steps_per_block={steps}",
                 f"rollout.seed={args.seed}",
@@ -124,7 +129,7 @@ def evaluate_all(args, data: Path, student: Path) -> tuple[list[dict], dict[tupl
     return results, folders
 
 
-def walkthrough(folders: dict[tuple[str, int], Path]) -> list[dict]:
+def walkthrough(folders: dict[tuple[str, int], Path], domain: Domain) -> list[dict]:
     """One problem side by side: by the teacher at full steps and at one step per block, and by the student at one.
 
     It is the first problem that few-step decoding breaks and the student repairs.
@@ -132,7 +137,7 @@ def walkthrough(folders: dict[tuple[str, int], Path]) -> list[dict]:
     from t3d.data.shards import read_shards
     from t3d.models.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(str(ROOT / TEACHER))
+    tokenizer = load_tokenizer(str(ROOT / domain.teacher))
     shown = {("original", 4): "Teacher, 1 token per step", ("original", 1): "Teacher, 4 tokens per step"}
     shown["t3d", 1] = "T3D student, 4 tokens per step"
     answers = {key: {t.id: t for t in read_shards(folders[key])} for key in shown}

@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
+from studies.domains import Domain
 from studies.storymath import paper, plots
 from studies.storymath.estimates import (
     Estimate,
@@ -45,6 +46,7 @@ TEACHER_BLOCK = 4
 
 
 def write_page(
+    domain: Domain,
     figures: Path,
     analyses: Path,
     page: Path,
@@ -57,13 +59,12 @@ def write_page(
     """Write the page from all runs below `figures` and the analysis's files in `analyses`. The plots go to `figures`.
     The sentences are in results.md.j2.
 
-    splits: the test set and the harder one; batch: sequences of an optimizer step.
+    splits: the domain's test set and the harder one; batch: sequences of an optimizer step.
     """
     runs = [read_figures(path) | {"file": path.name} for path in sorted(figures.glob("*.json"))]
     if not runs:
-        raise UserError(
-            f"{figures} has no figures yet; run `python -m studies.storymath.tables` without --page first", str(figures)
-        )
+        raise UserError(f"{figures} has no figures yet; run `{_command(domain)}` without --page first", str(figures))
+    test, hard = map(domain.split, splits)
     folder = Path(os.path.relpath(figures, page.parent)).as_posix()
     named = {**methods, **ablations, **conversion}
     blocks = sorted({run["block_size"] for run in runs if run["method"] in {**methods, **ablations}})
@@ -74,13 +75,15 @@ def write_page(
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True
     )
     text = environment.get_template("results.md.j2").render(
-        test=splits[0],
-        hard=splits[1],
-        name=splits[0].partition("_")[0],
-        glance=at_a_glance(runs, methods, splits[0]),
+        command=_command(domain),
+        domain=domain,
+        output=domain.runs.as_posix(),
+        test=test,
+        hard=hard,
+        glance=at_a_glance(runs, methods, test),
         teacher_block=TEACHER_BLOCK,
-        blocks=[block_part(runs, block, methods, ablations, splits, figures, folder) for block in blocks],
-        conversion=conversion_table(runs, conversion, splits[0]),
+        blocks=[block_part(runs, block, methods, ablations, (test, hard), figures, folder) for block in blocks],
+        conversion=conversion_table(runs, conversion, test),
         losses=step_losses(losses, plots.looks(list(methods)), figures, folder) if losses else None,
         settings=settings(runs, named),
         batch=batch,
@@ -89,11 +92,15 @@ def write_page(
         figures=os.path.relpath(figures, ROOT),
         one=one | {"stem": Path(one["file"]).stem},
         recipe=[line.strip().replace("$(PY)", "python") for line in recipe[1].splitlines()],
-        paper=paper.section(json.loads(PAPER.read_text())),
+        paper=paper.section(json.loads(PAPER.read_text())) if domain.paper else None,
     )
     with atomic_write(page) as file:
         file.write(text)
     print(f"{page}: {len(runs)} runs")
+
+
+def _command(domain: Domain) -> str:
+    return "python -m studies.storymath.tables" + f" --domain {domain.name}" * bool(domain.results)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,7 +246,8 @@ def block_part(
     }
     if main:
         part |= {"few": few_step(main, test, fast), "full": full_step(main, test), "dynamic": dynamic_decoding(main)}
-        part["hard"] = few_step(main, hard, [1.0, *fast], gain=False)
+    if harder := with_split(main, hard):
+        part["hard"] = few_step(harder, hard, [1.0, *fast], gain=False)
     if "t3d" in main and len(main) > 1:
         others = {name: of_method for name, of_method in main.items() if name != "t3d"}
         part["against"] = differences(others, lambda name: main["t3d"], test, fast)
@@ -248,6 +256,14 @@ def block_part(
     if of := {name: some for name, some in groups.items() if family(name) in groups and family(name) != name}:
         part["varied"] = differences(of, lambda name: groups[family(name)], test, fast)
     return part
+
+
+def with_split(runs: Runs, split: str) -> Runs:
+    """The runs with figures on a split; runs from before it are left out."""
+    found = {
+        name: [run for run in some if split in {row["dataset"] for row in run["rows"]}] for name, some in runs.items()
+    }
+    return {name: some for name, some in found.items() if some}
 
 
 def seeds_told(runs: Runs) -> list[str]:

@@ -10,14 +10,15 @@ The generator and its splits are frozen: seeds and sizes below are part of the b
 import random
 from dataclasses import dataclass
 
-# name -> (numbers of operations, problems, seed). The hard split has more operations than any training problem. Later
-# splits avoid the questions of earlier ones, so the earlier splits do not depend on the later ones.
+# name -> (numbers of operations, largest operand, problems, seed). The harder split has three operations with larger
+# operands than any training problem. Later splits avoid the questions of earlier ones, so the earlier splits do not
+# depend on the later ones.
 SPLITS = {
-    "StoryMath_test": ((1, 2, 3), 1000, 101),
-    "StoryMath_val": ((1, 2, 3), 500, 102),
-    "StoryMath_hard": ((4,), 500, 103),
-    "StoryMath_train": ((1, 2, 3), 20000, 104),  # questions for rollouts
-    "StoryMath_sft": ((1, 2, 3), 200000, 105),  # the teacher's training set
+    "StoryMath_test": ((1, 2, 3), 30, 1000, 101),
+    "StoryMath_val": ((1, 2, 3), 30, 500, 102),
+    "StoryMath_long": ((3,), 40, 500, 106),
+    "StoryMath_train": ((1, 2, 3), 30, 20000, 104),  # questions for rollouts
+    "StoryMath_sft": ((1, 2, 3), 30, 200000, 105),  # the teacher's training set
 }
 
 NAMES = ("Tom", "Anna", "Ben", "Mia", "Sam", "Lucy", "Max", "Ella")
@@ -48,14 +49,14 @@ class StoryProblem:
     answer: str
 
 
-def generate(rng: random.Random, operations: int) -> StoryProblem:
-    """One problem with the given number of operations; every intermediate value lies in 1..99."""
+def generate(rng: random.Random, operations: int, largest: int = 30) -> StoryProblem:
+    """One problem with the given number of operations. Intermediate values lie in 1..99, operands in 2..largest."""
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     value = rng.randint(5, 60)
     told = [rng.choice(START).format(n=name, k=value, t=thing)]
     worked = []
     for step in range(operations):
-        operator, operand, result = _operation(rng, value)
+        operator, operand, result = _operation(rng, value, largest)
         told.append(rng.choice({"+": GAIN, "-": LOSS, "*": TIMES}[operator]).format(n=name, k=operand))
         opening = rng.choice(FIRST if step == 0 else NEXT)
         worked.append(f"{opening} {rng.choice(SUM[operator]).format(a=value, b=operand, c=result)}")
@@ -65,10 +66,10 @@ def generate(rng: random.Random, operations: int) -> StoryProblem:
     return StoryProblem(" ".join(told), " ".join(worked), str(value))
 
 
-def _operation(rng: random.Random, value: int) -> tuple[str, int, int]:
+def _operation(rng: random.Random, value: int, largest: int) -> tuple[str, int, int]:
     while True:
         operator = rng.choices("+-*", weights=(4, 4, 1))[0]
-        operand = rng.randint(2, 3) if operator == "*" else rng.randint(2, 30)
+        operand = rng.randint(2, 3) if operator == "*" else rng.randint(2, largest)
         result = {"+": value + operand, "-": value - operand, "*": value * operand}[operator]
         if 1 <= result <= 99:
             return operator, operand, result
@@ -82,13 +83,13 @@ def build_splits(with_sft: bool = False) -> dict[str, list[dict]]:
     """
     seen: set[str] = set()
     splits = {}
-    for name, (operations, size, seed) in SPLITS.items():
+    for name, (operations, largest, size, seed) in SPLITS.items():
         if name == "StoryMath_sft" and not with_sft:
             continue
         rng = random.Random(seed)
         rows: list[dict] = []
         while len(rows) < size:
-            problem = generate(rng, rng.choice(operations))
+            problem = generate(rng, rng.choice(operations), largest)
             if problem.question not in seen:
                 seen.add(problem.question)
                 rows.append(

@@ -1,12 +1,12 @@
-"""Every method on the embedded benchmark, at the same budget: rollouts, training, evaluation, docs/RESULTS.md.
+"""Every method on an embedded benchmark, at the same budget: rollouts, training, evaluation, a page in docs/.
 
-    python -m studies.storymath.tables
+    python -m studies.storymath.tables [--domain StoryCode]
         [--methods "A;B"] [--ablations] [--conversion] [--seeds 1,2,3] [--blocks 4,8] [--steps N] [--rollouts N]
 
 Every stage is the command that a real run uses; each is printed before it runs. A finished (method, seed, block) writes
-its figures to docs/results/tables/ and does not run again. So the work can be stopped, and spread over processes and
-machines. The page shows all figures in that folder. --page only writes the page. --analysis measures the loss of a step
-of the trained students.
+its figures to docs/results/tables/ (StoryCode: a folder in it) and does not run again. So the work can be stopped, and
+spread over processes and machines. The page shows all figures in that folder. --page only writes the page. --analysis
+measures the loss of a step of the trained students.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from studies.domains import DOMAINS, Domain, named
 from studies.storymath.demo import command
 from studies.storymath.estimates import read_figures
 from studies.storymath.page import write_page
@@ -30,10 +31,8 @@ from t3d.common.errors import UserError, run_main
 from t3d.common.jsonfiles import atomic_write
 from t3d.common.paths import ROOT
 
-RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "RESULTS.md"
-FIGURES, ANALYSES = RESULTS / "tables", RESULTS / "analysis"
-TRAIN, HELD_OUT = "StoryMath_train", "StoryMath_val"
-SPLITS = ("StoryMath_test", "StoryMath_hard")
+DOCS = ROOT / "docs"
+SPLITS = ("test", "long")  # of every evaluation: the test set and the harder one
 BATCH = 32  # sequences of an optimizer step, over all processes
 KEPT: tuple[str, ...] = (
     "dataset",
@@ -82,17 +81,17 @@ AUTOREGRESSIVE = "autoregressive"  # the row that decodes token by token, in blo
 # One run
 
 
-def teacher(output: Path, block: int) -> str:
+def teacher(domain: Domain, output: Path, block: int) -> str:
     """The embedded teacher. For a block other than 4, SFT at that block converts it from its own weights."""
     if block == 4:
-        return "models/embedded-teacher"
-    folder = output / "teachers" / "embedded-teacher" / "math" / "teacher" / f"block{block}"
+        return domain.teacher
+    folder = output / "teachers" / Path(domain.teacher).name / domain.data_type / "teacher" / f"block{block}"
     if not (folder / "ckpt" / "optimized" / "config.json").exists():
-        command("python", "-m", "studies.storymath", "--data", str(output / "data"), "--sft")
+        command("python", "-m", domain.package, "--data", str(output / "data"), "--sft")
         command(
-            *("python", "train/self_ddo_sdar_full.py", "config=configs/demo/teacher.yaml", "experiment.resume=auto"),
-            *("model.pretrained_model=models/embedded-teacher", f"training.block_size={block}"),
-            *(f"dataset.optimization_data={output / 'data' / 'StoryMath_sft.json'}", "training.tokens_per_batch=2048"),
+            *("python", "train/self_ddo_sdar_full.py", f"config={domain.config}", "experiment.resume=auto"),
+            *(f"model.pretrained_model={domain.teacher}", f"training.block_size={block}"),
+            *(f"dataset.optimization_data={data_file('sft', domain, output)}", "training.tokens_per_batch=2048"),
             *(f"experiment.output_root={output / 'teachers'}", f"experiment.run_name=block{block}"),
         )
     return str(folder / "ckpt" / "optimized")
@@ -109,9 +108,14 @@ def converted(output: Path, block: int) -> str:
     return str(folder)
 
 
-def start(method: Method, output: Path, block: int) -> str:
+def start(method: Method, block: int, args) -> str:
     """The model that a row decodes and trains, unless it comes after another row."""
-    return converted(output, block) if method.converted else teacher(output, block)
+    return converted(args.output, block) if method.converted else teacher(args.domain, args.output, block)
+
+
+def data_file(split: str, domain: Domain, output: Path) -> Path:
+    """The file of a domain's split."""
+    return output / "data" / f"{domain.split(split)}.json"
 
 
 def roll_out(source: str, split: str, limit: int, block: int, seed: int, method: Method, args) -> Path:
@@ -123,17 +127,18 @@ def roll_out(source: str, split: str, limit: int, block: int, seed: int, method:
     by = [plain(method.after)] if method.after else ["autoregressive"] * as_it_is
     written = 1 if as_it_is else block  # tokens of a decoded block, and its steps
     name = "-".join([f"block{block}-seed{seed}-n{limit}", *by, *overrides]).replace("rollout.", "")
-    project = output / ("rollouts" if split == TRAIN else f"rollouts-{split}") / name
+    project = output / ("rollouts" if split == "train" else f"rollouts-{args.domain.split(split)}") / name
     trajectories = project / "trajectories.json"
     if not trajectories.exists():
         command(
             *("python", "sample/sdar_sample.py", "config=configs/demo/sample.yaml", f"experiment.project={project}"),
             *(f"evaluation.checkpoint_path={source}", f"evaluation.limit={limit}", f"rollout.seed={seed}"),
-            *(f"evaluation.eval_dataset={output / 'data' / split}.json", f"rollout.block_size={written}"),
+            *(f"evaluation.eval_dataset={data_file(split, args.domain, output)}", f"rollout.block_size={written}"),
+            f"evaluation.data_type={args.domain.data_type}",
             *(f"rollout.denoising_steps_per_block={written}", f"rollout.num_processes={args.processes}", *overrides),
         )
         command(
-            *("python", "data/rename_key.py", "--model_name", Path(source).name, "--dataset", split),
+            *("python", "data/rename_key.py", "--model_name", Path(source).name, "--dataset", args.domain.split(split)),
             *("--project", str(project), "--output", str(trajectories)),
         )
     return trajectories
@@ -146,6 +151,7 @@ def train_line(name: str, data: Path, source: str, block: int, seed: int, args, 
         f"config={method.config}",
         f"model.pretrained_model={source}",
         f"dataset.optimization_data={data}",
+        f"dataset.data_type={args.domain.data_type}",
         f"dataset.limit={args.rollouts}",
         f"training.block_size={block}",
         f"training.seed={seed}",
@@ -156,7 +162,7 @@ def train_line(name: str, data: Path, source: str, block: int, seed: int, args, 
         "experiment.project=run",
         "experiment.run_name=run",
         "experiment.resume=auto",
-        *method.training,
+        *(override.format(questions=data_file("train", args.domain, args.output)) for override in method.training),
     ]
 
 
@@ -166,6 +172,7 @@ def evaluation_lines(name: str, checkpoint: str, folder: Path, block: int, seed:
         "config=configs/demo/eval.yaml",
         f"experiment.project={folder}",
         f"evaluation.checkpoint_path={checkpoint}",
+        f"evaluation.data_type={args.domain.data_type}",
         f"evaluation.method={name.replace(', ', '-').replace(' ', '_')}",
         f"rollout.block_size={block}",
         f"rollout.seed={seed}",
@@ -173,11 +180,11 @@ def evaluation_lines(name: str, checkpoint: str, folder: Path, block: int, seed:
     ]
     if args.problems:
         common.append(f"evaluation.limit={args.problems}")
-    data = {split: f"evaluation.eval_dataset={args.output / 'data' / split}.json" for split in SPLITS}
+    data = [f"evaluation.eval_dataset={data_file(split, args.domain, args.output)}" for split in SPLITS]
     steps = [block >> k for k in range(block.bit_length())]
-    lines = [[*common, where, f"rollout.denoising_steps_per_block={s}"] for where in data.values() for s in steps]
+    lines = [[*common, where, f"rollout.denoising_steps_per_block={s}"] for where in data for s in steps]
     dynamic = ["rollout.remasking_strategy=low_confidence_dynamic", "rollout.dynamic_threshold=0.9"]
-    return [*lines, [*common, data[SPLITS[0]], f"rollout.denoising_steps_per_block={block}", *dynamic]]
+    return [*lines, [*common, data[0], f"rollout.denoising_steps_per_block={block}", *dynamic]]
 
 
 def train(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object]]:
@@ -191,11 +198,11 @@ def train(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object
         with claimed(model_folder(method.after, block, seed, args), wait=True):
             source, _ = train(method.after, block, seed, args)
     else:
-        source = start(method, args.output, block)
+        source = start(method, block, args)
     if name == "sft":
-        data = args.output / "data" / f"{TRAIN}.json"
+        data = data_file("train", args.domain, args.output)
     else:
-        data = roll_out(source, TRAIN, args.rollouts, block, seed, method, args)
+        data = roll_out(source, "train", args.rollouts, block, seed, method, args)
     launch = ["python"]
     if args.processes > 1:
         launch = ["accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"]
@@ -217,7 +224,7 @@ def run_one(name: str, block: int, seed: int, args) -> None:
     from t3d.evaluation.run import evaluate
     from t3d.evaluation.settings import EvalConfig
 
-    checkpoint = start(ROWS[name], args.output, block)
+    checkpoint = start(ROWS[name], block, args)
     budget: dict[str, object] = {}
     if ROWS[name].config:
         checkpoint, budget = train(name, block, seed, args)
@@ -232,7 +239,7 @@ def run_one(name: str, block: int, seed: int, args) -> None:
         **budget,
         "rows": [{key: row[key] for key in KEPT} for row in rows],
     }
-    with atomic_write(figures_file(name, block, seed)) as file:
+    with atomic_write(figures_file(name, block, seed, args)) as file:
         file.write(json.dumps(figures, indent=1) + "\n")
 
 
@@ -254,7 +261,7 @@ def made_with(name: str, args) -> dict[str, object]:
 
 def analyse(name: str, block: int, seed: int, args) -> None:
     """Measure the loss of a step of the trained student and of its teacher, at states of held-out answers."""
-    target = ANALYSES / figures_file(name, block, seed).name
+    target = analyses(args) / figures_file(name, block, seed, args).name
     if target.exists():
         return
     folder = model_folder(name, block, seed, args)
@@ -262,8 +269,8 @@ def analyse(name: str, block: int, seed: int, args) -> None:
     if not student.exists():
         print(f"{name}, block {block}, seed {seed}: no student below {folder}; run it first (without --analysis)")
         return
-    source = teacher(args.output, block)
-    trajectories = roll_out(source, HELD_OUT, 500, block, seed, Method(), args)
+    source = teacher(args.domain, args.output, block)
+    trajectories = roll_out(source, "val", 500, block, seed, Method(), args)
     command(
         *(
             "python",
@@ -282,7 +289,7 @@ def analyse(name: str, block: int, seed: int, args) -> None:
 
 def finished(name: str, block: int, seed: int, args) -> bool:
     """Whether the run has its figures. UserError if they come from other settings."""
-    file = figures_file(name, block, seed)
+    file = figures_file(name, block, seed, args)
     if not file.exists():
         return False
     figures = read_figures(file)
@@ -308,7 +315,7 @@ def claimed(folder: Path, wait: bool = False) -> Iterator[bool]:
 
 def run_folder(folder: Path) -> Path:
     """The training below a run's folder, under its teacher's name. The path may not exist yet."""
-    return next(folder.glob("*/math/run/run"), folder / "none")
+    return next(folder.glob("*/*/run/run"), folder / "none")
 
 
 def plain(name: str) -> str:
@@ -316,14 +323,24 @@ def plain(name: str) -> str:
     return name.replace(", ", "-").replace(" ", "_").replace("=", "")
 
 
-def figures_file(name: str, block: int, seed: int) -> Path:
+def figures_folder(args) -> Path:
+    """The folder of all figures."""
+    return args.docs / "results" / "tables" / args.domain.results
+
+
+def figures_file(name: str, block: int, seed: int, args) -> Path:
     """The file of a run's figures."""
-    return FIGURES / f"{plain(name)}-block{block}-seed{seed}.json"
+    return figures_folder(args) / f"{plain(name)}-block{block}-seed{seed}.json"
+
+
+def analyses(args) -> Path:
+    """The folder of the losses of a step."""
+    return args.docs / "results" / "analysis" / args.domain.results
 
 
 def model_folder(name: str, block: int, seed: int, args) -> Path:
     """The folder of a run's student and its answers, for this budget only."""
-    return args.output / f"{figures_file(name, block, seed).stem}-steps{args.steps}-n{args.rollouts}"
+    return args.output / f"{figures_file(name, block, seed, args).stem}-steps{args.steps}-n{args.rollouts}"
 
 
 def count(text: str) -> int:
@@ -351,9 +368,23 @@ def block_sizes(text: str) -> list[int]:
     return found
 
 
+def chosen_rows(args) -> list[str]:
+    """The names of the rows to run. Raises UserError for one that is not known, or that the domain has no model for."""
+    every = [*METHODS, *(ABLATIONS if args.ablations else ()), *(CONVERSION if args.conversion else ())]
+    chosen = args.methods.split(";") if args.methods else every
+    if unknown := [name for name in chosen if name not in ROWS]:
+        raise UserError(f"--methods {unknown[0]}: not known; {'; '.join(ROWS)}", "--methods")
+    if args.domain.name != "StoryMath" and (rows := [name for name in chosen if ROWS[name].converted]):
+        raise UserError(
+            f"--methods {rows[0]}: {args.domain.name} has no autoregressive model; leave it out", "--methods"
+        )
+    return chosen
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domain", type=named, default="StoryMath", help=f"one of {', '.join(DOMAINS)}")
     parser.add_argument("--methods", help=f"some of: {'; '.join(ROWS)} (separated by ;)")
     parser.add_argument("--ablations", action="store_true", help="the ablations too")
     parser.add_argument("--conversion", action="store_true", help="the rows from an autoregressive model too")
@@ -363,26 +394,22 @@ def main() -> None:
     parser.add_argument("--rollouts", type=count, default=4000, help="questions to learn from")
     parser.add_argument("--processes", type=count, default=2, help="processes of rollouts and training, one core each")
     parser.add_argument("--problems", type=count, help="problems per evaluation; default all")
-    parser.add_argument("--output", type=Path, default=Path("experiments/tables"), help="folder of models and rollouts")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder of models and rollouts; default experiments/tables, StoryCode: a folder in it",
+    )
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page and of results/")
     parser.add_argument(
         "--analysis", action="store_true", help=f"only measure the loss of a step: {', '.join(ANALYSED)}"
     )
-    parser.add_argument("--page", action="store_true", help="only write docs/RESULTS.md")
+    parser.add_argument("--page", action="store_true", help="only write the page")
     args = parser.parse_args()
+    args.output = args.output or args.domain.runs
     os.chdir(ROOT)  # as in the stages' processes; printed paths are relative to it
     if BATCH % args.processes:
         raise UserError(f"--processes {args.processes}: {BATCH} sequences a step do not divide by it", "--processes")
-    chosen = (
-        args.methods.split(";")
-        if args.methods
-        else [
-            *METHODS,
-            *(ABLATIONS if args.ablations else ()),
-            *(CONVERSION if args.conversion else ()),
-        ]
-    )
-    if unknown := [name for name in chosen if name not in ROWS]:
-        raise UserError(f"--methods {unknown[0]}: not known; {'; '.join(ROWS)}", "--methods")
+    chosen = chosen_rows(args)
     if args.analysis:
         for name, block in product(ANALYSED, args.blocks):
             analyse(name, block, args.seeds[0], args)
@@ -390,8 +417,8 @@ def main() -> None:
         every = product(args.blocks, args.seeds, chosen)
         wanted = dict.fromkeys((name, 1 if name == AUTOREGRESSIVE else block, seed) for block, seed, name in every)
         runs = [run for run in wanted if not finished(*run, args)]
-        if runs and not (args.output / "data" / f"{SPLITS[0]}.json").exists():
-            command("python", "-m", "studies.storymath", "--data", str(args.output / "data"))
+        if runs and not data_file(SPLITS[0], args.domain, args.output).exists():
+            command("python", "-m", args.domain.package, "--data", str(args.output / "data"))
         for number, run in enumerate(runs, 1):
             print(f"\n=== {number} of {len(runs)}: {run[0]}, block {run[1]}, seed {run[2]}", flush=True)
             with claimed(model_folder(*run, args)) as ours:
@@ -402,7 +429,8 @@ def main() -> None:
     methods, ablations, conversion = (
         {name: method.told for name, method in some.items()} for some in (METHODS, ABLATIONS, CONVERSION)
     )
-    write_page(FIGURES, ANALYSES, PAGE, methods, ablations, conversion, SPLITS, BATCH)
+    page = args.docs / args.domain.page
+    write_page(args.domain, figures_folder(args), analyses(args), page, methods, ablations, conversion, SPLITS, BATCH)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The embedded benchmark's tokenizer: one token per word and per digit, with a ChatML template like SDAR's."""
+"""The embedded benchmark's tokenizers: one token per word and per digit, with a ChatML template like SDAR's."""
 
 import random
 import re
+from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -21,17 +22,22 @@ INSTRUCTIONS = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over all words of the generator (a leading space belongs to its word)."""
+    """StoryMath's."""
     rng = random.Random(0)
     texts = list(INSTRUCTIONS)
     for _ in range(5000):
         problem = generate(rng, 2)
         texts += [problem.question, problem.solution]
-    pieces = {piece for text in texts for piece in re.findall(PIECE, text)}
+    return word_tokenizer(PIECE, texts)
+
+
+def word_tokenizer(piece: str, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over all words of the texts. piece: the expression of a word with its leading space."""
+    pieces = {found for text in texts for found in re.findall(piece, text)}
     pieces |= {f"{space}{digit}" for digit in range(10) for space in ("", " ")}
     vocabulary = {token: i for i, token in enumerate([*sorted(pieces), "<|unk|>", END_OF_TEXT, START, END, MASK])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(piece), behavior="isolated")
     core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,

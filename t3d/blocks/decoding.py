@@ -80,6 +80,8 @@ def draw(
         Above 0 temperature, top-k, top-p and softmax are applied in this order. The token is drawn by inverse CDF in
         the order of the ids. Its confidence is its filtered probability.
     """
+    if len(u) <= rows_at_once:
+        return _draw_rows(logits.float(), u, settings, need_entropy)
     return _join(
         [
             _draw_rows(chunk.float(), u_chunk, settings, need_entropy)
@@ -105,6 +107,9 @@ def project_and_draw(
     rows_drawn: int = 256,
 ) -> Draws:
     """``draw`` from the last hidden states (rows, width). The logits of ``rows_at_once`` rows are in memory at once."""
+    if len(u) <= rows_at_once:
+        logits = project(hidden, weight, forbidden)
+        return draw(logits, u, settings, need_entropy=need_entropy, rows_at_once=rows_drawn)
     return _join(
         [
             draw(project(h, weight, forbidden), of_rows, settings, need_entropy=need_entropy, rows_at_once=rows_drawn)

@@ -45,6 +45,7 @@ class Strategy:
 
     Attributes:
         fixed_steps: a whole block always takes ``denoising_steps_per_block`` steps.
+        even: each of these steps unmasks exactly ``StepView.share`` positions of a whole block.
         needs_entropy: ``choose`` reads the entropies.
         needs_order: ``choose`` reads the random order.
         may_choose_none: a step may unmask nothing; then a block may have more steps than positions.
@@ -53,6 +54,7 @@ class Strategy:
     """
 
     fixed_steps = False
+    even = False
     needs_entropy = False
     needs_order = True
     may_choose_none = False

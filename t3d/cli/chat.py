@@ -5,7 +5,8 @@
     echo "..." | t3d chat --model DIR              questions from a pipe, one a line
 
 With --data-type text earlier turns stay in the prompt; otherwise every question stands alone. Type /1, /2, ... for a
-sample question. /new begins a new conversation, Ctrl-C stops an answer, /quit or Ctrl-D ends the chat.
+sample question. /new begins a new conversation. Ctrl-C stops an answer, and drops a line that is being typed. /quit,
+Ctrl-D, or Ctrl-C twice at the prompt ends the chat.
 """
 
 import argparse
@@ -227,10 +228,26 @@ def lines(source: TextIO, console: Console) -> Iterator[str]:
     if not source.isatty():
         yield from iter(source.readline, "")
         return
+    pressed = False  # whether Ctrl-C was the last thing at the prompt
     with contextlib.suppress(EOFError):
         while True:
-            yield input("\n> ")
+            try:
+                line = input("\n> ")
+            except KeyboardInterrupt:
+                if pressed and not half_typed():
+                    break
+                pressed = True
+                console.out("\n(Ctrl-C again, Ctrl-D or /quit ends the chat)")
+                continue
+            pressed = False
+            yield line
     console.out()
+
+
+def half_typed() -> bool:
+    """Whether the line of the last prompt has text, as far as the terminal's line editor tells."""
+    editor = sys.modules.get("readline")
+    return editor is not None and bool(editor.get_line_buffer())
 
 
 def questions(source: TextIO, console: Console, examples: Sequence[str]) -> Iterator[str]:

@@ -103,9 +103,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             speakers.append(load(name, source, "--student" if speakers else "model", args.max_token))
         local = args.host in LOOPBACK
         host = f"[{args.host}]" if ":" in args.host else args.host
-        print(f"http://{host}:{server.getsockname()[1]}   Ctrl-C ends it", flush=True)
         app = Playground(speakers, LOOPBACK if local else ()).app()
         with contextlib.suppress(KeyboardInterrupt):
+            print(f"http://{host}:{server.getsockname()[1]}   Ctrl-C ends it", flush=True)
             web.run_app(app, sock=server, print=None, handler_cancellation=True, shutdown_timeout=1)
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from t3d.blocks.decoding import choose, stream_key, uniforms
+from t3d.blocks.decoding import choose, quota, stream_key, uniforms
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
 from t3d.blocks.strategy import strategy_named
@@ -122,10 +122,19 @@ class LocalEngine:
         run = Run(self, settings, seed, lanes, capacity, on_step)
         waiting = deque(requests)
         while waiting or run.busy:
-            run.refill(waiting)
-            yield from run.step()
-            if not waiting:
-                run.shrink()
+            yield from self._until_finished(run, waiting)
+
+    def _until_finished(self, run: "Run", waiting: deque[Request]) -> list[Trajectory]:
+        """Decode until an answer is finished. The model has its own attention between answers."""
+        with self.attention.of(self.model):
+            while waiting or run.busy:
+                run.refill(waiting)
+                finished = list(run.step())
+                if not waiting:
+                    run.shrink()
+                if finished:
+                    return finished
+        return []
 
     def _capacity(self, requests: Sequence[Request], settings: DecodeSettings) -> int:
         block = settings.block_size
@@ -187,7 +196,7 @@ class Drawn(NamedTuple):
     """A forward's proposals for the current blocks: (lanes, block) each, meaningless at unmasked positions.
 
     entropy: None unless the strategy needs it. masked: the masks of the lanes whose turn it is. position: absolute.
-    broken: (), the latest step of a lane with NaN or infinite logits, 0 where there is none.
+    NaN or infinite logits leave a confidence that is NaN.
     """
 
     tokens: Tensor
@@ -195,7 +204,6 @@ class Drawn(NamedTuple):
     entropy: Tensor | None
     masked: Tensor
     position: Tensor
-    broken: Tensor
 
 
 def places(masked: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -208,7 +216,16 @@ def places(masked: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 class Run:
-    """One call of ``generate``: the assignment of requests to lanes, and the denoising steps."""
+    """One call of ``generate``: the assignment of requests to lanes, and the denoising steps.
+
+    Attributes:
+        requests: of each lane; None = it is free.
+        period, phase: lanes begin their blocks together every ``period`` steps; phase 0 begins them.
+        whole: all lanes are in whole blocks since phase 0, so the host knows the masks that are left.
+        uniforms: (lanes, steps, block) of the present blocks, where lanes begin them together.
+        seen: confidences, and the lanes' steps before, of the steps since the last read.
+        blocks: the positions of the current blocks and the tokens there, (lanes, block) each; None = not read yet.
+    """
 
     def __init__(
         self,
@@ -247,6 +264,12 @@ class Run:
         self.period = settings.denoising_steps_per_block if fixed else 1
         self.phase = 0
         self.ahead = Ahead()
+        # Masks of a whole block that are left after each step, where the strategy fixes them.
+        self.left = (settings.block_size - quota(settings).cumsum(0)).tolist() if fixed and self.strategy.even else []
+        self.whole = False
+        self.uniforms: Tensor | None = None
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.blocks: tuple[Tensor, Tensor] | None = None
 
     @property
     def busy(self) -> bool:
@@ -275,6 +298,7 @@ class Run:
             key[row] = stream_key(self.seed, request.prompt, request.sample)
             source.append(computed.setdefault(request.prompt_ids, lane))
         start = count // block * block
+        self.blocks = None
         width = int(start.max())
         self.runner.key_slots = max(self.runner.key_slots, width + block)
         self.ahead.fresh += int((start + block - count).sum())
@@ -311,14 +335,24 @@ class Run:
     def step(self) -> Iterator[Trajectory]:
         """One denoising step of every lane whose turn it is; yields the finished answers.
 
-        The host reads from the device only once, in ``_advance``. That read gives the shapes of the next step. Further
+        The host reads from the device only once, in ``_advance``. That read gives the shapes of the next step. Where it
+        knows them, because all lanes are inside whole blocks of a fixed number of steps, it does not read. Further
         reads come from a nucleus (top_p < 1 without top_k, see ``filter_logits``), finished answers, an observer,
         self-verification, editing and an energy.
         """
         turn, committing = self._schedule()
         drawn = self._denoise(committing, turn)
         complete = self._unmask(turn, drawn)
+        if self.whole and self.left[self.phase] > 0:  # no lane can be through, so nothing has to be read
+            self.ahead = Ahead(inside=self.left[self.phase] * self.taken)
+            self.phase += 1
+            return
         yield from self._hand_out(self._advance(complete, drawn))
+
+    @property
+    def taken(self) -> int:
+        """The number of lanes with a request."""
+        return len(self.requests) - self.requests.count(None)
 
     def _schedule(self) -> tuple[Tensor, Tensor | None]:
         """(lanes,) bool each: the lanes whose turn it is, and the lanes to commit in the next forward (None = none)."""
@@ -336,13 +370,14 @@ class Run:
 
     def _denoise(self, wide: Tensor | None, turn: Tensor) -> Drawn:
         """Forward, then draw at the masked positions of the lanes whose turn it is."""
-        state, runner, verifier = self.lanes, self.runner, self.verifier
+        runner, verifier = self.runner, self.verifier
         read, position = self._read(turn)
-        masked = self._masks(read, position)
+        masked = read if self.editor is None else self._masks(turn.unsqueeze(-1))
         rows = self.ahead.inside + (0 if self.phase else self.ahead.fresh)
+        if not self.phase:
+            self.whole = bool(self.left) and rows == self.taken * self.settings.block_size
         lane, column = places(read, rows)
-        stream = state.key[lane], position[lane, column], state.steps[lane] + 1
-        u = candidate_uniforms(*stream, self.energy.candidates) if self.energy else uniforms(*stream)
+        u = self._uniforms(lane, column, position)
 
         def head(hidden: Tensor, weight: Tensor):
             hidden = hidden[lane, column]
@@ -357,25 +392,47 @@ class Run:
             filled[lane, column] = values
             return filled
 
-        token, certain, entropy = runner.block_forward(wide, turn, head)
+        again = self.whole and self.phase > 1 and self.energy is None  # an energy has forwards of its own between
+        token, certain, entropy = runner.block_forward(wide, turn, head, again)
         tokens, confidence = grid(token), grid(certain)
         if self.energy is not None:
             tokens, confidence = self.energy.choose(tokens, confidence, masked, turn)
-        broken = (confidence.isnan().any(-1) * (state.steps + 1)).max()  # such logits leave no probability
-        return Drawn(tokens, confidence, None if entropy is None else grid(entropy), masked, position, broken)
+        self.seen.append((confidence, self.lanes.steps))
+        return Drawn(tokens, confidence, None if entropy is None else grid(entropy), masked, position)
+
+    def _uniforms(self, lane: Tensor, column: Tensor, position: Tensor) -> Tensor:
+        """The random numbers of a step at the places (lane, column), (rows,) or (rows, candidates).
+
+        Lanes that begin their blocks together get the numbers of all steps of the block at once.
+        """
+        state = self.lanes
+        if self.settings.temperature == 0 and not self.energy:
+            return torch.zeros(len(lane), device=lane.device)  # nothing reads them
+        if self.energy or self.period == 1:
+            stream = state.key[lane], position[lane, column], state.steps[lane] + 1
+            return candidate_uniforms(*stream, self.energy.candidates) if self.energy else uniforms(*stream)
+        if not self.phase or self.uniforms is None:
+            step = torch.arange(1 - self.phase, self.period + 1 - self.phase, device=lane.device)
+            of_steps = state.steps.unsqueeze(-1) + step
+            self.uniforms = uniforms(state.key[:, None, None], position.unsqueeze(1), of_steps.unsqueeze(-1))
+        return self.uniforms[lane, self.phase, column]
 
     def _unmask(self, turn: Tensor, drawn: Drawn) -> Tensor:
         """Write drawn tokens at the strategy's positions; (lanes,) bool, the lanes whose block is complete."""
-        state, (tokens, confidence, entropy, masked, position, _) = self.lanes, drawn
+        state, (tokens, confidence, entropy, masked, position) = self.lanes, drawn
         state.commit &= ~turn
-        state.forwards += turn.long()
-        state.steps += turn.long()
-        at = {"key": state.key, "position": position, "step": state.steps, "stage": state.stage}
-        unmask = choose(masked, confidence, entropy, self.settings, **at)
-        current, when = state.ids.gather(1, position), state.unmask_step.gather(1, position)
-        state.ids.scatter_(1, position, torch.where(unmask, tokens, current))
+        state.forwards += turn
+        state.steps = state.steps + turn  # `seen` keeps the numbers before
+        if self.whole and self.left[self.phase] <= 0:
+            unmask = masked
+        else:
+            at = {"key": state.key, "position": position, "step": state.steps, "stage": state.stage}
+            unmask = choose(masked, confidence, entropy, self.settings, **at)
+        when = state.unmask_step.gather(1, position)
+        state.ids.scatter_(1, position, torch.where(unmask, tokens, self._blocks()[1]))
         state.unmask_step.scatter_(1, position, torch.where(unmask, state.steps.unsqueeze(-1), when))
-        state.stage += turn.long()
+        self.blocks = position, state.ids.gather(1, position)
+        state.stage += turn
         complete = turn & ~(masked & ~unmask).any(-1)
         if self.editor is not None:
             changed = unmask | self.editor.edit(self._read(turn)[0] & ~masked, position)
@@ -388,15 +445,22 @@ class Run:
         """(lanes, block) each: the places in the current blocks of the lanes ``turn`` where a step reads the model, and
         the blocks' positions. These are the masks, and with editing all tokens of the answer.
         """
-        state = self.lanes
-        position = (state.start.unsqueeze(-1) + self.runner.column).clamp(max=self.capacity - 1)
+        position, ids = self._blocks()
         if self.editor is not None:
-            return (position >= state.prompt.unsqueeze(-1)) & turn.unsqueeze(-1), position
-        return self._masks(turn.unsqueeze(-1), position), position
+            return (position >= self.lanes.prompt.unsqueeze(-1)) & turn.unsqueeze(-1), position
+        return (ids == self.engine.mask_id) & turn.unsqueeze(-1), position
 
-    def _masks(self, among: Tensor, position: Tensor) -> Tensor:
-        """(lanes, block) bool: the masks at the places ``among`` of the blocks."""
-        return (self.lanes.ids.gather(1, position) == self.engine.mask_id) & among
+    def _masks(self, among: Tensor) -> Tensor:
+        """(lanes, block) bool: the masks at the places ``among`` of the current blocks."""
+        return (self._blocks()[1] == self.engine.mask_id) & among
+
+    def _blocks(self) -> tuple[Tensor, Tensor]:
+        """(lanes, block) each: the positions of the current blocks, and the tokens there."""
+        if self.blocks is None:
+            state = self.lanes
+            position = (state.start.unsqueeze(-1) + self.runner.column).clamp(max=self.capacity - 1)
+            self.blocks = position, state.ids.gather(1, position)
+        return self.blocks
 
     def _advance(self, complete: Tensor, drawn: Drawn) -> list[int]:
         """Move lanes with a complete block to the next; returns the lanes with a finished answer."""
@@ -404,23 +468,31 @@ class Run:
         answer = (position >= state.prompt.unsqueeze(-1)) & (position < state.limit.unsqueeze(-1))
         is_stop = (state.ids.gather(1, position).unsqueeze(-1) == self.engine.stop_ids).any(-1)
         through = complete & ((is_stop & answer).any(-1) | (state.start + block >= state.limit))
-        state.start += block * complete.long()
-        state.stage *= (~complete).long()
+        state.start += block * complete
+        state.stage *= ~complete
         state.commit |= complete
         state.active &= ~through
+        self.blocks = None
+        broken = torch.stack([confidence for confidence, _ in self.seen]).isnan().any()
         # The only read of a step: the finished lanes, the cache length to read, and the counts for the next step.
         rows = self._read(state.active)[0].sum(-1)
         inside = (rows * (state.stage > 0)).sum()
         frontier = (state.start * state.active).max()
         commits = (state.active & state.commit).sum()
-        read = torch.cat([through.long(), torch.stack([frontier, inside, rows.sum(), commits, drawn.broken])])
+        read = torch.cat([through.long(), torch.stack([frontier, inside, rows.sum(), commits, broken])])
         *ended, frontier, inside, count, commits, broken = read.tolist()
         if broken:
-            raise not_finite(self.engine.model.name_or_path or "in memory", broken)
+            raise not_finite(self.engine.model.name_or_path or "in memory", self._broken_step())
+        self.seen.clear()
         self.ahead = Ahead(inside, count - inside, commits)
         self.phase = (self.phase + 1) % self.period if inside else 0
         self.runner.key_slots = frontier + block
         return [lane for lane, is_through in enumerate(ended) if is_through]
+
+    def _broken_step(self) -> int:
+        """The latest answer's step among the first steps with NaN or infinite logits since the last read."""
+        found = (steps[confidence.isnan().any(-1)] for confidence, steps in self.seen)
+        return next(1 + int(steps.max()) for steps in found if steps.numel())
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -480,6 +552,7 @@ class Run:
         if not taken or 2 * len(taken) > len(self.requests) or self.engine.graphs:
             return
         lanes = torch.tensor(taken, device=self.engine.device)
+        self.blocks = self.uniforms = None
         for part in (self.lanes, self.runner.cache, self.verifier.drafts if self.verifier else None, self.editor):
             if part is not None:
                 part.keep(lanes)

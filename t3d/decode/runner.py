@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t3d.blocks.attention import cache_mask
+from t3d.blocks.attention import cache_mask, for_implementation
 from t3d.blocks.decoding import initial_tokens, project, project_and_draw
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import fault
@@ -78,6 +78,7 @@ class ModelRunner:
         lanes, cache: state of all lanes, and their keys and values.
         key_slots: slots of the cache that a forward reads.
         column: (block,) 0, 1, ...
+        reads: positions and mask of the last block forward.
         rows_at_once: rows whose logits are in memory at once.
         rows_drawn: rows in one pass over the vocabulary.
     """
@@ -98,6 +99,7 @@ class ModelRunner:
         compiled: Graphs | None,
     ):
         self.model, self.settings, self.capacity, self.graphs = model, settings, capacity, compiled
+        self.decoder, self.dtype = model.get_decoder(), model.dtype  # both are slow to ask for
         self.attention = attention
         self.mask_id, self.forbidden_ids, self.ordinary_ids = mask_id, forbidden_ids, ordinary_ids
         # Lanes that take no part in a forward write their columns to an extra block of slots, which nobody reads.
@@ -114,6 +116,7 @@ class ModelRunner:
         cpu = model.device.type == "cpu"
         self.rows_drawn = max(1, 2**21 // model.config.vocab_size) if cpu else self.rows_at_once
         self.key_slots = 0
+        self.reads: tuple[Tensor, Tensor]
         # The compiler makes a graph per shape. So there is one width with and one without commits, and the cache is
         # read by quarters.
         self.slots_together = -(-self.slots // 4) if compiled else 1
@@ -145,13 +148,18 @@ class ModelRunner:
         return hidden[:, -block:]
 
     def block_forward(
-        self, previous: Tensor | None, current: Tensor | None, head: Callable[[Tensor, Tensor], Any] | None = None
+        self,
+        previous: Tensor | None,
+        current: Tensor | None,
+        head: Callable[[Tensor, Tensor], Any] | None = None,
+        again: bool = False,
     ) -> Any:
         """Forward over the previous block of some lanes and the current block of others; None = of no lane.
 
         The columns of a lane that takes no part go to the extra slots and see block 0, so no row of the mask is empty.
 
         Args:
+            again: the same lanes as in the last forward of this runner, inside the same blocks.
             head: gets the hidden states that predict the current block's tokens, (lanes, block, width), and the head's
                 weight.
         """
@@ -160,6 +168,16 @@ class ModelRunner:
             found = self.predicting(hidden, previous, current)
             return head(found, weight) if head is not None else None
 
+        if not again:
+            self.reads = self._read(previous, current)
+        state, (position, mask) = self.lanes, self.reads
+        ids = state.ids.gather(1, position)
+        if self.settings.random_init_ratio:
+            ids = torch.where(ids == self.mask_id, self.initial(state.key.unsqueeze(-1), position), ids)
+        return self.forward(ids, position, mask, of_block, eager=not self.cache.ready)
+
+    def _read(self, previous: Tensor | None, current: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The positions and the mask of a block forward, after the cache is told where it writes."""
         state, block = self.lanes, self.settings.block_size
         blocks = [(state.start - block, previous), (state.start, current)]
         parts = [
@@ -174,10 +192,9 @@ class ModelRunner:
         else:
             self.cache.length = min(-(-self.key_slots // self.slots_together) * self.slots_together, self.slots)
             mask = cache_mask(position, self.cache.length, block)
-        ids = state.ids.gather(1, position)
-        if self.settings.random_init_ratio:
-            ids = torch.where(ids == self.mask_id, self.initial(state.key.unsqueeze(-1), position), ids)
-        return self.forward(ids, position, mask, of_block, eager=not self.cache.ready)
+            if not torch.is_autocast_enabled(mask.device.type):  # else the model knows the dtype
+                mask = for_implementation(mask, self.attention.name, self.dtype)
+        return position, mask
 
     def initial(self, key: Tensor, position: Tensor) -> Tensor:
         """The tokens that positions show before they are unmasked, under ``random_init_ratio``."""
@@ -207,7 +224,7 @@ class ModelRunner:
 
     def _compiled(self, ids: Tensor, eager: bool) -> AbstractContextManager:
         if self.graphs is None:
-            compiled = getattr(self.model.get_decoder(), "_compiled_call_impl", None)  # by another engine
+            compiled = getattr(self.decoder, "_compiled_call_impl", None)  # by another engine
             return eager_forward() if compiled else nullcontext()
         return eager_forward() if eager else self.graphs.step(ids, self.cache.length, self.slots)
 

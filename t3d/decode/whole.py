@@ -32,7 +32,11 @@ class WholeRunner(ModelRunner):
         raise AssertionError("there is no cache to fill")
 
     def block_forward(
-        self, previous: Tensor | None, current: Tensor | None, head: Callable[[Tensor, Tensor], Any] | None = None
+        self,
+        previous: Tensor | None,
+        current: Tensor | None,
+        head: Callable[[Tensor, Tensor], Any] | None = None,
+        again: bool = False,
     ) -> Any:
         """Forward over all lanes; ``head`` gets the hidden states that predict the current blocks' tokens."""
         state, block = self.lanes, self.settings.block_size

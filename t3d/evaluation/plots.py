@@ -56,13 +56,32 @@ TRAINING = {
     "cross_entropy": ("Cross-entropy", "It falls towards the teacher's own uncertainty, and not to 0."),
     "certainty_entropy": ("Entropy where right", "It falls as the model becomes certain of tokens that it has right."),
     "correct": ("Right tokens", "The share of tokens that the model has right. It rises."),
-    "kl": ("KL to the teacher", "It falls. Near 0 the student has the teacher's distributions."),
+    "kl": (
+        "KL",
+        "To a teacher: it falls, and near 0 the student has the teacher's distributions. With rewards: the "
+        "distance to the weights that drew the answers, or to the first ones; it stays small.",
+    ),
     "reward": ("Reward", "The mean of a round's answers. It rises; held-out accuracy tells whether that is real."),
     "heldout_accuracy": ("Held-out accuracy", "Questions that no round draws from. It rises with the reward."),
     "drawn_entropy": (
         "Entropy of the drawn tokens",
         "A mean of a round, in nats. It falls slowly. Near 0 all samples of a question are equal: nothing is learnt.",
     ),
+    "entropy": ("Entropy in the loss", "Of the tokens that a step learns from, in nats. It falls slowly, as above."),
+    "dropped_groups": (
+        "Dropped questions",
+        "The share whose answers were equally good. Near 1 nothing is learnt: the questions are too hard or too easy.",
+    ),
+    "clip_share": (
+        "Clipped actions",
+        "The share whose gradient the clip takes. If it keeps growing, lower the learning rate.",
+    ),
+    "length": (
+        "Length",
+        "Tokens of an answer. A fast fall or growth means that the reward can be had without an answer.",
+    ),
+    "cut_share": ("Cut answers", "The share without an end. It stays near 0; cut answers have no reward."),
+    "tokens_per_forward": ("Tokens per forward", "Of a round's answers. It rises only if speed is rewarded."),
     "grad_norm": ("Gradient norm", "Single peaks are normal. Steady growth comes before a loss that diverges."),
 }
 NOT_DRAWN = {
@@ -145,6 +164,12 @@ def speed_charts(rows: Sequence[Row]) -> list[Chart]:
     ]
 
 
+def _number(ax: Axes, text: str, place: tuple[float, float], above: bool, colour: str) -> None:
+    """A point's number, above the upper end of its interval or below the lower one."""
+    side: dict[str, Any] = {"xytext": (0, 4 if above else -4), "va": "bottom" if above else "top", "ha": "center"}
+    ax.annotate(text, place, textcoords="offset points", color=colour, weight="bold", **side)
+
+
 def _draw_speed(ax: Axes, rows: Sequence[Row], measure: str, colours: Mapping[str, str]) -> None:
     scale = 100 if measure == "accuracy" else 1
     rows = sorted(rows, key=lambda row: row["tokens_per_step"])
@@ -160,17 +185,15 @@ def _draw_speed(ax: Axes, rows: Sequence[Row], measure: str, colours: Mapping[st
         line, mark = ("-", "o") if one_strategy or "static" in strategy else ("--", "D")
         bars = (y - low, high - y)
         ax.errorbar(x, y, bars, color=colour, label=name, ls=line, marker=mark, capsize=4, elinewidth=1.5)
-        if len(lines) == 2:  # numbers are readable only with two lines: the first's below, the second's above
-            place: dict[str, Any] = {"xytext": (0, 4 if i else -4), "va": "bottom" if i else "top", "ha": "center"}
-            for at, value, end in zip(x, y, high if i else low, strict=True):
-                ax.annotate(
-                    f"{value:.0f}" if scale > 1 else f"{value:.2f}",
-                    (at, end),
-                    textcoords="offset points",
-                    color=colour,
-                    weight="bold",
-                    **place,
-                )
+        if (
+            len(lines) == 2
+        ):  # numbers are readable only with two lines: the higher point's above, the lower point's below
+            others = {row["tokens_per_step"]: row[measure] for row in rows if row not in points}
+            for row, at, *ends in zip(points, x, low, high, strict=True):
+                other = others.get(row["tokens_per_step"])
+                above = bool(i) if other in (None, row[measure]) else row[measure] > other
+                number = f"{100 * row[measure]:.0f}" if scale > 1 else f"{row[measure]:.2f}"
+                _number(ax, number, (at, ends[above]), above, colour)
     speeds = [math.log2(row["tokens_per_step"]) for row in rows]
     powers = range(math.floor(min(speeds)), math.ceil(max(speeds)) + 1)
     ax.set_xscale("log", base=2)
@@ -277,6 +300,11 @@ def _draw_curves(ax: Axes, curves: Mapping[str, np.ndarray], names: Sequence[str
         ax.plot(*curve.T, color=colours[name], label=name)
     ax.set(xlabel="optimizer step", xlim=(0, last * 1.02))
     ax.ticklabel_format(axis="y", useOffset=False, style="plain")
+    values = np.concatenate([curve[:, 1] for curve in curves.values()])
+    if 0 <= values.min() and values.max() > 100 * (middle := float(np.median(values))) > 0:
+        ax.set_yscale("symlog", linthresh=middle)  # else a single peak would flatten all the rest
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_ylim(bottom=0)
     if len(names) > 1:
         ax.legend(loc="best")
 

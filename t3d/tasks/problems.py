@@ -81,6 +81,7 @@ def _remedy(name: str) -> str:
 
     if name in SETS:
         return f"get it with: python data/download_data.py --dataset {name}"
-    if name.startswith("StoryMath_"):
-        return "make it with: python -m studies.storymath" + " --sft" * (name == "StoryMath_sft")
+    domain, _, split = name.partition("_")
+    if domain in ("StoryMath", "StoryCode"):
+        return f"make it with: python -m studies.{domain.lower()}" + " --sft" * (split == "sft")
     return f"give a file, or the name of a set: {', '.join(SETS)}"

@@ -206,6 +206,37 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(story_teacher, screen, monk
     assert out.cursor and "\033[?1049l" in out.raw, "the first screen and its cursor are back"
 
 
+class Keyboard(io.StringIO):
+    """A person at a terminal, line by line; the line ^C is the keys Ctrl-C."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self, size: int = -1) -> str:
+        if (line := super().readline(size)) == "^C\n":
+            raise KeyboardInterrupt
+        return line
+
+
+@pytest.mark.parametrize(
+    "typed, hints, answers",
+    [
+        ("^C\n^C\nQ\n", 1, 0),  # twice in a row: the end
+        ("^C\nQ\n^C\nQ\n", 2, 2),  # a question between them: two first ones
+        ("^C\n\n^C\n^C\nQ\n", 2, 0),  # as does an empty line
+        ("^C\n/quit\nQ\n", 1, 0),
+    ],
+)
+def test_ctrl_c_at_the_prompt_says_how_to_leave_and_the_second_leaves(
+    story_teacher, monkeypatch, typed, hints, answers
+):
+    monkeypatch.setattr(sys, "argv", ["chat", "--model", str(story_teacher), "--max-token", "4"])
+    monkeypatch.setattr(sys, "stdin", Keyboard(typed.replace("Q\n", f"{QUESTION}\n")))
+    monkeypatch.setattr(sys, "stdout", out := io.StringIO())
+    chat.main()
+    assert out.getvalue().count("Ctrl-C again") == hints and out.getvalue().count(" forwards") == answers
+
+
 def test_samples_are_in_the_words_of_the_model(story_teacher, monkeypatch):
     args = chat.parse(["--model", str(story_teacher)])
     offered = speaker.samples(chat.load_speaker("model", args.model, None, args), "math")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-SPLITS = ("StoryMath_test", "StoryMath_hard")
+SPLITS = ("StoryMath_test", "StoryMath_long")
 RANDOM = "rollout.random_init_ratio=0.1"
 METHODS = {
     "original": "the teacher",

@@ -1,6 +1,5 @@
 """The decoding benchmark in small: it runs, and measures what it says. Speeds are for a quiet machine."""
 
-import pytest
 import torch
 
 from studies.benchmarks import decode
@@ -21,15 +20,3 @@ def _hold_once():
 def test_share_of_the_model():
     case = decode.Case.random(2, 64, 500, prompts=3, max_token=8)
     assert 0.1 < decode.model_share(case, DecodeSettings(denoising_steps_per_block=1, temperature=0.1)) < 1
-
-
-def test_rows_against_the_bandwidth_bound(monkeypatch):
-    """On a CPU in place of the GPU, with a bandwidth that is known."""
-    monkeypatch.setattr(decode, "bandwidth", lambda device, repeats: 1e9)
-    config = decode.shape(2, 64, 500)
-    rows = decode.gpu_rows(config, 8, 1, torch.device("cpu"))
-    speeds = {r["case"]: r for r in rows if r["metric"] == "tokens_per_second"}
-    assert list(speeds) == [f"gpu/sdar-4b/batch={n}" for n in (1, 32, 128)]
-    weights = 2 * sum(p.numel() for p in decode.random_model(2, 64, 500).parameters())  # bf16
-    for n, r in zip((1, 32, 128), speeds.values(), strict=True):
-        assert r["baseline"] == pytest.approx(n * 4 * 1e9 / weights) and r["ratio"] == r["value"] / r["baseline"]

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from studies.domains import DOMAINS
 from studies.storymath.page import write_page
 from tests.conftest import raises_key
 
-from .figures import ABLATIONS, CONVERSION, METHODS, RUNS, SPLITS, run
+from .figures import ABLATIONS, CONVERSION, METHODS, RUNS, run
 
 
 def written(folder, runs, methods=METHODS):
@@ -15,7 +16,8 @@ def written(folder, runs, methods=METHODS):
     figures.mkdir(parents=True)
     for i, one in enumerate(runs):
         (figures / f"run{i:02}.json").write_text(json.dumps(one))
-    write_page(figures, folder / "results" / "analysis", page, methods, ABLATIONS, CONVERSION, SPLITS, 32)
+    given = (figures, folder / "results" / "analysis", page, methods, ABLATIONS, CONVERSION, ("test", "long"), 32)
+    write_page(DOMAINS["StoryMath"], *given)
     return page.read_text()
 
 
@@ -29,7 +31,7 @@ def part(text, *heads):
     """What stands below the headings, one inside the other, up to the next of the last one's kind or higher."""
     for head in heads:
         text = text[text.index(f"\n{head}\n") + len(head) + 2 :]
-        marks = [f"\n{'#' * n} " for n in range(1, head.index(" ") + 1)]
+        marks = [f"\n{'#' * n} " for n in range(2, head.index(" ") + 1)]
         text = text[: min(text.index(mark) if mark in text else len(text) for mark in marks)]
     return text
 
@@ -62,7 +64,7 @@ def test_full_step_keeps_no_bold_within_the_error(page):
 def test_dynamic_and_the_harder_split(page):
     quick = part(page[1], "## Block 4", "### Dynamic decoding, threshold 0.9")
     assert "| t3d | 85.0 ± 5.0 | 2.50 ± 0.50 | 1.25 ± 0.25 | 40.0 ± 0.0 | 2 |" in quick
-    hard = part(page[1], "## Block 4", "### The harder split, StoryMath_hard")
+    hard = part(page[1], "## Block 4", "### The harder split, StoryMath_long")
     assert "| t3d | 42.5 ± 2.5 | **42.5 ± 2.5** | **32.5 ± 2.5** | **39.2 ± 0.8** | 1.25 | 2 |" in hard
 
 
@@ -165,13 +167,15 @@ def test_plots_are_there_and_shown(page):
 
 def test_without_figures(tmp_path):
     with raises_key(tmp_path, "python -m studies.storymath.tables"):
-        write_page(tmp_path, tmp_path / "analysis", tmp_path / "RESULTS.md", METHODS, ABLATIONS, CONVERSION, SPLITS, 32)
+        given = (tmp_path, tmp_path / "analysis", tmp_path / "RESULTS.md", METHODS, ABLATIONS, CONVERSION)
+        write_page(DOMAINS["StoryMath"], *given, ("test", "long"), 32)
 
 
 def test_a_torn_file_is_named(tmp_path):
     (tmp_path / "one.json").write_text('{"method": "t3d", "rows": [')
     with raises_key(tmp_path / "one.json"):
-        write_page(tmp_path, tmp_path / "analysis", tmp_path / "RESULTS.md", METHODS, ABLATIONS, CONVERSION, SPLITS, 32)
+        given = (tmp_path, tmp_path / "analysis", tmp_path / "RESULTS.md", METHODS, ABLATIONS, CONVERSION)
+        write_page(DOMAINS["StoryMath"], *given, ("test", "long"), 32)
 
 
 def test_a_broken_run_stops_the_page(tmp_path):

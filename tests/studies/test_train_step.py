@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from studies.benchmarks import train_step
-from studies.benchmarks.train_step import LADDER, NO_REFERENCE, Bench, Shape
+from studies.benchmarks.train_step import LADDER, NO_REFERENCE, OURS, RECIPE, RECIPE_CHECKPOINTING, Bench, Shape
 from tests.conftest import reset_accelerator
 
 # Fewer tokens than one sequence has masks, so that a table of all of them is told from a chunk.
@@ -36,12 +36,12 @@ def test_every_variant_finds_the_same_loss_and_gradient(bench, monkeypatch):
         seen[variant] = [parameter.grad.clone() for parameter in bench.trainer.student.parameters()]
 
     losses = {}
-    for variant in LADDER:
+    for variant in (*LADDER, RECIPE_CHECKPOINTING):
         monkeypatch.setattr(bench.trainer.optimizer, "step", lambda v=variant: record(v))
         losses[variant] = bench.step(variant)
     train_step.assert_equal_losses(losses)
     assert losses[LADDER[0]] != pytest.approx(losses[NO_REFERENCE], abs=1e-4)  # the reference is another model
-    for variant in LADDER:
+    for variant in seen:
         if variant != NO_REFERENCE:
             for mine, theirs in zip(seen[variant], seen[LADDER[0]], strict=True):
                 torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
@@ -67,6 +67,21 @@ class LargestTable(TorchDispatchMode):
                 # the head's and the embedding's own gradients have the vocabulary as a side too
                 self.rows = max(self.rows, rows if SHAPE.width not in tensor.shape else 0)
         return result
+
+
+def test_the_time_of_some_padded_sequences_counts_for_all(bench, monkeypatch):
+    """A step that takes one second per padded sequence, and two seconds for the optimizer."""
+    clock = [0.0]
+
+    def step(variant, first=None):
+        clock[0] += 2 + (first or len(bench.samples))
+        return 1.0
+
+    monkeypatch.setattr(bench, "step", step)
+    monkeypatch.setattr(bench, "ending", 2.0)
+    monkeypatch.setattr(train_step, "seconds", lambda work: (clock.__setitem__(0, 0.0), work(), clock[0])[2])
+    count = len(bench.samples)
+    assert train_step.times(bench, (RECIPE, OURS), 1, first=1) == {RECIPE: count + 2, OURS: count + 2}
 
 
 @pytest.mark.parametrize("variant", LADDER)

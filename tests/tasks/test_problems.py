@@ -93,7 +93,8 @@ def test_errors_name_file_row_field_and_remedy(tmp_path, rows, data_type, key, n
     ("name", "remedy"),
     [
         ("MATH500", "python data/download_data.py --dataset MATH500"),
-        ("StoryMath_hard", "python -m studies.storymath"),
+        ("StoryMath_long", "python -m studies.storymath"),
+        ("StoryCode_sft", "python -m studies.storycode --sft"),
         ("NoSuchSet", "give a file, or the name of a set: PrimeIntellect, MATH_train"),
     ],
 )

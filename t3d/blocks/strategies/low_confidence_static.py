@@ -8,7 +8,7 @@ from t3d.blocks.strategy import StepView, Strategy, top
 
 class LowConfidenceStatic(Strategy):
     needs_order = False
-    fixed_steps = True
+    fixed_steps = even = True
     label = "static"
 
     def choose(self, view: StepView, settings: DecodeSettings) -> Tensor:

@@ -7,7 +7,7 @@ from t3d.blocks.strategy import StepView, Strategy, top
 
 
 class Random(Strategy):
-    fixed_steps = True
+    fixed_steps = even = True
 
     def choose(self, view: StepView, settings: DecodeSettings) -> Tensor:
         return top(view.order, view.masked, view.share)

@@ -9,7 +9,7 @@ from t3d.blocks.strategy import StepView, Strategy, top
 
 class Sequential(Strategy):
     needs_order = False
-    fixed_steps = True
+    fixed_steps = even = True
 
     def choose(self, view: StepView, settings: DecodeSettings) -> Tensor:
         column = torch.arange(view.masked.shape[1], device=view.masked.device, dtype=torch.float32)

@@ -198,6 +198,7 @@ class Pane {
       return span;
     }
     span.textContent = token.text;
+    span.classList.toggle("whole", !token.text.includes("\n")); // such a token is not broken at its leading space
     const rank = block.steps.indexOf(token.step) + 1;
     [span.style.background, span.style.color] = colour(rank, this.size);
     span.classList.toggle("fresh", token.step === now);

@@ -1,0 +1,1 @@
+"""StoryCode: short Python functions from worded requirements, the embedded counterpart of MBPP and HumanEval."""
