@@ -38,19 +38,19 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "loop": Part("decode:loop_rows", 50),
-    "originals": Part("originals:original_rows", 120),
-    "changes": Part("decode:change_rows", 80),
-    "memory": Part("decode:memory_rows", 50),
+    "loop": Part("decode:loop_rows", 105),
+    "originals": Part("originals:original_rows", 420),
+    "changes": Part("decode:change_rows", 150),
+    "memory": Part("decode:memory_rows", 75),
     "busy": Part("decode:busy_rows", 50),
-    "share": Part("decode:share_rows", 25),
-    "commands": Part("commands:command_rows", 60),
-    "growth": Part("decode:growth_rows", 70),
-    "sequence": Part("train_step:sequence_rows", 35),
-    "train": Part("train_step:train_rows", 150),
-    "large": Part("train_step:large_rows", 110),
-    "dynamic": Part("commands:dynamic_rows", 45),
-    "verify": Part("commands:verify_rows", 35),
+    "share": Part("decode:share_rows", 30),
+    "commands": Part("commands:command_rows", 75),
+    "growth": Part("decode:growth_rows", 140),
+    "sequence": Part("train_step:sequence_rows", 55),
+    "train": Part("train_step:train_rows", 300),
+    "large": Part("train_step:large_rows", 220),
+    "dynamic": Part("commands:dynamic_rows", 40),
+    "verify": Part("commands:verify_rows", 30),
 }
 
 
@@ -80,7 +80,7 @@ def write(folder: Path, page: Path) -> None:
     """Write the page. matplotlib is loaded here only."""
     from studies.benchmarks.page import write_page
 
-    write_page(folder, page)
+    write_page(folder, page, tuple(PARTS))
 
 
 def run_here(name: str, quick: bool, folder: Path) -> None:

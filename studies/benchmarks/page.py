@@ -40,8 +40,11 @@ CURVES = {  # the plots, and their axes
 NOISY = 0.1  # busy cores of others from which the page warns
 
 
-def write_page(folder: Path, page: Path) -> None:
-    """Write the page and its plots from the parts' files in ``folder``. UserError if there are none."""
+def write_page(folder: Path, page: Path, every: Sequence[str] = ()) -> None:
+    """Write the page and its plots from the parts' files in ``folder``. UserError if there are none.
+
+    every: the names of all parts.
+    """
     parts = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
     if not parts:
         raise UserError(f"{folder}: no figures yet; run `python -m studies.benchmarks`", str(folder))
@@ -60,6 +63,7 @@ def write_page(folder: Path, page: Path) -> None:
         commits=COMMITS,
         points={name: [row for row in points if row["curve"] == name] for name in plots},
         conditions=conditions(list(parts.values())),
+        missing=[name for name in every if name not in parts],
         compared=compared,
         alone=alone,
         growth=growth,
@@ -168,6 +172,8 @@ def number(value: float) -> str:
 
 def draw(ax: Axes, rows: Sequence[Row], axis: str) -> None:
     """Microseconds per token over the sizes, one line per name; both axes are logarithmic."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for name in dict.fromkeys(row["line"] for row in rows):
         some = [row for row in rows if row["line"] == name]
         ax.plot([row["x"] for row in some], [row["value"] for row in some], marker="o", ms=5, label=name)
@@ -175,7 +181,8 @@ def draw(ax: Axes, rows: Sequence[Row], axis: str) -> None:
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xticks(places, [str(x) for x in places])
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel=axis, ylabel="µs per token")
     ax.legend()
