@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -271,3 +272,14 @@ def new_browser(tmp_path_factory):
     """Makes browsers, each a user of its own; skips where no browser is installed."""
     with browsers(tmp_path_factory.mktemp("browsers")) as make:
         yield make
+
+
+@contextmanager
+def largest_file(size: int):
+    """The system lets this process write no file beyond so many bytes, as a full disk or a quota would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

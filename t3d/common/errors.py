@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 import time
@@ -48,9 +49,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
-def disk_fault(error: OSError) -> UserError | None:
+def disk_fault(error: OSError, path: str | os.PathLike | None = None) -> UserError | None:
     """A UserError if the disk is full or the place is not writable; None for any other error."""
-    place = error.filename or "the disk"
+    place = error.filename or path or "the disk"
     if error.errno in NO_ROOM:
         remedy = "files written so far stay usable; make room, and start the same command again"
     elif error.errno in NOT_WRITABLE:
@@ -65,11 +66,19 @@ def disk_faults_as_user_errors(path: str | os.PathLike | None = None) -> Iterato
     """Turn errors of a full disk or an unwritable place into UserErrors. They name the file, or ``path`` if unknown."""
     try:
         yield
-    except OSError as error:
-        error.filename = error.filename or path
-        if fault := disk_fault(error):
+    except Exception as error:
+        told = _told_by_the_system(error)
+        if told and (fault := disk_fault(told, path)):
             raise fault from error
         raise
+
+
+def _told_by_the_system(error: Exception) -> OSError | None:
+    """An error of the system; None for any other. Libraries in Rust (safetensors, tokenizers) put it in their text."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
 WAIT = 20.0  # seconds in which a launcher ends the other processes of a busy machine, once one has failed

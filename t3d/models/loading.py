@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from t3d.blocks.special_ids import SpecialIds
-from t3d.common.errors import UserError
+from t3d.common.errors import UserError, disk_faults_as_user_errors
 from t3d.common.hub import unreachable
 from t3d.common.paths import model_source, resolve, setup_cache
 from t3d.data.prompts import stop_ids
@@ -246,7 +246,7 @@ def _merge(model: BlockDiffusionLM, folder: Path, base: str, key: str) -> BlockD
 
 
 def other_folder(folder: Path) -> str | None:
-    """The kind of a folder that people confuse with a model folder, and the right path; None for any other folder."""
+    """The kind of a folder that is no model folder, and the right path; None for a model folder."""
     if (folder / "config.json").exists():
         return None
     if folder.name.startswith("models--"):
@@ -257,7 +257,9 @@ def other_folder(folder: Path) -> str | None:
         models = _models_below(run / "ckpt")
         remedy = f"give {models}" if models else "it has no trained model yet"
         return f"a folder of the training run {run}; {remedy}"
-    return f"a folder of models; give {models}" if (models := _models_below(folder)) else None
+    if models := _models_below(folder):
+        return f"a folder of models; give {models}"
+    return "it has no config.json, so it is no model folder; give the folder of config.json, tokenizer and weights"
 
 
 def _models_below(folder: Path) -> str:
@@ -342,8 +344,29 @@ def export_model(
     fresh, stale = (folder.with_name(f".{kind}-{folder.name}") for kind in ("tmp", "old"))
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir(parents=True)
+    try:
+        with disk_faults_as_user_errors(folder):
+            fresh.mkdir(parents=True)
+            _write_model(model, teacher, fresh, state_dict, block_size, made_by)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(stale)
+    fresh.rename(folder)
+    shutil.rmtree(stale, ignore_errors=True)
+    return folder
 
+
+def _write_model(
+    model: BlockDiffusionLM,
+    teacher: Path,
+    fresh: Path,
+    state_dict: dict[str, Tensor] | None,
+    block_size: int | None,
+    made_by: dict[str, Any] | None,
+) -> None:
+    """The weights, configuration and tokenizer of ``export_model``, into an empty folder."""
     config = json.loads((teacher / "config.json").read_text())
     dtype = (config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
     weights = _named_weights(model, state_dict, _weight_names(teacher), dtype)
@@ -361,12 +384,6 @@ def export_model(
         (fresh / name).unlink(missing_ok=True)
     if made_by is not None:
         (fresh / PROVENANCE).write_text(json.dumps(made_by, indent=2, ensure_ascii=False) + "\n")
-
-    if folder.exists():
-        folder.rename(stale)
-    fresh.rename(folder)
-    shutil.rmtree(stale, ignore_errors=True)
-    return folder
 
 
 def provenance(source: str | Path) -> dict[str, Any]:

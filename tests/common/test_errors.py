@@ -53,6 +53,13 @@ def test_a_write_that_does_not_know_its_file_gets_its_name():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_a_full_disk_in_the_text_of_a_library_is_the_same_line():
+    with raises_key("/x/model", "make room"), disk_faults_as_user_errors("/x/model"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError), disk_faults_as_user_errors("/x/model"):
+        raise RuntimeError("Error while deserializing: no such header (os error 2)")
+
+
 def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("before")

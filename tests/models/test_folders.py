@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from t3d.common.errors import UserError
 from t3d.models.fingerprint import weights_fingerprint
 from t3d.models.loading import export_model, load_model, load_tokenizer, located, provenance
-from tests.conftest import ROOT, raises_key, tiny_model
+from tests.conftest import ROOT, largest_file, raises_key, tiny_model
 
 
 @pytest.fixture
@@ -112,6 +112,20 @@ def test_a_runs_folders_name_the_trained_model(model_folder):
 def test_a_folder_of_models_names_them(model_folder):
     first, second = model_folder("all/first"), model_folder("all/second")
     assert refusal(first.parent).endswith(f"give {first} or {second}")
+
+
+def test_a_folder_without_a_config_is_named_for_it(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    assert "no config.json" in refusal(tmp_path)
+
+
+def test_a_full_disk_leaves_the_export_before_and_no_parts(model_folder, tmp_path):
+    source = model_folder("teacher")
+    student = export_model(load_model(str(source)), str(source), tmp_path / "out" / "student")
+    before = (student / "model.safetensors").read_bytes()
+    with raises_key(student), largest_file(5000):
+        export_model(load_model(str(source)), str(source), student)
+    assert (student / "model.safetensors").read_bytes() == before and list((tmp_path / "out").iterdir()) == [student]
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])

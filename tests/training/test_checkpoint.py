@@ -1,11 +1,9 @@
 """Checkpoints: a resumed run equals an uninterrupted one bit for bit, and a killed save costs nothing but itself."""
 
-import contextlib
 import errno
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +15,7 @@ from accelerate import Accelerator
 
 from t3d.common.paths import ROOT
 from t3d.training import checkpoint
-from tests.conftest import raises_key, reset_accelerator, tiny_model
+from tests.conftest import largest_file, raises_key, reset_accelerator, tiny_model
 
 
 class Run:
@@ -88,17 +86,6 @@ def test_a_step_can_be_saved_again(tmp_path):
     path = checkpoint.save(run.accelerator, tmp_path, 4, {"try": 2}, 1)
     assert names(tmp_path) == ["checkpoint-00000004"]
     assert checkpoint.load(run.accelerator, path) == {"try": 2}
-
-
-@contextlib.contextmanager
-def largest_file(size: int):
-    """The system lets this process write no file beyond so many bytes, as a full disk or a quota would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_that_torch_left_without_its_end_is_one_line(tmp_path):
