@@ -124,6 +124,8 @@ def test_not_plain_numbers(text):
 
 RIGHT = [
     ("15:15", r"3:15\text{ p.m.}"),
+    (r"\pounds 5.50", "5.5"),
+    ("no solution", r"\text{no solutions}"),
     (r"\text{noon}", r"12\text{ p.m.}"),
     (r"12:00\text{ a.m.}", r"\text{midnight}"),
     ("3{:}30", "3:30"),
