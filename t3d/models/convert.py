@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from t3d.common import paths
-from t3d.common.errors import UserError, run_main
+from t3d.common.errors import UserError, disk_faults_as_user_errors, run_main
 from t3d.common.options import load, option
 
 MASK = "<|mask|>"  # the name of a new mask token
@@ -167,7 +167,7 @@ def convert(config: ConvertConfig) -> list[str]:
     if output.exists():
         raise UserError(f"{OUTPUT}={target.output}: exists already; choose another folder, or remove it", OUTPUT)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with as_folder(config.model.pretrained_model, output) as source:
+    with disk_faults_as_user_errors(output), as_folder(config.model.pretrained_model, output) as source:
         return _convert_folder(source, config.model.pretrained_model, output, target)
 
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from t3d.blocks.special_ids import SpecialIds
-from t3d.common.errors import UserError, disk_faults_as_user_errors
+from t3d.common.errors import UserError
 from t3d.common.hub import unreachable
 from t3d.common.paths import model_source, resolve, setup_cache
 from t3d.data.prompts import stop_ids
@@ -345,9 +345,8 @@ def export_model(
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        with disk_faults_as_user_errors(folder):
-            fresh.mkdir(parents=True)
-            _write_model(model, teacher, fresh, state_dict, block_size, made_by)
+        fresh.mkdir(parents=True)
+        _write_model(model, teacher, fresh, state_dict, block_size, made_by)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise

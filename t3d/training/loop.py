@@ -557,7 +557,7 @@ class Trainer:
                 "step": self.step,
                 "teacher": self.config.model.pretrained_model,
             }
-            with checkpoint.writing(folder, folder.with_name(f".tmp-{folder.name}")):
+            with checkpoint.writing(folder):
                 export_model(
                     student,
                     self.source,

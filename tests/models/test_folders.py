@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from t3d.common.errors import UserError
+from t3d.common.errors import UserError, disk_faults_as_user_errors
 from t3d.models.fingerprint import weights_fingerprint
 from t3d.models.loading import export_model, load_model, load_tokenizer, located, provenance
 from tests.conftest import ROOT, largest_file, raises_key, tiny_model
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_the_export_before_and_no_parts(model_folder, tmp_pat
     source = model_folder("teacher")
     student = export_model(load_model(str(source)), str(source), tmp_path / "out" / "student")
     before = (student / "model.safetensors").read_bytes()
-    with raises_key(student), largest_file(5000):
+    with raises_key(student), disk_faults_as_user_errors(student), largest_file(5000):
         export_model(load_model(str(source)), str(source), student)
     assert (student / "model.safetensors").read_bytes() == before and list((tmp_path / "out").iterdir()) == [student]
 
@@ -161,7 +161,7 @@ def from_hub(tmp_path, port: int) -> str:
     """What loading a hub's model says, in a process of its own, which must not take long."""
     script = """
 import time
-from t3d.common.errors import UserError
+from t3d.common.errors import UserError, disk_faults_as_user_errors
 from t3d.models.loading import load_config, load_tokenizer
 began = time.monotonic()
 for load in (load_tokenizer, load_config):
