@@ -66,6 +66,8 @@ def disk_faults_as_user_errors(path: str | os.PathLike | None = None) -> Iterato
     """Turn errors of a full disk or an unwritable place into UserErrors. They name the file, or ``path`` if unknown."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         told = _told_by_the_system(error)
         if told and (fault := disk_fault(told, path)):

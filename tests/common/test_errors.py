@@ -60,6 +60,11 @@ def test_a_full_disk_in_the_text_of_a_library_is_the_same_line():
         raise RuntimeError("Error while deserializing: no such header (os error 2)")
 
 
+def test_a_line_that_tells_it_already_is_left_alone():
+    with raises_key("a", "could not be written"), disk_faults_as_user_errors("/x/model"):
+        raise UserError("a: could not be written (No space left on device (os error 28)); continue", "a")
+
+
 def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("before")
