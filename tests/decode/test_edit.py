@@ -10,9 +10,13 @@ from t3d.blocks.settings import DecodeSettings
 from t3d.common.options import load
 from t3d.data.shards import ShardWriter, read_shards
 from t3d.data.trajectory import Trajectory, shown_after
+from t3d.decode.edit import Editor
+from t3d.decode.local import Run
 from t3d.rollout.settings import SampleConfig
+from t3d.states.base import State
 from tests.conftest import MASK, STOP, raises_key
 from tests.decode.test_local import engine, requests
+from tests.test_training_equals_decoding import draw_states, training_logits
 
 STATIC = DecodeSettings(edit_threshold=0.1, edit_steps=3, temperature=0.0, max_token=18)
 CASES = [
@@ -130,6 +134,48 @@ def test_the_record_replays_every_step(model, tmp_path):
         assert [MASK if token is None else token for token in after[: len(shown)]] == shown
         assert not any(token is not None for token in after[len(shown) :])
     assert any(t.edits for t in read.values())
+
+
+@pytest.mark.parametrize("shift", [False, True], ids=["own", "shift"])
+def test_training_equals_decoding_where_shown_tokens_are_wrong(model, monkeypatch, shift):
+    """At every step that reads shown tokens again: the states of the records, given to the training forward, have the
+    logits on which the editor decided."""
+    model.config.logit_shift = shift
+    seen, runs = [], []
+    look, denoise = Editor.look, Run._denoise
+
+    def watching_denoise(run, *args):
+        runs.append(run)
+        return denoise(run, *args)
+
+    def watching_look(editor, hidden, weight, at, shape):
+        lanes, logits = editor.runner.lanes, hidden @ weight.T
+        for lane, column, row in zip(*(x.tolist() for x in at), logits, strict=True):
+            place = int(lanes.start[lane]) + column
+            seen.append((runs[-1].requests[lane].id, int(lanes.steps[lane]), place, row))
+        return look(editor, hidden, weight, at, shape)
+
+    monkeypatch.setattr(Run, "_denoise", watching_denoise)
+    monkeypatch.setattr(Editor, "look", watching_look)
+    settings = replace(STATIC, denoising_steps_per_block=2, temperature=1.5)
+    answers = {answer.id: answer for answer in decoded(model, settings, max_active=3)}
+    states = {(name, step): edited_state(answers[name], step) for name, step, *_ in seen}
+    trained = dict(zip(states, training_logits(model, list(states.values()), [len(states)]), strict=True))
+    wrong = 0
+    for name, step, place, logits in seen:
+        state = states[name, step]
+        at = place - state.start
+        wrong += int(state.noisy[at]) not in (MASK, int(state.ids[place]))
+        torch.testing.assert_close(trained[name, step][at], logits, rtol=0, atol=1e-5)
+    assert wrong > 20
+
+
+def edited_state(answer: Trajectory, step: int) -> State:
+    """The state after a step: the tokens that the record shows then, right or wrong, and masks."""
+    [state] = draw_states([vars(answer)], answer.block_size, random_ratio=0.0)
+    shown = shown_after(answer, step)
+    now = [*answer.prompt_ids, *(MASK if token is None else token for token in shown)]
+    return replace(state, noisy=torch.tensor(now[state.start :]))
 
 
 def test_records_that_cannot_be():
