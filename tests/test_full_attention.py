@@ -128,6 +128,9 @@ def test_objectives_run_on_it_and_their_losses_fall(name, shift):
     "line, key",
     [
         (["training.objective=redi"], "training.objective"),
+        (["training.objective=opdlm"], "training.objective"),
+        (["training.objective=consistency"], "training.objective"),
+        (["training.objective=trajectory_aware"], "training.objective"),
         (["training.path_states=own"], "training.path_states"),
         (
             ["training.objective=naive_td", "training.refresh_rollouts=5", "training.refresh_targets=teacher"],

@@ -80,16 +80,21 @@ def conditions(parts: Sequence[Figures]) -> dict[str, Any]:
     def values(get: Callable[[Figures], Any]) -> str:
         return ", ".join(dict.fromkeys(str(get(part)) for part in parts))
 
-    names, packages = ("cores", "machine", "cpu", "python", "threads"), parts[0]["versions"]
-    loudest = max(parts, key=lambda part: max(part["busy_before"], part["busy_after"]))
-    busy = max(loudest["busy_before"], loudest["busy_after"])
+    def busy(part: Figures) -> float:
+        return max(part["busy_before"], part["busy_after"])
+
+    names, packages = ("cores", "machine", "cpu", "python"), parts[0]["versions"]
+    loudest = max(parts, key=busy)
+    by_threads = {n: [part["part"] for part in parts if part["threads"] == n] for n in {p["threads"] for p in parts}}
+    most, *rest = sorted(by_threads.items(), key=lambda found: -len(found[1]))
     return {
         **{name: values(itemgetter(name)) for name in names},
         "versions": [f"{name} {values(partial(version_of, package=name))}" for name in packages],
         "time": clock(sum(part["seconds"] for part in parts)),
-        "busy": f"{busy:.2f}",
+        "threads": "".join([str(most[0]), *(f"; {n} in part {', '.join(some)}" for n, some in rest)]),
+        "busy": f"{busy(loudest):.2f}",
         "loudest": loudest["part"],
-        "noisy": busy > NOISY,
+        "noisy": [part["part"] for part in parts if busy(part) > NOISY],
         "quick": any(part["quick"] for part in parts),
     }
 

@@ -5,6 +5,7 @@ Pure functions of tensors. The engines own model, cache and files. The strategy 
 """
 
 import hashlib
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -90,9 +91,36 @@ def draw(
     )
 
 
+@cache
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype in which a product of two matrices of ``dtype`` can end: fp32 on CUDA, from PyTorch 2.8 on."""
+    if dtype.itemsize == 2:
+        square = torch.zeros(16, 16, dtype=dtype, device=device)
+        try:
+            torch.mm(square, square, out_dtype=torch.float32)
+        except (TypeError, NotImplementedError, RuntimeError):
+            return dtype
+        return torch.float32
+    return dtype
+
+
+def logits_of(hidden: Tensor, weight: Tensor, buffer: Tensor | None = None) -> Tensor:
+    """(rows, width) hidden states -> (rows, vocab) fp32 logits, without gradients.
+
+    Near 20 the numbers of bfloat16 are 0.125 apart, and a log-probability inherits that. So where the device can, the
+    product is not rounded to the dtype of ``hidden`` and ``weight`` in between.
+
+    Args:
+        buffer: (rows, vocab) of ``product_dtype``; the product is written there.
+    """
+    if product_dtype(hidden.dtype, hidden.device) != hidden.dtype:
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32, out=buffer)
+    return torch.mm(hidden, weight.T, out=buffer).float()
+
+
 def project(hidden: Tensor, weight: Tensor, forbidden: Tensor) -> Tensor:
     """(rows, width) last hidden states -> (rows, vocab) fp32 logits, with -inf at the ids ``forbidden`` (n,)."""
-    return (hidden @ weight.T).float().index_fill_(-1, forbidden, -torch.inf)
+    return logits_of(hidden, weight).index_fill_(-1, forbidden, -torch.inf)
 
 
 def project_and_draw(

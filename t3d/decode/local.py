@@ -435,7 +435,8 @@ class Run:
         state.stage += turn
         complete = turn & ~(masked & ~unmask).any(-1)
         if self.editor is not None:
-            changed = unmask | self.editor.edit(self._read(turn)[0] & ~masked, position)
+            edited = self.editor.edit(self._read(turn)[0] & ~masked, position)
+            changed, confidence = unmask | edited, torch.where(edited, self.editor.certainty, confidence)
             complete = self.editor.settle(complete, changed)
         if self.on_step is not None:
             self.show(turn, torch.zeros_like(complete) if self.verifier else complete, confidence)

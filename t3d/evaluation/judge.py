@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t3d.blocks.decoding import logits_of
 from t3d.common.errors import UserError
 from t3d.data.trajectory import Trajectory
 from t3d.evaluation.statistics import bootstrap_interval
@@ -94,7 +95,7 @@ class Judge:
         def head(hidden: Tensor, weight: Tensor) -> Tensor:
             found = []
             for some, target in zip(hidden[row, place - 1].split(ROWS), targets.split(ROWS), strict=True):
-                logits = (some @ weight.T).float()
+                logits = logits_of(some, weight)
                 found.append(logits.logsumexp(-1) - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1))
             return torch.cat(found)
 

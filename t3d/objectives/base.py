@@ -169,6 +169,12 @@ class Objective(ABC):
         """A warning for the user about training data with this first sample, or None."""
         return None
 
+    def check_start(self, source: str, made_by: Mapping[str, Any], shift: bool) -> None:  # noqa: B027
+        """Raise UserError if training cannot start from the model ``source``.
+
+        made_by: the folder's t3d.json. shift: the model predicts a token from the state before it.
+        """
+
     def check_refresh(self, sample: dict, training: Any) -> None:  # noqa: B027
         """Raise UserError if refreshed rollouts cannot replace data with this first sample."""
 

@@ -60,6 +60,7 @@ class Consistency(Objective):
     settings: ConsistencySettings
     chunk: int = 1024
     Settings = ConsistencySettings
+    block_causal = True  # the teacher's state is paired with all blocks of the student's
     head_tables = 5  # both models' logits and their log-softmax (divergence)
 
     @classmethod

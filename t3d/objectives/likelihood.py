@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from t3d.blocks.decoding import inverse_cdf
+from t3d.blocks.decoding import inverse_cdf, logits_of, product_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +49,12 @@ class Projection:
     def __init__(self, hidden: Tensor, weight: Tensor, chunk: int):
         self.hidden, self.chunk = hidden, chunk
         self.weight = weight.to(hidden.dtype)
-        self.buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
+        dtype = product_dtype(hidden.dtype, hidden.device)
+        self.buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight), dtype=dtype)
 
     def __getitem__(self, rows: slice) -> Tensor:
         """(rows, vocab) fp32 logits."""
-        return torch.mm(self.hidden[rows], self.weight.T, out=self.buffer[: rows.stop - rows.start]).float()
+        return logits_of(self.hidden[rows], self.weight, self.buffer[: rows.stop - rows.start])
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """(slice of rows, their logits), chunk after chunk."""

@@ -15,11 +15,13 @@ after the block's tokens that the student decoded earlier, one at a time, as at 
 training.refresh_targets=teacher has hard ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from t3d.common.errors import fault
 from t3d.common.options import option
 from t3d.objectives.base import Context, FrozenSettings, Objective, Teacher, Terms, read, read_teacher, register
 from t3d.objectives.divergence import divergence
@@ -53,6 +55,7 @@ class OPDLM(Objective):
     settings: OPDLMSettings
     chunk: int = 1024
     Settings = OPDLMSettings
+    block_causal = True  # the teacher's state is paired with all blocks of the student's
     head_tables = 5  # both models' logits and their log-softmax (divergence)
 
     @classmethod
@@ -71,6 +74,18 @@ class OPDLM(Objective):
     def teacher(self) -> Teacher | None:
         settings = self.settings
         return Teacher(settings.teacher, settings.teacher_reading == "causal") if settings.teacher else None
+
+    def check_start(self, source: str, made_by: Mapping[str, Any], shift: bool) -> None:
+        """Only an untrained converted model is an autoregressive one too, and so its own teacher."""
+        settings = self.settings
+        untrained = made_by["objective"] == "converted" if "objective" in made_by else shift
+        if settings.teacher is None and settings.teacher_reading == "causal" and not untrained:
+            raise fault(
+                "training.teacher",
+                None,
+                f"{source} is not a model as t3d convert leaves it, so it does not read from left to right; name the "
+                "autoregressive model, or set training.teacher_reading=block for a block-diffusion teacher",
+            )
 
     def __call__(self, student: Callable, reference: Callable | None, batch: Batch) -> Terms:
         assert reference is not None

@@ -37,17 +37,19 @@ from t3d.states.base import Batch, State
 from t3d.states.groups import group_mean, group_sum, step_groups
 from t3d.states.trace import TraceStates
 
+FURTHEST = 20.0  # nats; beyond it an action's ratio would overflow, and its gradient is 0
+
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """PPO's loss of each action (actions,), and whether the clip takes its gradient (arXiv 1707.06347, eq. 7)."""
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(-FURTHEST, FURTHEST).exp()
     free, bounded = ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage
     return -torch.minimum(free, bounded), bounded < free
 
 
 def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
     """(actions,) the estimate exp(d) - 1 - d of KL(pi_theta || pi_ref), d = log pi_ref - log pi_theta; at least 0."""
-    difference = reference - log_prob
+    difference = (reference - log_prob).clamp(-FURTHEST, FURTHEST)
     return torch.expm1(difference) - difference
 
 

@@ -43,6 +43,7 @@ class TrajectoryAware(Objective):
     settings: TrajectoryAwareSettings
     chunk: int = 1024
     Settings = TrajectoryAwareSettings
+    block_causal = True  # the teacher's state is paired with all blocks of the student's
     head_tables = 5  # both models' logits and their log-softmax (divergence)
 
     @classmethod

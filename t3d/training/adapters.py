@@ -81,5 +81,5 @@ def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, layer in layers(model):
         a, b = (weights[f"{name}.lora_{factor}.{STUDENT}.weight"].float() for factor in "AB")
         base = weights[f"{name}.base_layer.weight"]
-        result[f"{name}.weight"] = base.float() + layer.scaling[STUDENT] * (b @ a)
+        result[f"{name}.weight"] = (base.float() + layer.scaling[STUDENT] * (b @ a)).cpu()  # only one stays on the GPU
     return result

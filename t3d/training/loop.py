@@ -27,7 +27,7 @@ from t3d.common.processes import choose_threads
 from t3d.data.dataset import hub_rows, load_examples, load_trajectories
 from t3d.data.prompts import answer_ids, render
 from t3d.decode.model_facts import full_attention, logit_shift, position_count
-from t3d.models.loading import export_model, load_model, load_tokenizer, special_ids, training_attention
+from t3d.models.loading import export_model, load_model, load_tokenizer, provenance, special_ids, training_attention
 from t3d.objectives.base import Context, FrozenSettings, Objective, find
 from t3d.states.base import State, collate, generator_for
 from t3d.states.packing import micro_batches
@@ -83,6 +83,7 @@ def train(config: TrainConfig, dry_run: bool = False) -> Path | None:
     objective = make_objective(config, ids)
     if warning := objective.warning(samples[0]):
         log.warning("%s: %s", data_path, warning)
+    objective.check_start(source, provenance(source), logit_shift(student.config))
     if objective.teacher:
         refuse_other_tokens(objective.teacher.source, tokenizer)
     trainer = Trainer(config, accelerator, student, objective, samples, ids, source)

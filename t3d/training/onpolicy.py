@@ -147,7 +147,8 @@ class Rounds:
         self.training, self.ids, self.accelerator = config.training, ids, accelerator
         self.samples, self.reinforcement = RefreshedSamples(samples), None
         if isinstance(objective, RewardedObjective):
-            self.reinforcement = Reinforcement(config, objective, samples, ids, source, accelerator)
+            whole = positions // (config.training.block_size or 1) * (config.training.block_size or 1)
+            self.reinforcement = Reinforcement(config, objective, samples, ids, source, accelerator, whole)
             self.samples = RefreshedSamples(self.reinforcement.samples, self.reinforcement.advantages)
         self.news: dict[str, float] = {}
         self.export: Callable[[Path], object] | None = None

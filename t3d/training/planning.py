@@ -30,21 +30,25 @@ class Lengths:
         return self.prompt + (1 + self.copies) * self.answer
 
     @classmethod
-    def of(cls, samples, copies: int = 1) -> "Lengths":
-        """The lengths from the memory-mapped columns of t3d.data.dataset, without reading the tokens."""
+    def of(cls, samples, copies: int = 1, drawn: int | None = None) -> "Lengths":
+        """The lengths from the memory-mapped columns of t3d.data.dataset, without reading the tokens.
+
+        drawn: the most tokens of an answer that on-policy rounds draw in place of the data's.
+        """
         import pyarrow.compute as pc
 
         prompt, answer = (
             pc.list_value_length(samples.data.column(name)).to_numpy() for name in ("prompt_ids", "response_ids")
         )
-        return cls(
-            len(prompt), int(prompt.sum()), int(answer.sum()), int((prompt + (1 + copies) * answer).max()), copies
-        )
+        longest = prompt + (1 + copies) * (answer if drawn is None else answer.clip(min=drawn))
+        return cls(len(samples), int(prompt.sum()), int(answer.sum()), int(longest.max()), copies)
 
 
 def dry_run(trainer) -> None:
     """Print a trainer's plan, make three optimizer steps, print their time. Only the data cache is written."""
-    accelerator, lengths = trainer.accelerator, Lengths.of(trainer.samples, trainer.objective.copies)
+    accelerator, training = trainer.accelerator, trainer.config.training
+    drawn = training.max_gen_length if trainer.rounds else None
+    lengths = Lengths.of(trainer.samples, trainer.objective.copies, drawn)
     say = print if accelerator.is_main_process else lambda *parts: None
     for line in plan_lines(trainer, lengths):
         say(line)

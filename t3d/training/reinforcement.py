@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.special_ids import SpecialIds
+from t3d.common.errors import fault
 from t3d.data.shards import read_shards
 from t3d.data.trajectory import Trajectory
 from t3d.decode.model_facts import logit_shift
@@ -100,25 +101,38 @@ class Reinforcement:
         ids: SpecialIds,
         source: str,
         accelerator: Accelerator,
+        positions: int,
     ):
-        """Raises UserError if the rewards are impossible."""
+        """positions: of the model, whole blocks. Raises UserError if the rewards or the held-out questions are
+        impossible.
+        """
         self.training, self.objective, self.accelerator = config.training, objective, accelerator
         self.ids, self.settings = ids, objective.rewarded
         self.samples = GroupedSamples(samples, self.settings.samples_per_question)
         kind = config.dataset.data_type
         task, tokenizer = find_task(kind, "dataset.data_type"), load_tokenizer(source, key="model.pretrained_model")
         self.rewards = rewards_of(self.settings, task, kind, samples, tokenizer, accelerator.num_processes)
-        self.heldout = self._heldout(task, kind, tokenizer) if self.settings.heldout_data else None
+        self.heldout = self._heldout(task, kind, tokenizer, positions) if self.settings.heldout_data else None
         self.first: dict[str, float] | None = None
         self.warned: set[str] = set()
 
-    def _heldout(self, task: Any, kind: str, tokenizer: Any) -> Heldout:
+    def _heldout(self, task: Any, kind: str, tokenizer: Any, positions: int) -> Heldout:
         settings, rank, world = self.settings, self.accelerator.process_index, self.accelerator.num_processes
         assert settings.heldout_data
         problems = load_problems(settings.heldout_data, kind, settings.heldout_limit)
         rows = {problem.id: problem.raw for problem in problems}
         requests = [Request(name, 0, tuple(prompt_ids(task, row, tokenizer))) for name, row in rows.items()]
-        fitting = [request for request in requests if len(request.prompt_ids) <= self.training.max_prompt_len]
+        room = min(self.training.max_prompt_len, positions - self.training.max_gen_length)
+        fitting = [request for request in requests if len(request.prompt_ids) <= room]
+        if not fitting:
+            raise fault(
+                "training.heldout_data",
+                settings.heldout_data,
+                f"every prompt is longer than {room} tokens; raise training.max_prompt_len, or lower "
+                "training.max_gen_length",
+            )
+        if missing := len(requests) - len(fitting):
+            log.warning("%s: %d prompts are longer than %d tokens and left out", settings.heldout_data, missing, room)
         text = partial(tokenizer.decode, skip_special_tokens=True)
         grade = graded_by(task, settings.reward_unsandboxed, world)
         return Heldout(fitting[rank::world], Rewards(grade, lambda name, _: rows[name], text, cut_is_wrong=False))
@@ -169,7 +183,7 @@ class Reinforcement:
         settings = replace(like, temperature=self.settings.heldout_temperature)
         counts = torch.tensor(self.heldout.right(decode(self.heldout.requests, settings)), dtype=torch.float64)
         right, asked = self.accelerator.reduce(counts.to(self.accelerator.device), "sum").tolist()
-        return {"heldout_accuracy": right / max(asked, 1)}
+        return {"heldout_accuracy": right / asked}
 
 
 def summary(answers: Sequence[Trajectory], credited: dict[str, float | None]) -> dict[str, float]:

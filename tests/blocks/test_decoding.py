@@ -5,11 +5,22 @@ import math
 import pytest
 import torch
 
-from t3d.blocks.decoding import choose, draw, filter_logits, inverse_cdf, quota, stream_key, uniforms
+from t3d.blocks.decoding import (
+    choose,
+    draw,
+    filter_logits,
+    inverse_cdf,
+    logits_of,
+    product_dtype,
+    quota,
+    stream_key,
+    uniforms,
+)
 from t3d.blocks.settings import DecodeSettings
 from t3d.blocks.strategy import StepView, names, strategy_named
 
 NONE = -math.inf
+ON_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 
 
 def random_logits(rows: int, vocab: int, seed: int = 0, scale: float = 2.0) -> torch.Tensor:
@@ -351,3 +362,17 @@ def test_a_strategy_that_needs_no_order_does_not_read_it(name):
         strategy.choose(view._replace(order=o), settings) & masked for o in (order, torch.full_like(order, torch.nan))
     ]
     assert torch.equal(*chosen) != strategy.needs_order
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_fp32_with_and_without_a_buffer(device, dtype):
+    """On a GPU no rounding to bfloat16 comes in between; elsewhere the error is that of a rounded product."""
+    hidden, weight = (random_logits(n, 64, n).to(device, dtype) for n in (5, 90))
+    kept = product_dtype(dtype, hidden.device)
+    exact = hidden.double() @ weight.double().T
+    for buffer in (None, torch.empty(5, 90, dtype=kept, device=device)):
+        logits = logits_of(hidden, weight, buffer)
+        error = ((logits - exact).abs() / exact.abs().clamp(min=1)).max()
+        assert logits.dtype == torch.float32 and error < (1e-4 if kept == torch.float32 else 2**-8)
+    assert device == "cpu" or kept == torch.float32 or "dtype" not in torch.ops.aten.mm.overloads()

@@ -73,6 +73,16 @@ def test_the_clipped_ratio_by_hand():
     assert log_ratio.grad.tolist() == pytest.approx([-2.2, 0.0, -1.0, 0.9, 0.0, 1.5])
 
 
+def test_actions_that_became_far_likelier_do_not_overflow():
+    """e^95 has no fp32. The clip holds for a rewarded action; the others have finite losses and gradients."""
+    log_ratio = torch.tensor([95.0, 95.0, 95.0, -95.0], requires_grad=True)
+    loss, clipped = clipped_surrogate(log_ratio, torch.tensor([1.0, -1.0, 0.0, 1.0]), EPSILON)
+    (loss.sum() + k3(torch.zeros(1), log_ratio[:1]).sum()).backward()
+    found = loss.detach()
+    assert found[0] == pytest.approx(-1.2) and bool(clipped[0]) and found[1] > 1e8 and found[2] == 0
+    assert found.isfinite().all() and log_ratio.grad.tolist() == [0.0] * 4
+
+
 def test_k3_by_hand():
     """d = log 2: 2 - 1 - log 2. Its gradient is pi_theta / pi_ref's: 1 - e^d; nothing where both agree."""
     log_prob = torch.tensor([-1.0 - math.log(2), -1.0], requires_grad=True)

@@ -12,6 +12,7 @@ from t3d.common.options import load
 from t3d.models.loading import load_model
 from t3d.training import cost, planning
 from t3d.training import loop as training
+from t3d.training.reinforcement import GroupedSamples
 from t3d.training.settings import TrainConfig
 from tests.conftest import ROOT, raises_key, reset_accelerator
 
@@ -100,6 +101,8 @@ def test_lengths_are_those_of_the_columns():
     lengths = planning.Lengths.of(Dataset.from_dict(rows))
     assert (lengths.sequences, lengths.prompt, lengths.answer, lengths.longest) == (2, 4, 6, 9)
     assert lengths.layout == 16
+    drawn = planning.Lengths.of(GroupedSamples(Dataset.from_dict({"id": ["a/0", "b/0"], **rows}), 3), 2, drawn=10)
+    assert (drawn.sequences, drawn.longest) == (6, 3 + 3 * 10)
 
 
 def test_the_estimate_follows_the_settings(overrides):

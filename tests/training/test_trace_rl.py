@@ -250,6 +250,18 @@ def test_heldout_questions_are_measured(rl, story_questions):
     assert [row["step"] for row in rows if "heldout_accuracy" in row] == [1, 5]
 
 
+def test_heldout_prompts_without_room_are_left_out_and_counted(rl, story_questions, tmp_path, caplog):
+    """The model has 256 positions, and 16 are the answer's."""
+    short = json.loads(Path(story_questions).read_text())[0]
+    long = short | {"question": short["question"] * 30}
+    for name, rows in {"some": [short, long, long], "none": [long]}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    rows = log_of(rl("some", f"training.heldout_data={tmp_path / 'some.json'}", "training.max_steps=1"))
+    assert "2 prompts are longer than 240 tokens" in caplog.text and "heldout_accuracy" in rows[0]
+    with raises_key("training.heldout_data", "max_prompt_len"):
+        rl("none", f"training.heldout_data={tmp_path / 'none.json'}", "training.max_steps=1")
+
+
 def test_a_collapse_is_told_once(rl, caplog, monkeypatch):
     monkeypatch.setattr("t3d.training.reinforcement.COLLAPSE", {"drawn_entropy": 10.0, "length": 0.0})
     rl("collapse")
