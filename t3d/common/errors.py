@@ -76,10 +76,10 @@ def disk_faults_as_user_errors(path: str | os.PathLike | None = None) -> Iterato
 
 
 def _told_by_the_system(error: Exception) -> OSError | None:
-    """An error of the system; None for any other. Libraries in Rust (safetensors, tokenizers) put it in their text."""
-    if isinstance(error, OSError):
+    """An error of the system; None for any other. shutil.copytree and libraries in Rust put it in their text."""
+    if isinstance(error, OSError) and error.errno is not None:
         return error
-    number = re.search(r"\(os error (\d+)\)", str(error))
+    number = re.search(r"(?:\(os error |\[Errno )(\d+)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 

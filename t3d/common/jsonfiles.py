@@ -1,8 +1,9 @@
-"""JSON files that appear whole or not at all, and lists of any size as streams."""
+"""Files and folders that appear whole or not at all, and JSON lists of any size as streams."""
 
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,24 @@ def atomic_write(path: str | Path) -> Iterator[IO[str]]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder that takes its name when the block ends without an error, in place of an older folder."""
+    path = Path(path)
+    fresh, stale = (path.with_name(f".{kind}-{path.name}") for kind in ("tmp", "old"))
+    try:
+        for leftover in (fresh, stale):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        if path.exists():
+            path.rename(stale)
+        fresh.rename(path)
+    finally:
+        for leftover in (fresh, stale):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_json_array(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:

@@ -8,7 +8,6 @@ predict the next token. At block size 1 with the shift it decodes like the autor
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torch
 
 from t3d.common import paths
 from t3d.common.errors import UserError, disk_faults_as_user_errors, run_main
+from t3d.common.jsonfiles import atomic_folder
 from t3d.common.options import load, option
 
 MASK = "<|mask|>"  # the name of a new mask token
@@ -188,14 +188,12 @@ def _convert_folder(source: str, name: str, output: Path, target: Target) -> lis
     )  # raises UserError for a missing id before a file is written
 
     keys = {"block_size": target.block_size, "mask_token_id": mask.id, "logit_shift": target.logit_shift}
-    fresh = output.with_name(f".converting-{output.name}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    export_model(model, source, fresh, made_by={"objective": "converted", "teacher": name} | keys)
-    file = fresh / "config.json"
-    written = json.loads(file.read_text()) | keys | {"vocab_size": model.config.vocab_size}
-    file.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
-    tokenizer.save_pretrained(fresh)
-    fresh.rename(output)
+    with atomic_folder(output) as fresh:
+        export_model(model, source, fresh, made_by={"objective": "converted", "teacher": name} | keys)
+        file = fresh / "config.json"
+        written = json.loads(file.read_text()) | keys | {"vocab_size": model.config.vocab_size}
+        file.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+        tokenizer.save_pretrained(fresh)
     shift = "the next token's (logit_shift)" if target.logit_shift else "the position's own"
     return [
         f"{name}: {found['model_type']}, {model.num_parameters():,} weights",

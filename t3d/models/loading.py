@@ -19,6 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from t3d.blocks.special_ids import SpecialIds
 from t3d.common.errors import UserError
 from t3d.common.hub import unreachable
+from t3d.common.jsonfiles import atomic_folder
 from t3d.common.paths import model_source, resolve, setup_cache
 from t3d.data.prompts import stop_ids
 from t3d.decode.model_facts import head_dim
@@ -341,19 +342,8 @@ def export_model(
     teacher, folder = _source_folder(source), Path(folder)
     if folder.exists() and folder.samefile(teacher):
         raise UserError(f"export to {folder}: this is the teacher's own folder; choose another", str(folder))
-    fresh, stale = (folder.with_name(f".{kind}-{folder.name}") for kind in ("tmp", "old"))
-    for leftover in (fresh, stale):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        fresh.mkdir(parents=True)
+    with atomic_folder(folder) as fresh:
         _write_model(model, teacher, fresh, state_dict, block_size, made_by)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if folder.exists():
-        folder.rename(stale)
-    fresh.rename(folder)
-    shutil.rmtree(stale, ignore_errors=True)
     return folder
 
 

@@ -16,7 +16,8 @@ from transformers import PreTrainedConfig
 from t3d import __version__
 from t3d.blocks import strategy
 from t3d.common import paths
-from t3d.common.errors import UserError, run_main
+from t3d.common.errors import UserError, disk_faults_as_user_errors, run_main
+from t3d.common.jsonfiles import atomic_folder
 from t3d.decode import attention, graphs
 from t3d.models import block_diffusion
 from t3d.models.block_diffusion import BlockDiffusionLM
@@ -84,17 +85,15 @@ def export(source: str, output: str) -> Path:
             f"{source}: its weights have other names than in transformers; export does not write it", "student"
         )
     code, auto_map = modelling_file(model_class(config))
-    fresh = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    kept = shutil.ignore_patterns("*.py", ".*", "__pycache__")
-    shutil.copytree(model, fresh, ignore=kept)
-    (fresh / f"{MODULE}.py").write_text(code, encoding="utf-8")
     values = configuration(model, config) | {"auto_map": auto_map}
     values["architectures"] = [auto_map["AutoModelForCausalLM"].partition(".")[2]]
-    (fresh / "config.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if (card := fresh / CARD).is_file():
-        card.write_text(card.read_text(encoding="utf-8") + "\n" + render("remote.md.j2"), encoding="utf-8")
-    fresh.rename(folder)
+    kept = shutil.ignore_patterns("*.py", ".*", "__pycache__")
+    with disk_faults_as_user_errors(folder), atomic_folder(folder) as fresh:
+        shutil.copytree(model, fresh, ignore=kept, dirs_exist_ok=True)
+        (fresh / f"{MODULE}.py").write_text(code, encoding="utf-8")
+        (fresh / "config.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if (card := fresh / CARD).is_file():
+            card.write_text(card.read_text(encoding="utf-8") + "\n" + render("remote.md.j2"), encoding="utf-8")
     return folder
 
 

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from t3d.models.loading import load_model
 from t3d.share import card
-from t3d.share.remote import main
-from tests.conftest import raises_key
+from t3d.share.remote import export, main
+from tests.conftest import largest_file, raises_key
 
 SETTINGS = (
     {"denoising_steps_per_block": 4},
@@ -108,3 +108,10 @@ def test_an_output_that_exists_is_kept(trained, tmp_path):
     with raises_key("output"):
         main([str(trained.run), str(tmp_path / "out"), "--remote-code"])
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_parts(llama, tmp_path):
+    out = tmp_path / "out"
+    with raises_key(out / "own", "make room"), largest_file(5000):
+        export(str(llama), str(out / "own"))
+    assert not list(out.iterdir())
