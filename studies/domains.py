@@ -81,11 +81,11 @@ DOMAINS = {
 
 
 def named(text: str) -> Domain:
-    """A command line's domain, whose teacher is there. StoryCode's does not come with the repository yet."""
+    """A command line's domain, whose teacher is there."""
     if text not in DOMAINS:
         raise argparse.ArgumentTypeError(f"{text}: give one of {', '.join(DOMAINS)}")
     if not (ROOT / DOMAINS[text].teacher).exists():
-        missing = f"{DOMAINS[text].teacher} is not there; make teacher OF={text.lower()} trains it, in hours"
+        missing = f"{DOMAINS[text].teacher} is not there; make teacher OF={text.lower()} trains it, in two hours"
         raise argparse.ArgumentTypeError(f"{text}: {missing}")
     return DOMAINS[text]
 

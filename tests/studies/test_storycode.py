@@ -1,5 +1,6 @@
 """StoryCode: its questions, programs, tests and tokenizer."""
 
+import json
 import random
 import re
 from itertools import product
@@ -11,6 +12,9 @@ from studies.storycode.problems import SPLITS, generate
 from studies.storycode.programs import Branch, Chosen, Filter, function, pipeline
 from studies.storycode.steps import CONDITIONS, COUNT, NUMBERS, REDUCTIONS, STARTS, TEXTS
 from studies.storycode.tokenizer import build_tokenizer
+from t3d.common.options import load
+from t3d.evaluation.run import evaluate
+from t3d.evaluation.settings import EvalConfig
 from t3d.tasks import Grading, find_task
 from t3d.tasks.base import Answer
 
@@ -163,3 +167,16 @@ def test_the_tokenizer_keeps_every_text():
             ids = tokenizer.encode(text)
             assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text
         assert len(tokenizer.encode(problem.solution)) <= 96
+
+
+def test_the_shipped_teacher_writes_programs(splits, tmp_path):
+    """At one token per step most of its programs pass, at four tokens hardly any (the LOG has the exact figures)."""
+    (tmp_path / "StoryCode_val.json").write_text(json.dumps(splits["StoryCode_val"][:40]))
+    line = ["config=configs/demo/eval.yaml", "evaluation.data_type=code", f"experiment.project={tmp_path}"]
+    line += ["evaluation.checkpoint_path=models/storycode-teacher"]
+    line += [f"evaluation.eval_dataset={tmp_path / 'StoryCode_val.json'}"]
+    slow, fast = (
+        json.loads(evaluate(load(EvalConfig, [*line, f"rollout.denoising_steps_per_block={steps}"])).read_text())[0]
+        for steps in (4, 1)
+    )
+    assert slow["accuracy"] > 0.7 and fast["accuracy"] < 0.2 and slow["method"] == "original"
