@@ -1,7 +1,8 @@
 # make demo         the whole pipeline on an embedded teacher, on a CPU, in minutes; shows the result (ARGS="--domain
 #                   StoryCode --output experiments/demo-code": Python functions for word problems)
 # make test         style, types and tests (ARGS='-p randomly': in random order)
-# make tables       every method on the embedded benchmark, about four hours on 2 cores; goes on where it was; writes docs/RESULTS.md
+# make tables       every method on the embedded benchmarks, about six hours on 2 cores; goes on where it was; writes docs/RESULTS.md
+#                   and docs/STORYCODE.md
 # make bench        decoding and training beside their baselines, on an otherwise idle CPU; prints its time first, goes on where
 #                   it was, writes docs/PERFORMANCE.md (ARGS="--part loop train --again": only some parts, anew)
 # make gpu-report   everything that a GPU can show, in eight minutes (ARGS="--minutes 8 --device cpu": in small, on a CPU)
@@ -49,6 +50,9 @@ tables: $(VENV)/ready
 	$(PY) -m studies.storymath.tables --ablations --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 8 --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 4,8 --seeds 1 --analysis
+	$(PY) -m studies.storymath.tables --domain StoryCode --problems 500 --seeds 1 \
+	    --methods "original;sft;naive_td;t3d;block_likelihood;best"
+	$(PY) -m studies.storymath.tables --domain StoryCode --problems 500 --seeds 2,3 --methods best
 
 smollm: $(VENV)/ready
 	$(PY) $(PIP_INSTALL) -c constraints.txt $(SMOLLM)

@@ -26,7 +26,7 @@ CONTENTS = {  # section of the site -> its pages below docs/, without .md
     ),
     "Guides": ("PLAYGROUND", "DECODING", "MODELS", "GPU", "SCALING", "PERFORMANCE", "HARNESS"),
     "Reference": ("reference/commands", "reference/settings", "reference/api"),
-    "Outcomes": ("RESULTS", "SMOLLM", "FAQ", "LOG"),
+    "Outcomes": ("RESULTS", "STORYCODE", "SMOLLM", "FAQ", "LOG"),
 }
 # The commands with settings, their schemas, and the file whose values they take without config=FILE.
 SCHEMAS = {

@@ -118,6 +118,7 @@ def at_a_glance(runs: Sequence[Run], methods: Methods, test: str) -> str:
             means = {name: estimate(some, at_speed(test, speed)).mean for name, some in of_block.items()}
             columns.append({name: f"{mean:.1f}" for name, mean in means.items()})
     rows = [[name, told, *(column.get(name, "") for column in columns)] for name, told in methods.items()]
+    rows = [row for row in rows if any(row[2:])]
     table = Table("", ["method", "description", *heads], rows, text=["method", "description"])
     return table.markdown()
 
