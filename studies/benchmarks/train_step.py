@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers.utils.logging import disable_progress_bar
 
 from studies.benchmarks.decode import curve
@@ -364,8 +365,18 @@ def sequence_rows(quick: bool) -> Iterator[Row]:
             benches[size] = Bench(sized, Path(folder), f"training.tokens_per_batch={2 * total}", pairs=pairs)
             steps[size] = partial(timed_step, benches[size])
         found = alternate_all(steps, 1 if quick else 3)
-    for size, taken in found.items():
-        yield curve("sequence", "T3D, 4 layers of width 256", size, benches[size].tokens / taken)
+        shares = {size: attention_share(bench) for size, bench in benches.items()}
+    for name, part in (("T3D, 4 layers of width 256", dict.fromkeys(sizes, 1.0)), ("its attention alone", shares)):
+        for size, taken in found.items():
+            yield curve("sequence", name, size, benches[size].tokens / (taken * part[size]))
+
+
+def attention_share(bench: Bench) -> float:
+    """The attention's share of a step's time on the CPU, forward and backward."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        bench.step(OURS)
+    spent = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    return sum(time for name, time in spent.items() if "scaled_dot_product" in name) / sum(spent.values())
 
 
 def timed_step(bench: Bench) -> float:
