@@ -53,6 +53,7 @@ tables: $(VENV)/ready
 	$(PY) -m studies.storymath.tables --domain StoryCode --problems 500 --seeds 1 \
 	    --methods "original;sft;naive_td;t3d;block_likelihood;best"
 	$(PY) -m studies.storymath.tables --domain StoryCode --problems 500 --seeds 2,3 --methods best
+	$(PY) -m studies.storymath.tables --domain StoryCode --problems 500 --seeds 2 --methods t3d
 
 smollm: $(VENV)/ready
 	$(PY) $(PIP_INSTALL) -c constraints.txt $(SMOLLM)
