@@ -289,7 +289,7 @@ def test_t3d_brings_the_student_to_the_trajectories(run):
 
 @pytest.mark.parametrize("size", ["", "demo/"], ids=["SDAR-4B-Chat", "embedded"])
 @pytest.mark.parametrize("name", registered())
-def test_every_shipped_objective_trains(run, story_questions, name, size):
+def test_every_shipped_objective_trains(run, story_questions, story_teacher, name, size):
     """Its file, on the tiny teacher: finite losses, gradients, and weights that move."""
     if name == "sft":
         data = (f"dataset.optimization_data={story_questions}", "dataset.question_key=question")
@@ -297,7 +297,7 @@ def test_every_shipped_objective_trains(run, story_questions, name, size):
     else:
         data = ()
     if name == "opdlm":
-        data = ("training.max_gen_length=24", "training.refresh_first_length=8")
+        data = ("training.max_gen_length=24", "training.refresh_first_length=8", f"training.teacher={story_teacher}")
     if name == "trace_rl":  # the tiny teacher has no right answers
         data = ("training.reward=tests.training.toy_rewards:letters", "training.cut_is_wrong=false")
         data += (f"training.reward_data={story_questions}", f"training.heldout_data={story_questions}")

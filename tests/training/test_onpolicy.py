@@ -140,6 +140,7 @@ def test_a_teachers_end_counts_by_the_models_stop_ids(overrides, story_teacher):
 )
 def test_any_objective_may_be_refreshed(run, story_questions, objective):
     data = (f"dataset.optimization_data={story_questions}",) if objective == "sft" else ()
+    data += ("training.teacher_reading=block",) if objective == "opdlm" else ()
     folder = run(objective, *REFRESH, *data, f"training.objective={objective}", "training.max_steps=4")
     assert rounds(folder) == [2] and all(row["sequences"] == 4 for row in log_of(folder))
 
