@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, mode, stdev
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader
@@ -85,13 +85,13 @@ def conditions(parts: Sequence[Figures]) -> dict[str, Any]:
 
     names, packages = ("cores", "machine", "cpu", "python"), parts[0]["versions"]
     loudest = max(parts, key=busy)
-    by_threads = {n: [part["part"] for part in parts if part["threads"] == n] for n in {p["threads"] for p in parts}}
-    most, *rest = sorted(by_threads.items(), key=lambda found: -len(found[1]))
+    threads = mode(part["threads"] for part in parts)
+    others = [f"{part['threads']} in part {part['part']}" for part in parts if part["threads"] != threads]
     return {
         **{name: values(itemgetter(name)) for name in names},
         "versions": [f"{name} {values(partial(version_of, package=name))}" for name in packages],
         "time": clock(sum(part["seconds"] for part in parts)),
-        "threads": "".join([str(most[0]), *(f"; {n} in part {', '.join(some)}" for n, some in rest)]),
+        "threads": "; ".join([str(threads), *others]),
         "busy": f"{busy(loudest):.2f}",
         "loudest": loudest["part"],
         "noisy": [part["part"] for part in parts if busy(part) > NOISY],

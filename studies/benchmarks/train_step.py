@@ -366,9 +366,10 @@ def sequence_rows(quick: bool) -> Iterator[Row]:
             steps[size] = partial(timed_step, benches[size])
         found = alternate_all(steps, 1 if quick else 3)
         shares = {size: attention_share(bench) for size, bench in benches.items()}
-    for name, part in (("T3D, 4 layers of width 256", dict.fromkeys(sizes, 1.0)), ("its attention alone", shares)):
-        for size, taken in found.items():
-            yield curve("sequence", name, size, benches[size].tokens / (taken * part[size]))
+    for size, taken in found.items():
+        yield curve("sequence", "T3D, 4 layers of width 256", size, benches[size].tokens / taken)
+    for size, share in shares.items():
+        yield curve("sequence", "its attention alone", size, benches[size].tokens / (found[size] * share))
 
 
 def attention_share(bench: Bench) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from t3d.blocks.settings import DecodeSettings
 from t3d.common.errors import UserError
 from t3d.data.trajectory import Trajectory
+from t3d.decode.model_facts import whole_blocks
 from t3d.decode.protocol import Engine, Request, Step
 from t3d.tasks import find_task, prompt_ids
 
@@ -76,7 +77,7 @@ class Speaker:
 
     def settings_for(self, prompt_ids: list[int]) -> DecodeSettings:
         """The settings, with the answer's length limited to the free positions; UserError if there are none."""
-        room = self.positions // self.settings.block_size * self.settings.block_size - len(prompt_ids)
+        room = whole_blocks(self.positions, self.settings.block_size) - len(prompt_ids)
         if room < 1:
             raise UserError(
                 f"the question has {len(prompt_ids)} tokens, the model {self.positions} positions; shorten it",

@@ -45,8 +45,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             path.rename(stale)
         fresh.rename(path)
     finally:
-        for leftover in (fresh, stale):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(stale, ignore_errors=True)  # not where an error came between the two renames
 
 
 def write_json_array(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:

@@ -26,6 +26,11 @@ def position_count(config: Any) -> int:
     return min((n for n in found if n), default=sys.maxsize)
 
 
+def whole_blocks(positions: int, block_size: int) -> int:
+    """The positions that whole blocks cover: prompt and answer share them."""
+    return positions // block_size * block_size
+
+
 def _windows(config: Any) -> list[int | None]:
     kinds = getattr(config, "layer_types", None)
     window, part = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)

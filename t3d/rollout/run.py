@@ -28,7 +28,7 @@ from t3d.common.processes import choose_threads, is_main_process
 from t3d.data.release import write_release_json
 from t3d.data.shards import ShardWriter, claim_folder, finished_ids, read_shards
 from t3d.decode.local import LocalEngine
-from t3d.decode.model_facts import position_count
+from t3d.decode.model_facts import position_count, whole_blocks
 from t3d.decode.protocol import SERVED_BY_SGLANG, Engine, Request
 from t3d.models.decoder import load_decoder
 from t3d.models.fingerprint import weights_fingerprint
@@ -125,7 +125,7 @@ def refuse_long(requests: Sequence[Request], rollout: RolloutConfig, positions: 
         return
     said = f"prompt {longest.id} has {length} tokens, and the model has {positions} positions"
     skip = "leave such prompts out by rollout.long_prompts=skip"
-    room = positions // rollout.block_size * rollout.block_size - length
+    room = whole_blocks(positions, rollout.block_size) - length
     if room < 1:
         raise fault("rollout.long_prompts", rollout.long_prompts, f"{said}, too few for any answer; {skip}")
     raise fault("rollout.max_token", rollout.max_token, f"{said}; lower it to {room}, or {skip}")

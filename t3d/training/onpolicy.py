@@ -37,7 +37,7 @@ from t3d.data.shards import ShardWriter, read_shards
 from t3d.data.trajectory import Trajectory, split_id
 from t3d.decode.completion import complete, of_stream
 from t3d.decode.local import LocalEngine
-from t3d.decode.model_facts import logit_shift
+from t3d.decode.model_facts import logit_shift, whole_blocks
 from t3d.decode.protocol import Engine, Request, refuse_conflict, refuse_unserved
 from t3d.objectives.base import Objective
 from t3d.objectives.rewarded import RewardedObjective
@@ -147,8 +147,7 @@ class Rounds:
         self.training, self.ids, self.accelerator = config.training, ids, accelerator
         self.samples, self.reinforcement = RefreshedSamples(samples), None
         if isinstance(objective, RewardedObjective):
-            whole = positions // (config.training.block_size or 1) * (config.training.block_size or 1)
-            self.reinforcement = Reinforcement(config, objective, samples, ids, source, accelerator, whole)
+            self.reinforcement = Reinforcement(config, objective, samples, ids, source, accelerator, positions)
             self.samples = RefreshedSamples(self.reinforcement.samples, self.reinforcement.advantages)
         self.news: dict[str, float] = {}
         self.export: Callable[[Path], object] | None = None
@@ -277,7 +276,7 @@ def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Datas
     import pyarrow.compute as pc
 
     longest = pc.max(pc.list_value_length(samples.data.column("prompt_ids"))).as_py()
-    if longest + training.max_gen_length > positions // training.block_size * training.block_size:
+    if longest + training.max_gen_length > whole_blocks(positions, training.block_size):
         raise fault(
             "training.max_gen_length",
             training.max_gen_length,

@@ -21,7 +21,7 @@ from t3d.blocks.special_ids import SpecialIds
 from t3d.common.errors import fault
 from t3d.data.shards import read_shards
 from t3d.data.trajectory import Trajectory
-from t3d.decode.model_facts import logit_shift
+from t3d.decode.model_facts import logit_shift, whole_blocks
 from t3d.decode.protocol import Request
 from t3d.models.loading import load_tokenizer
 from t3d.objectives.rewarded import RewardedObjective
@@ -103,7 +103,7 @@ class Reinforcement:
         accelerator: Accelerator,
         positions: int,
     ):
-        """positions: of the model, whole blocks. Raises UserError if the rewards or the held-out questions are
+        """positions: the model's number. Raises UserError if the rewards or the held-out questions are
         impossible.
         """
         self.training, self.objective, self.accelerator = config.training, objective, accelerator
@@ -122,7 +122,9 @@ class Reinforcement:
         problems = load_problems(settings.heldout_data, kind, settings.heldout_limit)
         rows = {problem.id: problem.raw for problem in problems}
         requests = [Request(name, 0, tuple(prompt_ids(task, row, tokenizer))) for name, row in rows.items()]
-        room = min(self.training.max_prompt_len, positions - self.training.max_gen_length)
+        training = self.training
+        assert training.block_size  # settled by the data
+        room = min(training.max_prompt_len, whole_blocks(positions, training.block_size) - training.max_gen_length)
         fitting = [request for request in requests if len(request.prompt_ids) <= room]
         if not fitting:
             raise fault(

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from t3d.common.errors import UserError, disk_faults_as_user_errors
+from t3d.common.jsonfiles import atomic_folder
 from t3d.models.fingerprint import weights_fingerprint
 from t3d.models.loading import export_model, load_model, load_tokenizer, located, provenance
 from tests.conftest import ROOT, largest_file, raises_key, tiny_model
@@ -128,6 +130,14 @@ def test_a_full_disk_leaves_the_export_before_and_no_parts(model_folder, tmp_pat
     assert (student / "model.safetensors").read_bytes() == before and list((tmp_path / "out").iterdir()) == [student]
 
 
+def test_an_error_between_the_renames_keeps_the_folder_before(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("old")
+    with pytest.raises(OSError), atomic_folder(tmp_path / "model") as fresh:
+        shutil.rmtree(fresh)  # so that its rename fails
+    assert [file.read_text() for file in tmp_path.glob(".old-model/*")] == ["old"]
+
+
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
 def test_a_dtype_with_its_module_loads_and_exports(model_folder, tmp_path, key):
     folder = model_folder("teacher")
@@ -162,6 +172,7 @@ def from_hub(tmp_path, port: int) -> str:
     script = """
 import time
 from t3d.common.errors import UserError, disk_faults_as_user_errors
+from t3d.common.jsonfiles import atomic_folder
 from t3d.models.loading import load_config, load_tokenizer
 began = time.monotonic()
 for load in (load_tokenizer, load_config):
