@@ -47,8 +47,7 @@ def folder_of(path, kind: str, own: dict, said: dict):
         pytest.param(
             *("qwen2", {}, MASKED | {"model_type": "Fast_dLLM_Qwen"}),
             [
-                *("training.refresh_rollouts=1", "training.refresh_targets=teacher", "training.objective=naive_td"),
-                "training.max_gen_length=64",
+                *("training.refresh_rollouts=1", "training.objective=naive_td", "training.max_gen_length=64"),
             ],
             marks=pytest.mark.slow,
         ),

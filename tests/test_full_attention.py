@@ -132,10 +132,6 @@ def test_objectives_run_on_it_and_their_losses_fall(name, shift):
         (["training.objective=consistency"], "training.objective"),
         (["training.objective=trajectory_aware"], "training.objective"),
         (["training.path_states=own"], "training.path_states"),
-        (
-            ["training.objective=naive_td", "training.refresh_rollouts=5", "training.refresh_targets=teacher"],
-            "training.refresh_targets",
-        ),
     ],
 )
 def test_what_needs_the_block_causal_layout_says_so(line, key):

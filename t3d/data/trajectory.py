@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 
 FINISH_REASONS = ("stop", "length")
+RETIRED = ("target_ids", "target_step")  # keys of earlier versions' records, nearly always empty
 
 
 @dataclass
@@ -33,8 +34,6 @@ class Trajectory:
     block_size: int
     finish_reason: str  # "stop" | "length"
     initial_ids: list[int] = field(default_factory=list)  # x_T of the response; empty if it was all masks
-    target_ids: list[int] = field(default_factory=list)  # another model's completion of each block of the response
-    target_step: list[int] = field(default_factory=list)  # the steps at which that model unmasked them
     edits: list[list[int]] = field(default_factory=list)  # [index, step, token] of each token that was replaced later
     log_probs: list[float] = field(default_factory=list)  # nats, one per response token, of the step that unmasked it
     reward: float | None = None  # of the answer; None = it was not rewarded
@@ -72,10 +71,8 @@ class Trajectory:
             return f"{len(response)} response ids but {len(step)} unmask steps"
         if self.initial_ids and len(self.initial_ids) != len(response):
             return f"{len(response)} response ids but {len(self.initial_ids)} initial ids"
-        targets = ("target_ids", "target_step") if self.target_ids or self.target_step else ()
-        for name in (*targets, "log_probs") if self.log_probs else targets:
-            if len(getattr(self, name)) != len(response):
-                return f"{len(response)} response ids but {len(getattr(self, name))} of {name}"
+        if self.log_probs and len(self.log_probs) != len(response):
+            return f"{len(response)} response ids but {len(self.log_probs)} log_probs"
         if (len(self.prompt_ids) + len(response)) % size:
             return f"prompt ({len(self.prompt_ids)}) + response ({len(response)}) do not end on a block of {size}"
         if not 1 <= self.length <= len(response):
@@ -95,17 +92,12 @@ class Trajectory:
             return "an edit is not before the step that wrote the final token"
         if not grows_over_blocks(step, len(self.prompt_ids), size):
             return "the unmask steps do not grow from block to block"
-        if self.target_step and min(self.target_step) < 1:
-            return f"target step {min(self.target_step)} is below 1"
-        if self.target_step and not grows_over_blocks(self.target_step, len(self.prompt_ids), size):
-            return "the target steps do not grow from block to block"
         return None
 
     def _mask_problem(self, mask_id: int | None) -> str | None:
         for part, ids in (
             ("prompt", self.prompt_ids),
             ("response", self.response_ids),
-            ("targets", self.target_ids),
             ("edits", [token for _, _, token in self.edits]),
         ):
             if mask_id is not None and mask_id in ids:
@@ -116,6 +108,7 @@ class Trajectory:
     def from_dict(cls, record: dict[str, Any]) -> "Trajectory":
         """Build from a JSON object; metadata may be missing. `ValueError` names an unknown key or a missing one."""
         name = record.get("id", "without id")
+        record = {key: value for key, value in record.items() if value or key not in RETIRED}
         known = {f.name for f in fields(cls)}
         needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
         if unknown := sorted(record.keys() - known):
@@ -161,3 +154,9 @@ def split_id(trajectory_id: str) -> tuple[str, int, int]:
     if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
         raise ValueError(f"trajectory id {trajectory_id!r} is not <dataset>/<row>/<sample>")
     return parts[0], int(parts[1]), int(parts[2])
+
+
+def stream_of(trajectory_id: str) -> tuple[str, int]:
+    """The (prompt, sample) that name an answer's random stream."""
+    prompt, _, sample = trajectory_id.rpartition("/")
+    return prompt, int(sample)

@@ -20,14 +20,14 @@ from torch import Tensor
 from t3d.common.options import option
 from t3d.objectives.base import Context, Objective, Terms, read, register
 from t3d.objectives.likelihood import token_certainty
-from t3d.objectives.states import AnswerEnd, TeacherTargets
+from t3d.objectives.states import AnswerEnd
 from t3d.states.base import Batch
 from t3d.states.groups import group_mean
 from t3d.states.unordered import RandomMaskNoise
 
 
 @dataclass
-class DParallelSettings(AnswerEnd, TeacherTargets):
+class DParallelSettings(AnswerEnd):
     """Keys of the objective ``dparallel``."""
 
     certainty_weight: float = option(2.0, "dparallel: weight of the entropy of tokens guessed right", ge=0)
@@ -61,7 +61,6 @@ class DParallel(Objective):
             context.ids.mask_id,
             mask_ratio=settings.region_mask_ratio,
             post_num=settings.pads_learnt(context),
-            stop_ids=context.ids.stop_ids,
         )
         return cls(noise, settings.certainty_weight, settings.certainty_temperature, context.head_chunk)
 

@@ -11,8 +11,7 @@ dynamic .9, temperature 1. At 4B and 8B it uses the teacher's 16 likeliest token
 with 128 prompts per round.
 
 With ``teacher_reading: block`` a block-diffusion teacher replaces the autoregressive one. It reads every masked token
-after the block's tokens that the student decoded earlier, one at a time, as at full steps. These are soft targets;
-training.refresh_targets=teacher has hard ones.
+after the block's tokens that the student decoded earlier, one at a time, as at full steps.
 """
 
 from collections.abc import Callable, Mapping

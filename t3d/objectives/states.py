@@ -25,19 +25,7 @@ class AnswerEnd(ObjectiveSettings):
 
 
 @dataclass
-class TeacherTargets(ObjectiveSettings):
-    """For objectives that can learn a teacher's targets (``target_ids`` of a sample) after a refresh."""
-
-    refresh_targets: str = option(
-        "student",
-        "refresh: learn the student's answers, or the completion of each of their blocks by the teacher "
-        "(model.pretrained_model)",
-        choices=("student", "teacher"),
-    )
-
-
-@dataclass
-class TrajectoryStates(AnswerEnd, TeacherTargets):
+class TrajectoryStates(AnswerEnd):
     """States of a trajectory: the tokens of later steps are hidden."""
 
     mask_strategy: str = option(
@@ -84,7 +72,6 @@ class TrajectoryStates(AnswerEnd, TeacherTargets):
             from_response=self.block_grid == "response",
             every_target=every_target,
             own_states=own_states,
-            stop_ids=context.ids.stop_ids,
         )
 
 

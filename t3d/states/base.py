@@ -71,35 +71,11 @@ def clean_sequence(sample: dict, block_size: int, mask_id: int, from_response: b
     return torch.nn.functional.pad(ids, (0, len(grid.block) - len(ids)), value=mask_id), grid
 
 
-def target_sequence(sample: dict, ids: Tensor) -> Tensor:
-    """The targets x_0 at each position of the clean sequence ``ids``: its own tokens, or the sample's ``target_ids``.
-
-    A sample with ``target_ids`` is a student's answer. For every block a teacher has decoded another completion, given
-    the student's earlier blocks. Later blocks still see the student's answer. A block's state and targets are the
-    teacher's.
-    """
-    x0 = ids.clone()
-    if target := sample.get("target_ids"):
-        prompt = len(sample["prompt_ids"])
-        x0[prompt : prompt + len(target)] = torch.tensor(target)
-    return x0
-
-
-def learnt(sample: dict, grid: Grid, x0: Tensor, post_num: int, stop_ids: Sequence[int]) -> Tensor:
-    """(length,) bool: the positions that the loss may read, to ``post_num`` positions after the answer's end.
-
-    With ``target_ids`` each block has its own end: the first stop id among its targets. The student's own tokens in
-    that block are not learnt, nor is their end. No block follows the block in which the student's answer ended.
-    """
+def learnt(sample: dict, grid: Grid, post_num: int) -> Tensor:
+    """(length,) bool: the positions that the loss may read, to ``post_num`` positions after the answer's end."""
     within = torch.zeros(len(grid.block), dtype=torch.bool)
-    if sample.get("target_ids"):
-        present = grid.rows >= 0
-        stop = torch.isin(x0[grid.rows.clamp(min=0)], torch.tensor(stop_ids, dtype=torch.long)) & present
-        behind = present & (stop.cumsum(-1) > stop.long())
-        within[grid.rows[present & (behind.cumsum(-1) <= post_num)]] = True
-    else:
-        prompt = len(sample["prompt_ids"])
-        within[prompt : prompt + min(len(sample["response_ids"]), sample["length"] + post_num)] = True
+    prompt = len(sample["prompt_ids"])
+    within[prompt : prompt + min(len(sample["response_ids"]), sample["length"] + post_num)] = True
     return within
 
 
@@ -113,7 +89,7 @@ class State:
         start: first position of the noisy copy.
         noisy: (copies x (length - start),) x_t over the noisy blocks; several copies follow one another.
         position: (targets,) absolute positions that the loss reads, ascending in each copy.
-        targets: (targets,) x_0 there: the clean copy's tokens, or a teacher's targets (target_sequence).
+        targets: (targets,) x_0 there.
         masked: (targets,) bool, whether x_t hides the target.
         weight: (targets,) the objective's weight of each target.
         rank: (targets,) the target's rank in its block's decode order, 1-based; 0 = no rank.
@@ -317,13 +293,12 @@ def state_without_order(
     noisy: Tensor,
     position: Tensor,
     *,
-    targets: Tensor | None = None,
     weight: Tensor | None = None,
     masked: Tensor | None = None,
 ) -> State:
     """A state whose targets have no rank in a decode order.
 
-    By default the targets are the clean copy's tokens, with weight 1, and masked.
+    The targets are the clean copy's tokens; by default with weight 1, and masked.
     """
     return State(
         ids=ids,
@@ -331,7 +306,7 @@ def state_without_order(
         start=grid.start,
         noisy=noisy,
         position=position,
-        targets=ids[position] if targets is None else targets,
+        targets=ids[position],
         masked=torch.ones(len(position), dtype=torch.bool) if masked is None else masked,
         weight=torch.ones(len(position)) if weight is None else weight,
         rank=torch.zeros_like(position),

@@ -37,7 +37,7 @@ class TraceStates:
         old_log_prob and advantage. An advantage of None leaves no targets: the question's answers are equally good.
         """
         x0, grid, number = self._numbered(sample)
-        wanted = learnt(sample, grid, x0, self.post_num, ())
+        wanted = learnt(sample, grid, self.post_num)
         if sample.get("advantage", 0.0) is None:
             wanted[:] = False
         if not self.one_step:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t3d.states.base import Grid, State, clean_sequence, learnt, target_sequence
+from t3d.states.base import Grid, State, clean_sequence, learnt
 
 
 def step_at(sample: dict[str, Any], position: Tensor) -> Tensor:
-    """The unmask steps of a trajectory's tokens, or of a teacher's targets, at absolute positions."""
-    return torch.tensor(sample.get("target_step") or sample["unmask_step"])[position - len(sample["prompt_ids"])]
+    """The unmask steps of a trajectory's tokens at absolute positions."""
+    return torch.tensor(sample["unmask_step"])[position - len(sample["prompt_ids"])]
 
 
 def step_table(sample: dict[str, Any], grid: Grid) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,6 @@ class TrajectoryNoise:
         every_target: the loss reads every response token, masked or not (as the release's path loss does).
         own_states: add a noisy copy for every step of the blocks. It hides the tokens of this step and of all later
             steps; its targets are the tokens of this step. So each token has the state just before its decoding.
-        stop_ids: end the targets of a sample with ``target_ids``.
     """
 
     block_size: int
@@ -92,17 +91,14 @@ class TrajectoryNoise:
     from_response: bool = False
     every_target: bool = False
     own_states: bool = False
-    stop_ids: tuple[int, ...] = ()
 
     def __call__(self, sample: dict, generator: torch.Generator) -> State:
         """Draw a state of ``sample`` (prompt_ids, response_ids, unmask_step, length).
 
-        A student's answer with a teacher's targets also has target_ids and target_step. The state then takes its tokens
-        and decode order from them. A training block larger than the rollout's may reach beyond the response. The
-        positions there stay masked, as when the student decodes that block, and are no targets.
+        A training block larger than the rollout's may reach beyond the response. The positions there stay masked, as
+        when the student decodes that block, and are no targets.
         """
-        ids, grid = clean_sequence(sample, self.block_size, self.mask_id, self.from_response)
-        x0 = target_sequence(sample, ids)
+        x0, grid = clean_sequence(sample, self.block_size, self.mask_id, self.from_response)
         step, present = step_table(sample, grid)
         rank = decode_order(step, present)
 
@@ -118,16 +114,16 @@ class TrajectoryNoise:
         hidden = grid.rows[masked].sort().values
         noisy = self._hide(x0, grid, hidden, generator)
 
-        rank_of = torch.zeros(len(ids), dtype=torch.long)
+        rank_of = torch.zeros(len(x0), dtype=torch.long)
         rank_of[grid.rows[present]] = rank[present]
         if self.every_target:  # the release's path loss stops at the answer's end; DDO continues to post_num
-            rank_of[~learnt(sample, grid, x0, 0, self.stop_ids)] = 0
-        is_masked = torch.zeros(len(ids), dtype=torch.bool)
+            rank_of[~learnt(sample, grid, 0)] = 0
+        is_masked = torch.zeros(len(x0), dtype=torch.bool)
         is_masked[hidden] = True
-        looked_at = learnt(sample, grid, x0, self.post_num, self.stop_ids)
+        looked_at = learnt(sample, grid, self.post_num)
         position = (looked_at if self.every_target else looked_at & is_masked).nonzero().squeeze(-1)
         state = State(
-            ids=ids,
+            ids=x0,
             block=grid.block,
             start=grid.start,
             noisy=noisy,
@@ -141,7 +137,7 @@ class TrajectoryNoise:
         if not self.own_states:
             return state
         number = step_number(step, present)
-        return self._with_own_states(state, x0, grid, number, rank_of, looked_at, generator)
+        return self._with_own_states(state, grid, number, rank_of, looked_at, generator)
 
     def _hide(self, x0: Tensor, grid: Grid, hidden: Tensor, generator: torch.Generator) -> Tensor:
         """The noisy blocks of x_0 with the positions ``hidden`` (n,) masked; some show random tokens instead."""
@@ -154,7 +150,6 @@ class TrajectoryNoise:
     def _with_own_states(
         self,
         state: State,
-        x0: Tensor,
         grid: Grid,
         number: Tensor,
         rank_of: Tensor,
@@ -162,7 +157,7 @@ class TrajectoryNoise:
         generator: torch.Generator,
     ) -> State:
         """The state with a noisy copy for each ``number`` (blocks, width) of a step in its block."""
-        copies, more = [state.noisy], []
+        x0, copies, more = state.ids, [state.noisy], []
         for step in range(1, int(number.max()) + 1):
             copies.append(self._hide(x0, grid, grid.rows[number >= step].sort().values, generator))
             now = grid.rows[number == step].sort().values

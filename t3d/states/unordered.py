@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from t3d.states.base import Grid, State, absolute_grid, clean_sequence, learnt, state_without_order, target_sequence
+from t3d.states.base import Grid, State, absolute_grid, clean_sequence, learnt, state_without_order
 
 
 @dataclass
@@ -15,19 +15,17 @@ class RandomMaskNoise:
     The loss reads every token of the answer, masked or not. So an objective may use the complement of the masks in a
     second pass. At least one token is masked.
 
-    Attributes: as in TrajectoryNoise; a teacher's targets work here as well.
+    Attributes: as in TrajectoryNoise.
     """
 
     block_size: int
     mask_id: int
     mask_ratio: float = 0.5
     post_num: int = 2
-    stop_ids: tuple[int, ...] = ()
 
     def __call__(self, sample: dict, generator: torch.Generator) -> State:
         ids, grid = clean_sequence(sample, self.block_size, self.mask_id)
-        x0 = target_sequence(sample, ids)
-        looked_at = learnt(sample, grid, x0, self.post_num, self.stop_ids)
+        looked_at = learnt(sample, grid, self.post_num)
         position = looked_at.nonzero().squeeze(-1)
         masked = torch.rand(len(position), generator=generator) < self.mask_ratio
         if not masked.any():
@@ -35,8 +33,8 @@ class RandomMaskNoise:
         shown = torch.zeros_like(looked_at)
         shown[: len(sample["prompt_ids"])] = True
         shown[position[~masked]] = True
-        noisy = torch.where(shown, x0, self.mask_id)[grid.start :]
-        return state_without_order(ids, grid, noisy, position, targets=x0[position], masked=masked)
+        noisy = torch.where(shown, ids, self.mask_id)[grid.start :]
+        return state_without_order(ids, grid, noisy, position, masked=masked)
 
 
 @dataclass
@@ -108,7 +106,7 @@ class RectifiedNoise:
     def __call__(self, sample: dict, generator: torch.Generator) -> State:
         ids, grid = clean_sequence(sample, self.block_size, self.mask_id)
         start = self._start(sample, ids, generator)
-        looked_at = learnt(sample, grid, ids, self.post_num, ())
+        looked_at = learnt(sample, grid, self.post_num)
         position, t = draw_by_time(grid, self.t_min, self.t_max, self.per_block, generator)
         noisy = ids[grid.start :].clone()
         noisy[position - grid.start] = start[position]

@@ -234,8 +234,6 @@ def noise_for(
         raise fault("training.objective", training.objective, f"{remedy}; take sft, naive_td, t3d or dparallel")
     if objective.copies > 1:
         raise fault("training.path_states", "own", f"{remedy}; set it to shared")
-    if training.refresh_rollouts and getattr(objective_settings(training), "refresh_targets", "student") == "teacher":
-        raise fault("training.refresh_targets", "teacher", f"{remedy}; set it to student")
     assert training.block_size
     return WholeSequence(objective.noise, training.block_size, ids.mask_id, training.max_gen_length)
 

@@ -4,9 +4,8 @@ A refresh happens every ``training.refresh_rollouts`` optimizer steps. It decode
 the next refresh, with the decoder of stage 1 and the student's present weights. The new answers replace the earlier
 ones; the order of the questions and everything else stays. With ReDi a refresh is the next rectification.
 
-By default the student learns from its own answers. With ``refresh_targets: teacher`` the model from which training
-started completes each of their blocks (t3d.decode.completion). The student then learns a teacher's targets at its own
-states. Source of the idea: DAgger (arXiv 1011.0686), on-policy distillation (GKD, arXiv 2306.13649).
+The student learns from its own answers; ``opdlm`` learns a teacher's distributions on them. Source of the idea: DAgger
+(arXiv 1011.0686), on-policy distillation (GKD, arXiv 2306.13649).
 
 An objective that learns from rewards gets several answers to each question, with their rewards, advantages and
 log-probabilities (t3d.training.reinforcement).
@@ -21,7 +20,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,17 +32,15 @@ from t3d.blocks.special_ids import SpecialIds
 from t3d.common.errors import UserError, fault
 from t3d.data.dataset import blocks_within
 from t3d.data.shards import ShardWriter, read_shards
-from t3d.data.trajectory import Trajectory, split_id
-from t3d.decode.completion import complete, of_stream
+from t3d.data.trajectory import Trajectory, split_id, stream_of
 from t3d.decode.local import LocalEngine
-from t3d.decode.model_facts import logit_shift, whole_blocks
+from t3d.decode.model_facts import whole_blocks
 from t3d.decode.protocol import Engine, Request, refuse_conflict, refuse_unserved
 from t3d.objectives.base import Objective
 from t3d.objectives.rewarded import RewardedObjective
 from t3d.states.base import generator_for
 from t3d.training import checkpoint
 from t3d.training.distribution import unwrapped, zero_stage
-from t3d.training.reference import FrozenModel
 from t3d.training.reinforcement import GroupedSamples, Reinforcement
 from t3d.training.serving import serve
 from t3d.training.settings import TrainConfig, TrainingConfig
@@ -100,8 +96,6 @@ class RefreshedSamples:
                 "length": min(t.length, kept),
                 "initial_ids": t.initial_ids,
                 "max_token": t.decode.get("max_token", 0),
-                "target_ids": t.target_ids,
-                "target_step": t.target_step,
             }
             if self.advantages:
                 self.newer[t.id] |= {"old_log_prob": t.log_probs, "advantage": advantages[t.id]}
@@ -118,8 +112,6 @@ class Rounds:
         news: the figures of a round that are not logged yet.
         export: writes the student as a model folder; SGLang servers load it from there.
         served: the engine on these servers, with the student of the last round; None = rounds decode in this process.
-        teacher: the model that writes the targets; None = the student's answers are the targets. It is on the GPU only
-            during a round.
     """
 
     def __init__(
@@ -152,9 +144,6 @@ class Rounds:
         self.news: dict[str, float] = {}
         self.export: Callable[[Path], object] | None = None
         self.served: Engine | None = None
-        self.teacher = None
-        if getattr(config.training, "refresh_targets", None) == "teacher":
-            self.teacher = FrozenModel(config, source, accelerator, offload=True)
 
     def refresh(self, student, indices: Sequence[int], folder: Path, step: int) -> None:
         """Decode the samples ``indices`` with the student after ``step``. Training then uses these answers.
@@ -215,7 +204,7 @@ class Rounds:
         """Add the samples ``indices`` to the round in ``target``, which began after step ``begun``; read all of it."""
         clock, accelerator, seed = time.perf_counter(), self.accelerator, self.training.seed + begun
         asked = [self.samples.samples[index] for index in indices]
-        requests = [Request(*of_stream(sample["id"]), tuple(sample["prompt_ids"])) for sample in asked]
+        requests = [Request(*stream_of(sample["id"]), tuple(sample["prompt_ids"])) for sample in asked]
         mine = requests[accelerator.process_index :: accelerator.num_processes]
         with checkpoint.writing(target), ShardWriter(target, accelerator.process_index) as writer:
             settings = decode_settings(self.training, begun // self.every)
@@ -223,8 +212,6 @@ class Rounds:
             if urls := self.training.refresh_engine_urls:
                 self.served = self._serve(urls, target.parent / SERVED)
             answers = self._answers(model, mine, settings, seed)
-            if self.teacher:
-                answers = self._with_targets(self.teacher, answers, settings, seed)
             if self.reinforcement:
                 answers = self.reinforcement.scored(model, answers)
             for trajectory in answers:
@@ -247,26 +234,6 @@ class Rounds:
         assert self.export
         self.export(folder)
         return serve(urls, folder, self.ids, self.accelerator, self.training.refresh_max_active)
-
-    def _with_targets(
-        self, teacher: FrozenModel, answers: Iterator[Trajectory], settings: DecodeSettings, seed: int
-    ) -> Iterator[Trajectory]:
-        """The answers with the teacher's completion of each of their blocks."""
-        decoded = list(answers)  # the student finishes before the teacher is loaded
-        with teacher.on_device():
-            completed = complete(
-                teacher,
-                decoded,
-                settings,
-                seed,
-                self.ids,
-                device=self.accelerator.device,
-                flex=teacher.model.config._attn_implementation == "flex_attention",
-                shift=logit_shift(teacher.model.config),
-                chunk=self.training.head_chunk,
-            )
-            for answer, (target_ids, target_step) in completed:
-                yield replace(answer, target_ids=target_ids, target_step=target_step)
 
 
 def refuse_impossible(config: TrainConfig, objective: Objective, samples: "Dataset", positions: int) -> None:

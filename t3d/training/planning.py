@@ -87,11 +87,6 @@ def plan_lines(trainer, lengths: Lengths) -> list[str]:
     need = estimate(trainer, lengths.longest)
     lines += [f"  {name:12} {value / 1e6:10,.1f}" for name, value in vars(need).items()]
     lines.append(f"  {'total':12} {need.total / 1e6:10,.1f} without the libraries' own memory")
-    if trainer.rounds and trainer.rounds.teacher:
-        held = sum(p.numel() * p.element_size() for p in trainer.rounds.teacher.model.parameters())
-        lines.append(
-            f"teacher of the on-policy rounds: {held / 1e6:,.1f} MB more, in CPU memory; on the GPU only during a round"
-        )
     return lines
 
 

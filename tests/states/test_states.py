@@ -11,7 +11,7 @@ import torch
 from t3d.blocks.attention import Labels, dense_mask
 from t3d.states.base import State, collate, generator_for, response_grid
 from t3d.states.trajectory import TrajectoryNoise, decode_order, masked_count
-from t3d.states.unordered import BlockDiffusionNoise, RandomMaskNoise
+from t3d.states.unordered import BlockDiffusionNoise
 from tests.conftest import MASK, PAD
 
 ORDINARY = torch.arange(30, 60)  # the trajectories below use ids under 30, so that a random token is told from x_0
@@ -407,70 +407,6 @@ def test_packed_rows_hold_the_same_sequences(packing):
             at, number = at + len(state), number + 1
     assert (batch.input_ids[~covered] == PAD).all()
     assert batch.attention_mask.any(-1).all()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A student's states with a teacher's targets
-
-
-END = 29
-STUDENT_STATES = {
-    "id": "set/0/0",
-    "prompt_ids": [1, 2, 3],
-    "response_ids": [10, 11, 12, 13, 14, END, 15, 16, 17],  # the student ends at position 8
-    "unmask_step": [1, 5, 4, 3, 2, 9, 8, 7, 6],
-    "length": 6,
-    "target_ids": [20, 21, END, 23, 24, 25, 26, 27, END],
-    "target_step": [1, 5, 4, 3, 2, 6, 9, 7, 8],
-}
-
-
-def test_a_students_answer_is_the_context_and_the_teachers_blocks_are_learnt():
-    state = draw(noise(mask_ratios=(0.5,), stop_ids=(END,), post_num=0), STUDENT_STATES)
-    assert state.ids.tolist() == [1, 2, 3, 10, 11, 12, 13, 14, END, 15, 16, 17]
-    assert state.noisy.tolist() == [1, 2, 3, MASK, MASK, MASK, 23, 24, 25, MASK, 27, MASK]  # in the teacher's order
-    assert state.position.tolist() == [3, 4, 5, 9, 11]
-    assert state.targets.tolist() == [20, 21, END, 26, END]
-    assert state.rank.tolist() == [1, 4, 3, 4, 3]
-    batch = collate([[state]], PAD)
-    assert batch.input_ids.tolist() == [state.ids.tolist()[:8] + state.noisy.tolist()]
-    assert batch.targets.tolist() == state.targets.tolist()
-
-
-@pytest.mark.parametrize(
-    "post_num, looked_at", [(0, "345 89AB"), (1, "3456 89AB"), (2, "34567 89AB"), (9, "34567 89AB")]
-)
-def test_a_teachers_block_ends_where_the_teacher_ends_it(post_num, looked_at):
-    """In the second block it would have stopped, where the student went on; in the last it goes on past the student's
-    end. What follows its end is hidden all the same."""
-    expected = [int(digit, 16) for digit in looked_at.replace(" ", "")]
-    options = {"stop_ids": (END,), "post_num": post_num}
-    state = draw(noise(mask_ratios=(1.0,), **options), STUDENT_STATES)
-    assert state.position.tolist() == expected and (state.noisy[3:] == MASK).all()
-    every = draw(noise(mask_ratios=(0.5,), every_target=True, **options), STUDENT_STATES)
-    assert every.position.tolist() == expected
-    assert [p for p, rank in zip(expected, every.rank.tolist(), strict=True) if not rank] == expected[3:-4]
-
-    state = draw(RandomMaskNoise(4, MASK, mask_ratio=0.3, **options), STUDENT_STATES)
-    assert state.position.tolist() == expected and 0 < state.masked.sum() < len(expected)
-    shown = dict(zip(state.position[~state.masked].tolist(), state.targets[~state.masked].tolist(), strict=True))
-    x0 = dict(enumerate(STUDENT_STATES["target_ids"], 3))
-    assert shown == {p: x0[p] for p in shown}
-    assert state.noisy.tolist() == [1, 2, 3, *(shown.get(p, MASK) for p in range(3, 12))]
-
-
-def test_an_answer_that_is_its_own_target_gives_the_states_that_it_gives_without():
-    for prompt, length in LENGTHS:
-        sample = trajectory(prompt, length)
-        same = sample | {"target_ids": sample["response_ids"], "target_step": sample["unmask_step"]}
-        for options in ({}, {"random_ratio": 0.3}, {"every_target": True}):
-            options = {"mask_ratio_exponent": 0.0, "post_num": 100, **options}
-            plain, states = (draw(noise(**options), each) for each in (sample, same))
-            for name, value in vars(plain).items():
-                if name == "rank" and "every_target" in options:  # up to the answer's end, and there is none here
-                    value = torch.where(value > 0, value, states.rank)
-                other = vars(states)[name]
-                assert value.equal(other) if isinstance(value, torch.Tensor) else value == other
 
 
 @pytest.mark.parametrize("block_size", [4, 8])

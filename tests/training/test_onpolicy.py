@@ -15,7 +15,6 @@ from t3d.common.errors import Interrupted
 from t3d.common.options import load
 from t3d.data.shards import ShardWriter, read_shards
 from t3d.data.trajectory import Trajectory
-from t3d.decode.completion import complete
 from t3d.decode.local import LocalEngine
 from t3d.decode.protocol import Request
 from t3d.models.loading import load_model, load_tokenizer, special_ids
@@ -34,11 +33,6 @@ from tests.training.conftest import (
 pytestmark = pytest.mark.usefixtures("cache_aside")
 
 REFRESH = ("training.refresh_rollouts=2", "training.max_gen_length=24", "training.refresh_temperature=0.7")
-
-
-TEACHER = (*REFRESH, "training.refresh_targets=teacher")
-LEARN_BLOCKS = ("block_likelihood", "consistency", "dparallel", "naive_td", "self_repair", "t3d", "trajectory_aware")
-READERS = f"training.objective={' or '.join(LEARN_BLOCKS)}"
 
 
 def rounds(folder) -> list[int]:
@@ -74,64 +68,11 @@ def test_the_students_own_decoding_takes_the_teachers_place(run, drawn):
                 assert getattr(trajectory, field) == getattr(again[name], field) == samples[name][field]
 
 
-def test_the_teachers_blocks_are_learnt_on_the_students_states(run, story_teacher, drawn):
-    """Answers as without targets; beside them what the model that training began with writes in their blocks."""
-    alone = run("alone", *REFRESH, "training.max_steps=3")
-    folder = run("states", *TEACHER)
-    seen = by_step(drawn)
-    assert not any(t.target_ids for t in read_shards(alone / "rollouts" / "00000002"))
-    tokenizer, teacher = load_tokenizer(str(story_teacher)), load_model(str(story_teacher)).eval()
-    ids = special_ids(teacher.config, tokenizer, teacher.generation_config)
-    for step in (2, 4):
-        written = {t.id: t for t in read_shards(folder / "rollouts" / f"{step:08d}")}
-        settings = DecodeSettings(temperature=0.7, max_token=24)
-        again = complete(teacher, list(written.values()), settings, 10086 + step, ids, device=torch.device("cpu"))
-        differing = 0
-        for t, completion in again:
-            assert (t.target_ids, t.target_step) == completion
-            differing += t.target_ids != t.response_ids
-            sample = (seen[step + 1] | seen[step + 2])[t.id]
-            assert all(sample[name] == getattr(t, name) for name in ("response_ids", "target_ids", "target_step"))
-        assert 0 < differing <= len(written) == 8
-        if step == 2:
-            for t in read_shards(alone / "rollouts" / "00000002"):
-                assert t.response_ids == written[t.id].response_ids and t.unmask_step == written[t.id].unmask_step
-
-
-@pytest.mark.parametrize("objective", LEARN_BLOCKS)
-def test_objectives_that_learn_from_the_teachers_blocks(run, objective, drawn):
-    """Few-step answers, whose blocks the teacher completes at full steps."""
-    more = (f"training.objective={objective}", "training.max_steps=4", "training.refresh_steps_per_block=1")
-    folder = run(objective, *TEACHER, *more)
-    assert all(row["sequences"] == 4 for row in log_of(folder))
-    written = {t.id: t for t in read_shards(folder / "rollouts" / "00000002")}
-    for t in written.values():
-        assert sorted(t.target_step) == list(range(1, len(t.response_ids) + 1)) and t.steps < len(t.response_ids)
-    taught, states = 0, [state for step in drawn for state in step.states]
-    for state in states[8:]:
-        t = written[state.sample_id]
-        prompt = len(t.prompt_ids)
-        assert state.ids[prompt:].tolist() == t.response_ids
-        assert state.targets.tolist() == [t.target_ids[p - prompt] for p in state.position.tolist()]
-        taught += int((state.targets != state.ids[state.position]).sum())
-    assert len(states) == 16 and taught > 0
-
-
-@pytest.mark.parametrize("refresh", [REFRESH, TEACHER], ids=["student", "teacher"])
-def test_in_mixed_precision(run, refresh):
-    """Student and teacher decode as they are trained, under autocast."""
-    folder = run("bf16", *refresh, "training.mixed_precision=bf16", "training.max_steps=3")
+def test_in_mixed_precision(run):
+    """The student decodes as it is trained, under autocast."""
+    folder = run("bf16", *REFRESH, "training.mixed_precision=bf16", "training.max_steps=3")
     written = list(read_shards(folder / "rollouts" / "00000002"))
-    assert len(written) == 4 and len({token for t in written for token in t.target_ids or t.response_ids}) > 10
-
-
-def test_a_teachers_end_counts_by_the_models_stop_ids(overrides, story_teacher):
-    tokenizer, model = load_tokenizer(str(story_teacher)), load_model(str(story_teacher))
-    ids = special_ids(model.config, tokenizer, model.generation_config)
-    for objective in LEARN_BLOCKS:
-        line = overrides("x", *TEACHER, f"training.objective={objective}", "training.block_size=4")
-        noise = make_objective(load(TrainConfig, line), ids).noise
-        assert getattr(noise, "noise", noise).stop_ids == ids.stop_ids
+    assert len(written) == 4 and len({token for t in written for token in t.response_ids}) > 10
 
 
 @pytest.mark.parametrize(
@@ -193,13 +134,9 @@ def test_iterated_rectification(run, drawn):
     assert not any(sample["initial_ids"] for sample in (seen[1] | seen[2]).values())
 
 
-@pytest.mark.parametrize(
-    "stop, refresh",
-    [(3, REFRESH), (4, REFRESH), (5, REFRESH), (3, TEACHER)],
-    ids=["inside a round", "at a refresh", "before the next", "with a teacher's targets"],
-)
-def test_resumed_equals_uninterrupted_to_the_bit(resumes_to_the_bit, stop, refresh):
-    more = (*refresh, "experiment.save_every_steps=3", "training.max_steps=7")
+@pytest.mark.parametrize("stop", [3, 4, 5], ids=["inside a round", "at a refresh", "before the next"])
+def test_resumed_equals_uninterrupted_to_the_bit(resumes_to_the_bit, stop):
+    more = (*REFRESH, "experiment.save_every_steps=3", "training.max_steps=7")
     resumes_to_the_bit(stop, *more)
 
 
@@ -281,20 +218,6 @@ def test_the_releases_grid_cannot_be_refreshed():
             load(TrainConfig, [needed, "training.refresh_rollouts=5"])
 
 
-@pytest.mark.parametrize(
-    "line, remedy",
-    [
-        (["training.refresh_targets=teacher"], "training.refresh_rollouts"),
-        ([*TEACHER, "training.objective=sft"], READERS),
-        ([*TEACHER, "training.objective=redi"], READERS),
-    ],
-    ids=["never refreshed", "sft", "redi"],
-)
-def test_where_a_teacher_has_no_say(line, remedy):
-    with raises_key("training.refresh_targets", remedy):
-        load(TrainConfig, line)
-
-
 def test_the_model_is_left_as_it_was(model):
     model.train()
     model.config._attn_implementation = "flex_attention"
@@ -305,8 +228,7 @@ def test_the_model_is_left_as_it_was(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("refresh", [REFRESH, TEACHER], ids=["student", "teacher"])
-def test_two_processes_equal_one(run, overrides, tmp_path, refresh):
-    alone = run("one", *refresh, "training.max_steps=4")
-    launch("2_cpu_processes.yaml", *overrides("two", *refresh, "training.max_steps=4", "training.batch_size_lm=2"))
+def test_two_processes_equal_one(run, overrides, tmp_path):
+    alone = run("one", *REFRESH, "training.max_steps=4")
+    launch("2_cpu_processes.yaml", *overrides("two", *REFRESH, "training.max_steps=4", "training.batch_size_lm=2"))
     assert_close(tmp_path / "tiny-teacher" / "math" / "p" / "two", alone, rel=1e-5, weight_atol=2e-5)

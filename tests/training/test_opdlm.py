@@ -235,7 +235,6 @@ def test_the_course_of_consistency_goes_on_where_it_was(run, stop_after):
         (["training.jsd_beta=1"], "training.jsd_beta"),
         (["training.teacher_reading=upwards"], "training.teacher_reading"),
         (["training.teacher_top_k=0"], "training.teacher_top_k"),
-        (["training.refresh_targets=teacher"], "training.refresh_targets"),
         (["training.objective=consistency", "training.teacher=a/b"], "training.teacher"),
         (["training.objective=consistency", "training.teacher_masks=[0.7,0.3]"], "training.teacher_masks"),
         (["training.objective=naive_td", "training.reference_offload=true"], "training.reference_offload"),
