@@ -50,12 +50,15 @@ KEPT += ("tokens_per_forward", "mean_length")
 class Method(NamedTuple):
     """A row of the tables: a training configuration (None: the teacher as it is), overrides of each stage, and its
     description on the page. after: the row whose student, of the same block and seed, replaces the teacher. converted:
-    the teacher is the embedded autoregressive model, converted.
+    the teacher is the embedded autoregressive model, converted. steps, questions: of this row's training, in place of
+    --steps and --rollouts.
     """
 
     config: str | None = None
     after: str | None = None
     converted: bool = False
+    steps: int | None = None
+    questions: int | None = None
     training: tuple[str, ...] = ()
     rollouts: tuple[str, ...] = ()
     decoding: tuple[str, ...] = ()
@@ -108,6 +111,12 @@ def converted(output: Path, block: int) -> str:
     return str(folder)
 
 
+def budget_of(name: str, args) -> tuple[int, int]:
+    """The optimizer steps and the questions of a row's training."""
+    method = ROWS[name]
+    return method.steps or args.steps, method.questions or args.rollouts
+
+
 def start(method: Method, block: int, args) -> str:
     """The model that a row decodes and trains, unless it comes after another row."""
     return converted(args.output, block) if method.converted else teacher(args.domain, args.output, block)
@@ -146,16 +155,16 @@ def roll_out(source: str, split: str, limit: int, block: int, seed: int, method:
 
 def train_line(name: str, data: Path, source: str, block: int, seed: int, args, folder: Path) -> list[str]:
     """The overrides of one training: the same data, optimizer steps and batch for every method."""
-    method = ROWS[name]
+    method, (steps, questions) = ROWS[name], budget_of(name, args)
     return [
         f"config={method.config}",
         f"model.pretrained_model={source}",
         f"dataset.optimization_data={data}",
         f"dataset.data_type={args.domain.data_type}",
-        f"dataset.limit={args.rollouts}",
+        f"dataset.limit={questions}",
         f"training.block_size={block}",
         f"training.seed={seed}",
-        f"training.max_steps={args.steps}",
+        f"training.max_steps={steps}",
         f"training.batch_size_lm={BATCH // args.processes}",
         "training.tokens_per_batch=2048",  # batches by length: the same losses in less time
         f"experiment.output_root={folder}",
@@ -202,7 +211,7 @@ def train(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object
     if name == "sft":
         data = data_file("train", args.domain, args.output)
     else:
-        data = roll_out(source, "train", args.rollouts, block, seed, method, args)
+        data = roll_out(source, "train", budget_of(name, args)[1], block, seed, method, args)
     launch = ["python"]
     if args.processes > 1:
         launch = ["accelerate", "launch", "--config_file", "accelerate_configs/2_cpu_processes.yaml"]
@@ -255,7 +264,8 @@ def made_with(name: str, args) -> dict[str, object]:
     given["after"] = made_with(method.after, args) if method.after else None
     if method.config:
         given |= {"training": list(method.training), "rollouts": list(method.rollouts)}
-        given |= {"steps": args.steps, "questions": args.rollouts}
+        steps, questions = budget_of(name, args)
+        given |= {"steps": steps, "questions": questions}
     return given | {"problems": args.problems}
 
 
@@ -340,7 +350,8 @@ def analyses(args) -> Path:
 
 def model_folder(name: str, block: int, seed: int, args) -> Path:
     """The folder of a run's student and its answers, for this budget only."""
-    return args.output / f"{figures_file(name, block, seed, args).stem}-steps{args.steps}-n{args.rollouts}"
+    steps, questions = budget_of(name, args)
+    return args.output / f"{figures_file(name, block, seed, args).stem}-steps{steps}-n{questions}"
 
 
 def count(text: str) -> int:

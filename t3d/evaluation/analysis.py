@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from t3d.blocks.decoding import inverse_cdf
+from t3d.blocks.decoding import inverse_cdf, project
 from t3d.common import paths
 from t3d.common.errors import UserError, fault, run_main
 from t3d.common.jsonfiles import atomic_write
@@ -162,8 +162,8 @@ def predictor(model, batch: Batch, forbidden: Tensor) -> Predict:
 
     def predict(ids: Tensor, place: Tensor) -> Tensor:
         def head(hidden: Tensor, weight: Tensor) -> Tensor:
-            logits = (hidden.flatten(0, 1)[source[place]] @ weight.T).float()
-            return logits.index_fill_(-1, forbidden, -torch.inf).log_softmax(-1)
+            rows = hidden.flatten(0, 1)[source[place.flatten()]]
+            return project(rows, weight, forbidden).log_softmax(-1).view(*place.shape, -1)
 
         return model(ids, batch.attention_mask, position_ids=batch.position_ids, use_cache=False, head=head)
 

@@ -43,6 +43,7 @@ class Context:
         head_chunk: rows of the vocabulary projection at once.
         random_ratio: share of the masked positions that show a random token.
         temperature: the decoding temperature of the on-policy rounds.
+        steps_per_block: their denoising steps per block; None = one token per step.
     """
 
     block_size: int
@@ -50,6 +51,7 @@ class Context:
     head_chunk: int = 1024
     random_ratio: float = 0.1
     temperature: float = 1.0
+    steps_per_block: int | None = None
 
 
 @dataclass

@@ -78,13 +78,14 @@ class TraceRLSettings(FrozenSettings, RewardedRounds, AnswerEnd):
 @register("trace_rl", "reinforcement learning on the student's own trajectories")
 @dataclass
 class TraceRL(RewardedObjective):
-    """The loss above. ``forbidden``: ids that are never drawn. ``temperature``: T."""
+    """The loss above. ``forbidden``: ids that are never drawn. ``temperature``: T. ``steps``: of a block, at most."""
 
     noise: TraceStates
     forbidden: Tensor
     settings: TraceRLSettings
     temperature: float = 1.0
     chunk: int = 1024
+    steps: int | None = None
     Settings = TraceRLSettings
     block_causal = True
     head_tables = 2  # logits and their exponentials
@@ -94,11 +95,11 @@ class TraceRL(RewardedObjective):
         ids, one = context.ids, settings.trace_states == "one"
         noise = TraceStates(context.block_size, ids.mask_id, settings.shrink, one, settings.pads_learnt(context))
         forbidden = torch.tensor(sorted({ids.mask_id, *ids.forbidden_ids}))
-        return cls(noise, forbidden, settings, context.temperature, context.head_chunk)
+        return cls(noise, forbidden, settings, context.temperature, context.head_chunk, context.steps_per_block)
 
     @property
     def copies(self) -> int:
-        return 1 if self.noise.one_step else -(-self.noise.block_size // self.noise.shrink)
+        return 1 if self.noise.one_step else -(-(self.steps or self.noise.block_size) // self.noise.shrink)
 
     @property
     def reference(self) -> FrozenSettings | None:

@@ -213,7 +213,12 @@ def make_objective(config: TrainConfig, ids: SpecialIds) -> Objective:
     training = config.training
     assert training.block_size
     context = Context(
-        training.block_size, ids, training.head_chunk, config.model.random_ratio, training.refresh_temperature
+        training.block_size,
+        ids,
+        training.head_chunk,
+        config.model.random_ratio,
+        training.refresh_temperature,
+        training.refresh_steps_per_block,
     )
     return find(training.objective).build(objective_settings(training), context)
 

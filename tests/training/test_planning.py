@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from t3d.blocks.special_ids import SpecialIds
 from t3d.common.options import load
 from t3d.models.loading import load_model
 from t3d.training import cost, planning
@@ -135,3 +136,14 @@ def test_zero_3_parameters_count_by_what_deepspeed_says():
     layer.weight.ds_numel = 64
     assert cost.parameters(layer, trained=True) == 64
     assert cost.parameters(layer.requires_grad_(False), trained=True) == 0 and cost.parameters(layer) == 64
+
+
+@pytest.mark.parametrize("steps, copies", [("null", 4), ("1", 1)])
+def test_a_dry_run_counts_the_copies_that_a_rounds_answers_can_have(overrides, steps, copies):
+    """trace_rl has a noisy copy for every step of a block."""
+    more = ("training.objective=trace_rl", "training.refresh_rollouts=2", "training.refresh_at_start=true")
+    line = [*overrides, *more, f"training.refresh_steps_per_block={steps}", "training.block_size=4"]
+    assert (
+        training.make_objective(load(TrainConfig, line), SpecialIds(1, 0, (2,), (), torch.arange(3, 9))).copies
+        == copies
+    )
