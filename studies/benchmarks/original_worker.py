@@ -3,7 +3,7 @@
     python original_worker.py NAME JOB FOLDER
 
 It imports nothing of T3D, because T3D needs a newer transformers. JOB is a file of JSON; studies.benchmarks.originals
-writes it and starts this. It prints "ready", and then the seconds of one run for every line that it reads.
+writes it and starts this. It prints "ready" and its torch, and then the seconds of one run for every line that it reads.
 """
 
 import json
@@ -24,7 +24,7 @@ def main() -> None:
     """The process."""
     name, job, folder = sys.argv[1:]
     work = WORKERS[name](json.loads(Path(job).read_text()), Path(folder))
-    print("ready", flush=True)
+    print("ready", torch.__version__, flush=True)
     for _ in sys.stdin:
         began = time.perf_counter()
         work()

@@ -14,10 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from studies.benchmarks.decode import Case, counted
 from studies.benchmarks.measure import Row, alternate, row, seconds
 from studies.benchmarks.train_step import BLOCK, CHECKPOINTING, OURS, QUICK_SMALL, SMALL, Bench, write_models
 from t3d.blocks.settings import DecodeSettings
+from t3d.common.errors import UserError
 from t3d.common.paths import ROOT
 
 FOLDER = ROOT / "originals"
@@ -108,6 +111,15 @@ def training(quick: bool) -> Iterator[Row]:
             yield row(f"training: {shape}, {variant}", "tokens/s", speed, there, beside=ORIGINALS["release"].label)
 
 
+def refuse_other_torch(name: str, theirs: str) -> None:
+    """Raise UserError if an original runs on another PyTorch than ours: the ratio would compare the two as well."""
+    if theirs.partition("+")[0] != torch.__version__.partition("+")[0]:
+        raise UserError(
+            f"originals/{ORIGINALS[name].environment}: has torch {theirs}, ours is {torch.__version__}; install ours there",
+            "originals",
+        )
+
+
 @contextmanager
 def running(name: str, job: dict[str, Any], folder: Path = FOLDER) -> Iterator[Any]:
     """An original in its process; each call runs it once and returns its seconds."""
@@ -135,8 +147,9 @@ def running(name: str, job: dict[str, Any], folder: Path = FOLDER) -> Iterator[A
             return float(answer())
 
         try:
-            while answer().strip() != "ready":  # the original's own imports may print
+            while not (said := answer().split()) or said[0] != "ready":  # the original's own imports may print
                 pass
+            refuse_other_torch(name, said[1])
             yield run
         finally:
             process.kill()

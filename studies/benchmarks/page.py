@@ -61,6 +61,7 @@ def write_page(folder: Path, page: Path, every: Sequence[str] = ()) -> None:
         parts=parts,
         plots=plots,
         commits=COMMITS,
+        torch=version_of(next(iter(parts.values())), "torch").partition("+")[0],
         points={name: [row for row in points if row["curve"] == name] for name in plots},
         conditions=conditions(list(parts.values())),
         missing=[name for name in every if name not in parts],
