@@ -3,7 +3,8 @@
     python original_worker.py NAME JOB FOLDER
 
 It imports nothing of T3D, because T3D needs a newer transformers. JOB is a file of JSON; studies.benchmarks.originals
-writes it and starts this. It prints "ready" and its torch, and then the seconds of one run for every line that it reads.
+writes it and starts this. It prints "ready" and its version of torch, and then the seconds of one run for every line
+that it reads.
 """
 
 import json

@@ -114,10 +114,8 @@ def training(quick: bool) -> Iterator[Row]:
 def refuse_other_torch(name: str, theirs: str) -> None:
     """Raise UserError if an original runs on another PyTorch than ours: the ratio would compare the two as well."""
     if theirs.partition("+")[0] != torch.__version__.partition("+")[0]:
-        raise UserError(
-            f"originals/{ORIGINALS[name].environment}: has torch {theirs}, ours is {torch.__version__}; install ours there",
-            "originals",
-        )
+        folder = f"originals/{ORIGINALS[name].environment}"
+        raise UserError(f"{folder}: has torch {theirs}, ours is {torch.__version__}; install ours there", "originals")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from studies.benchmarks import __main__ as bench
 from studies.benchmarks import originals
@@ -121,6 +122,13 @@ def test_an_original_runs_in_its_own_process(tmp_path):
         (tmp_path / "SDAR" / "generate.py").write_text("")
         with originals.running("sdar", job, tmp_path):
             pass
+
+
+def test_an_original_on_another_torch_is_refused():
+    """Else the ratio would compare two versions of PyTorch as well."""
+    originals.refuse_other_torch("sdar", torch.__version__.partition("+")[0])
+    with raises_key("originals", "torch 1.0+cpu", "install ours"):
+        originals.refuse_other_torch("sdar", "1.0+cpu")
 
 
 @pytest.mark.slow
