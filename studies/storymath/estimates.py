@@ -156,6 +156,11 @@ def by_method(figures: Sequence[Run], block: int, names: Sequence[str]) -> dict[
     return {name: of_method for name, of_method in found.items() if of_method}
 
 
+def plain(name: str) -> str:
+    """A row's name as a part of file names."""
+    return name.replace(", ", "-").replace(" ", "_").replace("=", "")
+
+
 def family(name: str) -> str:
     """The method of a variant: "t3d, DDO alone" -> "t3d"."""
     return name.partition(", ")[0]

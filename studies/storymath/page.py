@@ -29,6 +29,7 @@ from studies.storymath.estimates import (
     estimate,
     family,
     fast_speeds,
+    plain,
     read_figures,
     signed,
 )
@@ -84,7 +85,7 @@ def write_page(
         teacher_block=TEACHER_BLOCK,
         blocks=[block_part(runs, block, methods, ablations, (test, hard), figures, folder) for block in blocks],
         conversion=conversion_table(runs, conversion, test),
-        losses=step_losses(losses, plots.looks(list(methods)), figures, folder) if losses else None,
+        losses=step_losses(losses, named, plots.looks(list(methods)), figures, folder) if losses else None,
         settings=settings(runs, named),
         batch=batch,
         temperatures=temperatures(),
@@ -190,14 +191,18 @@ def _values(values) -> str:
     return ", ".join(map(str, sorted(set(values))))
 
 
-def step_losses(files: Sequence[Path], styles: Mapping[str, dict], figures: Path, folder: str) -> dict[str, Any]:
+def step_losses(
+    files: Sequence[Path], rows: Methods, styles: Mapping[str, dict], figures: Path, folder: str
+) -> dict[str, Any]:
     """Factorisation error, cross-entropy and entropy of each student and its teacher, as the analysis measured them."""
+    names = {plain(name): name for name in rows}
     models: dict[int, dict[str, Mapping]] = {}  # block size -> name -> its measurements
     for path in files:
-        found, name = read_figures(path), path.stem.partition("-block")[0]
+        found, stem = read_figures(path), path.stem.partition("-block")[0]
+        name = names.get(stem, stem)
         models.setdefault(found["teacher"]["block_size"], {"original": found["teacher"]})[name] = found["student"]
     speeds = sorted({row["tokens_per_step"] for some in models.values() for row in some["original"]["per_block"]})
-    rows, images = [], []
+    lines, images = [], []
     for block, of_block in sorted(models.items()):
         for name, model in of_block.items():
             loss = {row["tokens_per_step"]: row for row in model["per_block"]}
@@ -210,7 +215,7 @@ def step_losses(files: Sequence[Path], styles: Mapping[str, dict], figures: Path
             # older analyses have no pair and no risk
             cells.append(f"{model['pair']:.3f} ± {model['pair_error']:.3f}" if "pair" in model else "")
             cells.append(f"{sum(row['risk'] for row in states) / len(states):.3f}" if "risk" in states[0] else "")
-            rows.append([str(block), name, *cells])
+            lines.append([str(block), name, *cells])
         image = f"losses-block{block}.png"
         drawn = {name: of_block[name] for name in styles if name in of_block}
         plots.save(figures / image, (13, 3.8), partial(loss_plot, models=drawn, styles=styles), panels=3)
@@ -218,7 +223,7 @@ def step_losses(files: Sequence[Path], styles: Mapping[str, dict], figures: Path
             f"![Block {block}: correlation lost, cross-entropy and entropy of teacher and students]({folder}/{image})"
         )
     columns = ["block", "model", *map(_head, speeds), "cross-entropy", "entropy", "pair", "risk"]
-    table = Table("", columns, rows, text=["model"]).without_empty("pair", "risk")
+    table = Table("", columns, lines, text=["model"]).without_empty("pair", "risk")
     return {"table": table.markdown(), "images": images}
 
 

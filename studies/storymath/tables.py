@@ -25,7 +25,7 @@ import yaml
 
 from studies.domains import DOMAINS, Domain, named
 from studies.storymath.demo import command
-from studies.storymath.estimates import read_figures
+from studies.storymath.estimates import plain, read_figures
 from studies.storymath.page import write_page
 from t3d.common.errors import UserError, run_main
 from t3d.common.jsonfiles import atomic_write
@@ -70,7 +70,13 @@ class Method(NamedTuple):
         return cls(**values)
 
 
-ANALYSED = ("naive_td", "t3d", "block_likelihood", "best")  # --analysis measures their factorisation error
+ANALYSED = (
+    "naive_td",
+    "t3d",
+    "block_likelihood",
+    "best",
+    "best, again",
+)  # --analysis measures their factorisation error
 
 METHODS, ABLATIONS, CONVERSION = (
     {name: Method.of(row) for name, row in rows.items()}
@@ -326,11 +332,6 @@ def claimed(folder: Path, wait: bool = False) -> Iterator[bool]:
 def run_folder(folder: Path) -> Path:
     """The training below a run's folder, under its teacher's name. The path may not exist yet."""
     return next(folder.glob("*/*/run/run"), folder / "none")
-
-
-def plain(name: str) -> str:
-    """A row's name as a part of file names."""
-    return name.replace(", ", "-").replace(" ", "_").replace("=", "")
 
 
 def figures_folder(args) -> Path:
