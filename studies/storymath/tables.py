@@ -76,7 +76,7 @@ ANALYSED = (
     "block_likelihood",
     "best",
     "best, again",
-)  # --analysis measures their factorisation error
+)  # by --analysis
 
 METHODS, ABLATIONS, CONVERSION = (
     {name: Method.of(row) for name, row in rows.items()}
