@@ -116,8 +116,12 @@ def told(row: Row, measure: str) -> str:
 
 
 def kept(rows: Sequence[Row], measure: str) -> list[str]:
-    """Sentences: the share of each model that stays at 4 tokens per step, against the study's target."""
-    found = {(row["method"], row["tokens_per_step"]): row[measure] for row in rows if row["strategy"] == STATIC}
+    """Sentences: the share of each model that stays at 4 tokens per step, against the study's target.
+
+    Text that is likely because it repeats itself does not reach it.
+    """
+    of_speed = {(row["method"], row["tokens_per_step"]): row for row in rows if row["strategy"] == STATIC}
+    found = {key: row[measure] for key, row in of_speed.items()}
     sentences = []
     for name in ORDER[1:]:
         one, four = found.get((name, 1.0)), found.get((name, 4.0))
@@ -133,8 +137,12 @@ def kept(rows: Sequence[Row], measure: str) -> list[str]:
         else:
             full, fast = found["teacher", 1.0], found["teacher", 4.0]
             share = f"{(four - full) / (fast - full):.2f}" if fast > full else "no share"
-            reached = fast > full and (four - full) / (fast - full) <= LOSES
-            sentence = f"`{name}` loses {share} of the teacher's loss against its full steps (target {LOSES:.2f})"
+            repeats, allowed = of_speed[name, 4.0]["repetition"], of_speed["teacher", 1.0]["repetition"]
+            reached = fast > full and (four - full) / (fast - full) <= LOSES and repeats <= allowed
+            sentence = (
+                f"`{name}` loses {share} of the teacher's loss against its full steps (target {LOSES:.2f}). Of its groups "
+                f"of four tokens {100 * repeats:.0f} % repeat (target {100 * allowed:.0f} %, the teacher's)"
+            )
         sentences.append(f"{sentence}: {'reached' if reached else 'not reached'}.")
     return sentences
 

@@ -183,13 +183,15 @@ def test_instructions_are_held_out_by_topic_and_form():
 
 
 def test_the_share_that_stays():
-    static = {"strategy": "low_confidence_static"}
+    static = {"strategy": "low_confidence_static", "repetition": 0.1}
     rows = [
         {"method": method, "tokens_per_step": speed, "accuracy": value, "nll": value} | static
         for method, speed, value in (("teacher", 1.0, 0.4), ("teacher", 4.0, 1.0), ("t3d", 1.0, 0.4), ("t3d", 4.0, 0.5))
     ]
     assert [told.endswith(": reached.") for told in kept(rows, "accuracy")] == [True, True]
     assert "0.17 of the teacher's loss" in kept(rows, "nll")[1] and kept(rows, "nll")[1].endswith(": reached.")
+    rows[-1]["repetition"] = 0.2  # likely, because it repeats itself
+    assert kept(rows, "nll")[1].endswith("20 % repeat (target 10 %, the teacher's): not reached.")
 
 
 def test_without_the_package(monkeypatch):
