@@ -140,8 +140,8 @@ def kept(rows: Sequence[Row], measure: str) -> list[str]:
             repeats, allowed = of_speed[name, 4.0]["repetition"], of_speed["teacher", 1.0]["repetition"]
             reached = fast > full and (four - full) / (fast - full) <= LOSES and repeats <= allowed
             sentence = (
-                f"`{name}` loses {share} of the teacher's loss against its full steps (target {LOSES:.2f}). Of its groups "
-                f"of four tokens {100 * repeats:.0f} % repeat (target {100 * allowed:.0f} %, the teacher's)"
+                f"`{name}` loses {share} of the teacher's loss against its full steps (target {LOSES:.2f}). Of its "
+                f"groups of four tokens {100 * repeats:.0f} % repeat (target {100 * allowed:.0f} %, the teacher's)"
             )
         sentences.append(f"{sentence}: {'reached' if reached else 'not reached'}.")
     return sentences
