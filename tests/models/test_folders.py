@@ -172,7 +172,6 @@ def from_hub(tmp_path, port: int) -> str:
     script = """
 import time
 from t3d.common.errors import UserError, disk_faults_as_user_errors
-from t3d.common.jsonfiles import atomic_folder
 from t3d.models.loading import load_config, load_tokenizer
 began = time.monotonic()
 for load in (load_tokenizer, load_config):

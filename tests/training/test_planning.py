@@ -143,7 +143,5 @@ def test_a_dry_run_counts_the_copies_that_a_rounds_answers_can_have(overrides, s
     """trace_rl has a noisy copy for every step of a block."""
     more = ("training.objective=trace_rl", "training.refresh_rollouts=2", "training.refresh_at_start=true")
     line = [*overrides, *more, f"training.refresh_steps_per_block={steps}", "training.block_size=4"]
-    assert (
-        training.make_objective(load(TrainConfig, line), SpecialIds(1, 0, (2,), (), torch.arange(3, 9))).copies
-        == copies
-    )
+    ids = SpecialIds(1, 0, (2,), (), torch.arange(3, 9))
+    assert training.make_objective(load(TrainConfig, line), ids).copies == copies
