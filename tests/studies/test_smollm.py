@@ -36,11 +36,11 @@ training:
   - training.lora.rank=2
   - experiment.save_every_steps=1
 storymath:
-  {split: StoryMath_val, problems: 2, seeds: [1], max_token: 8, temperature: 0.1, rollouts: 4, rollout_temperature: 0.1,
-   steps: {sft: 3, t3d: 2, best: 2}, overrides: {t3d: [model.random_ratio=0.0]}}
+  {split: StoryMath_val, problems: 2, seeds: [1], max_token: 8, temperature: 0.1, rollouts: {teacher: 4, best: 4},
+   rollout_temperature: 0.1, steps: {sft: 3, t3d: 2, best: 2, again: 2}, overrides: {t3d: [model.random_ratio=0.0]}}
 text:
-  {problems: 2, seeds: [1, 2], max_token: 8, temperature: 0.7, answers: 4, rollouts: 4, rollout_temperature: 0.3,
-   steps: {opdlm: 3, t3d: 2, best: 2},
+  {problems: 2, seeds: [1, 2], max_token: 8, temperature: 0.7, answers: 4, rollouts: {teacher: 4},
+   rollout_temperature: 0.3, steps: {opdlm: 3, t3d: 2, best: 2},
    overrides: {opdlm: [training.refresh_rollouts=2, training.refresh_first_length=null]}}
 """)
 
@@ -113,13 +113,13 @@ def test_it_goes_on_where_it_was(whole):
 def test_figures_have_every_model_at_every_speed_and_no_path(whole):
     plan, results, *_ = whole
     assert sorted(file.name for file in results.glob("*.json")) == ["storymath-tiny.json", "text-tiny.json"]
-    for part, measure, marks in (("storymath", "accuracy", 0), ("text", "nll", 2)):
+    for part, measure, marks, models in (("storymath", "accuracy", 0, 4), ("text", "nll", 2, 3)):
         text = (results / f"{part}-tiny.json").read_text()
         figures = json.loads(text)
         assert str(plan.folder) not in text and plan.source not in text
         rows = figures["rows"]
         assert all(measure in row for row in rows)
-        assert len(rows) == marks + 3 * 4 * len(SIZE[part]["seeds"])
+        assert len(rows) == marks + models * 4 * len(SIZE[part]["seeds"])
         speeds = {row["tokens_per_step"] for row in rows if row["strategy"] == "low_confidence_static"}
         assert speeds == {1.0, 2.0, 4.0}
         assert {len(curve) for curve in figures["curves"].values()} == {2, 3}
@@ -132,6 +132,7 @@ def test_the_page(whole):
     assert "## StoryMath, size `tiny`" in page and "## Text, size `tiny`" in page
     assert re.search(r"^\| autoregressive \| 1 \| \d+\.\d\d \|", page, re.M)
     assert len(re.findall(r"^\| best \| [124] \|", page, re.M)) == 6
+    assert len(re.findall(r"^\| again \| [124] \|", page, re.M)) == 3 and "a student of `best`" in page
     for image in re.findall(r"!\[.*?\]\((.*?)\)", page):
         assert (folder / image).resolve().is_file()
 
@@ -153,11 +154,12 @@ def test_estimates_follow_the_finished_stages(whole, source, tmp_path):
 
 def test_a_finished_stage_of_another_command_is_refused(whole):
     plan = whole[0]
-    other = Plan(plan.folder, plan.source, SIZE | {"storymath": SIZE["storymath"] | {"rollouts": 3}})
-    rollouts = next(stage for stage in other.stages(PARTS) if stage.name == "storymath-rollouts")
+    fewer = SIZE["storymath"] | {"rollouts": {"teacher": 3, "best": 4}}
+    other = Plan(plan.folder, plan.source, SIZE | {"storymath": fewer})
+    rollouts = next(stage for stage in other.stages(PARTS) if stage.name == "storymath-rollouts-teacher")
     with pytest.raises(UserError) as caught:
         read_record(rollouts, other)
-    assert caught.value.key == "storymath-rollouts" and "\n" not in str(caught.value)
+    assert caught.value.key == "storymath-rollouts-teacher" and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("size", ["cpu", "gpu"])
@@ -169,7 +171,7 @@ def test_the_sizes_make_valid_commands(size, tmp_path):
         if stage.command[:1] == ("t3d",) and stage.command[1] in schemas:
             load(schemas[stage.command[1]], list(stage.command[2:]))
             checked += 1
-    assert checked == 16
+    assert checked == 19
 
 
 def test_instructions_are_held_out_by_topic_and_form():
