@@ -43,6 +43,7 @@ PARTS = {
     "changes": Part("decode:change_rows", 150),
     "memory": Part("decode:memory_rows", 75),
     "busy": Part("decode:busy_rows", 50),
+    "demo": Part("commands:demo_rows", 900),
     "share": Part("decode:share_rows", 30),
     "commands": Part("commands:command_rows", 75),
     "growth": Part("decode:growth_rows", 140),

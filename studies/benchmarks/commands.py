@@ -1,4 +1,6 @@
-"""Whole commands: the model's share of a rollout and of an evaluation, dynamic decoding and self-verification."""
+"""Whole commands: the model's share of a rollout and of an evaluation, `make demo` on a busy machine, dynamic decoding
+and self-verification.
+"""
 
 import contextlib
 import io
@@ -11,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from studies.benchmarks.measure import Row, output_of, row
+from studies.benchmarks.measure import Row, endless_loops, output_of, row, seconds
 from studies.storymath.problems import build_splits
 from t3d.common.options import load
 from t3d.common.paths import ROOT
@@ -80,6 +82,17 @@ def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> C
             spent[name] += time.perf_counter() - began
 
     return wrapper
+
+
+def demo_rows(quick: bool) -> Iterator[Row]:
+    """Seconds of `make demo` without its installation, beside four endless loops and on a quiet machine."""
+    size = ["--rollouts", "8", "--steps", "2"] if quick else []
+    with tempfile.TemporaryDirectory() as name:
+        line = [sys.executable, "-m", "studies.storymath.demo", *size, "--output"]
+        quiet = seconds(lambda: output_of([*line, f"{name}/quiet"]))
+        with endless_loops(4):
+            busy = seconds(lambda: output_of([*line, f"{name}/busy"]))
+    yield row("`make demo`, four endless loops beside it", "s with busy cores", busy, quiet, beside="quiet")
 
 
 def dynamic_rows(quick: bool) -> Iterator[Row]:

@@ -6,7 +6,6 @@ median of alternating repeats in one process. Peak memory is above the loaded mo
 
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from studies.benchmarks.measure import (
     Row,
     alternate,
     alternate_all,
+    endless_loops,
     in_fresh_process,
     output_of,
     peak_memory,
@@ -287,13 +287,8 @@ def print_busy() -> None:
         torch.set_num_threads(threads)
         case.engine(settings, 32)
         quiet = statistics.median(case.tokens / case.engine(settings, 32) for _ in range(3))
-        beside = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        try:
-            time.sleep(0.5)
+        with endless_loops(1):
             busy = statistics.median(case.tokens / case.engine(settings, 32) for _ in range(1 if quick else 3))
-        finally:
-            beside.kill()
-            beside.wait()
         print(threads, quiet, busy)
 
 

@@ -4,10 +4,12 @@ import multiprocessing
 import os
 import statistics
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psutil
@@ -41,6 +43,19 @@ def seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+@contextmanager
+def endless_loops(count: int) -> Iterator[None]:
+    """``count`` processes beside the work, each of which keeps a core busy."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        time.sleep(0.5)  # they have started
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
