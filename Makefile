@@ -49,6 +49,8 @@ tables: $(VENV)/ready
 	$(PY) -m studies.storymath.tables --conversion
 	$(PY) -m studies.storymath.tables --ablations --seeds 1
 	$(PY) -m studies.storymath.tables --blocks 8 --seeds 1
+	$(PY) -m studies.storymath.tables --blocks 8 --seeds 2 --methods best
+	$(PY) -m studies.storymath.tables --blocks 8,16 --seeds 1 --methods "original;best;best, again"
 	$(PY) -m studies.storymath.tables --blocks 4,8 --seeds 1 --analysis
 	$(PY) -m studies.storymath.tables --domain StoryCode --problems 500 --seeds 1 \
 	    --methods "original;sft;naive_td;t3d;block_likelihood;best"
