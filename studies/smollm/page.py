@@ -132,6 +132,8 @@ def kept(rows: Sequence[Row], measure: str) -> list[str]:
             share = f"{four / one:.2f}" if one else "no share, as it is right nowhere,"
             reached = one and four / one >= KEEPS
             sentence = f"`{name}` keeps {share} of its own full-step accuracy at 4 tokens per step (target {KEEPS})"
+            if name != "teacher" and (mark := found.get(("teacher", 1.0))):
+                sentence += f", which is {four / mark:.2f} of the teacher's"
         elif name == "teacher":
             sentences.append(f"`teacher` loses {four - one:.2f} nats per token at 4 tokens per step.")
             continue
