@@ -58,7 +58,7 @@ class Estimate:
 
 
 def at_speed(split: str, *speeds: float) -> Pick:
-    """The rows of static decoding on `split` at these tokens per step, exactly one for each."""
+    """The rows on `split` at these tokens per step, exactly one for each, without dynamic decoding."""
 
     def pick(run: Run) -> list[Row]:
         rows = []
@@ -66,7 +66,7 @@ def at_speed(split: str, *speeds: float) -> Pick:
             found = [
                 row
                 for row in run["rows"]
-                if (row["dataset"], row["tokens_per_step"]) == (split, speed) and "static" in row["strategy"]
+                if (row["dataset"], row["tokens_per_step"]) == (split, speed) and "dynamic" not in row["strategy"]
             ]
             if len(found) != 1:
                 who = f"{run['method']}, block {run['block_size']}, seed {run['seed']}"

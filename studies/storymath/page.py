@@ -160,7 +160,9 @@ def _made_of(run: Run) -> str:
         if run[stage]
     ]
     made_of = [f"`{run['config']}`" if run["config"] else "the teacher as it is", *changed]
-    return "; ".join([_made_of(run["after"]), f"then {made_of[0]}", *changed] if run.get("after") else made_of)
+    if not run.get("after"):
+        return "; ".join(made_of)
+    return "; ".join([_made_of(run["after"]), *([f"then {made_of[0]}"] if run["config"] else []), *changed])
 
 
 def temperatures() -> str:

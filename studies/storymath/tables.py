@@ -49,7 +49,8 @@ KEPT += ("tokens_per_forward", "mean_length")
 
 class Method(NamedTuple):
     """A row of the tables: a training configuration (None: the teacher as it is), overrides of each stage, and its
-    description on the page. after: the row whose student, of the same block and seed, replaces the teacher. converted:
+    description on the page. after: the row whose student, of the same block and seed, replaces the teacher; without a
+    config it is only decoded. converted:
     the teacher is the embedded autoregressive model, converted. steps, questions: of this row's training, in place of
     --steps and --rollouts.
     """
@@ -204,11 +205,7 @@ def train(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object
 
     method = ROWS[name]
     folder = model_folder(name, block, seed, args)
-    if method.after:
-        with claimed(model_folder(method.after, block, seed, args), wait=True):
-            source, _ = train(method.after, block, seed, args)
-    else:
-        source = start(method, block, args)
+    source = student(method.after, block, seed, args)[0] if method.after else start(method, block, args)
     if name == "sft":
         data = data_file("train", args.domain, args.output)
     else:
@@ -228,16 +225,25 @@ def train(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object
     return str(run / "ckpt" / "optimized"), budget
 
 
+def student(name: str, block: int, seed: int, args) -> tuple[str, dict[str, object]]:
+    """``train`` of a row that another row needs; waits if another process trains it."""
+    with claimed(model_folder(name, block, seed, args), wait=True):
+        return train(name, block, seed, args)
+
+
 def run_one(name: str, block: int, seed: int, args) -> None:
     """Train and evaluate one method, and write its figures."""
     from t3d.common.options import load
     from t3d.evaluation.run import evaluate
     from t3d.evaluation.settings import EvalConfig
 
-    checkpoint = start(ROWS[name], block, args)
-    budget: dict[str, object] = {}
-    if ROWS[name].config:
+    method = ROWS[name]
+    if method.config:
         checkpoint, budget = train(name, block, seed, args)
+    elif method.after:
+        checkpoint, budget = student(method.after, block, seed, args)
+    else:
+        checkpoint, budget = start(method, block, args), {}
     folder = model_folder(name, block, seed, args)
     rows = []
     for line in evaluation_lines(name, checkpoint, folder, block, seed, args):
