@@ -10,8 +10,9 @@ Source: OPDLM (arXiv 2606.06712) and its code. It uses one state per block, unif
 dynamic .9, temperature 1. At 4B and 8B it uses the teacher's 16 likeliest tokens. The learning rate is 1e-5 to 1e-6,
 with 128 prompts per round.
 
-A target knows the tokens on the left, and not those that the state shows on the right. So the student writes well from left
-to right (rollout.remasking_strategy=sequential), and badly by confidence: docs/RESULTS.md, "From an autoregressive model".
+A target knows the tokens on the left, and not those that the state shows on the right. So the student writes well from
+left to right (rollout.remasking_strategy=sequential), and badly by confidence: docs/RESULTS.md, "From an autoregressive
+model".
 
 With ``teacher_reading: block`` a block-diffusion teacher replaces the autoregressive one. It reads every masked token
 after the block's tokens that the student decoded earlier, one at a time, as at full steps.
