@@ -80,10 +80,9 @@ class Plan:
         """A training's model. The block-diffusion teacher is `sft`'s or `opdlm`'s."""
         return self.run(part, name) / "ckpt" / _label(name)
 
-    def start(self, part: str, name: str) -> Path:
-        """The model that a training starts with."""
-        model = STUDENTS.get(name)
-        return self.checkpoint(part, _teacher(part) if model == "teacher" else model) if model else self.converted
+    def model(self, part: str, model: str) -> Path:
+        """The checkpoint of a model that students start as: the block-diffusion teacher, or a student."""
+        return self.checkpoint(part, _teacher(part) if model == "teacher" else model)
 
     def _convert(self) -> Stage:
         keys = (f"model.pretrained_model={self.source}", f"convert.output={self.converted}")
@@ -132,9 +131,8 @@ class Plan:
         return Stage("text-answers", line, "position", self._positions("text", size["answers"], 1))
 
     def _rollouts(self, part: str, source: str) -> Stage:
-        size, name = self.size[part], _teacher(part) if source == "teacher" else source
-        answers = size["rollouts"][source]
-        line = self._decode(part, "rollout", self.checkpoint(part, name), _questions(part), answers)
+        size, answers = self.size[part], self.size[part]["rollouts"][source]
+        line = self._decode(part, "rollout", self.model(part, source), _questions(part), answers)
         line += (*_static(BLOCK, BLOCK), f"rollout.temperature={size['rollout_temperature']}")
         return Stage(f"{part}-rollouts-{source}", line, "position", self._positions(part, answers, BLOCK))
 
@@ -163,7 +161,7 @@ class Plan:
 
     def _train(self, part: str, name: str) -> Stage:
         size, configs = self.size[part], {"sft": "baselines/sft", "t3d": "ddo_sdar_full_self", "again": "best"}
-        start = self.start(part, name)
+        start = self.model(part, STUDENTS[name]) if name in STUDENTS else self.converted
         data = self.folder / "data" / "StoryMath_sft.json" if name == "sft" else self._shards(part, start.name)
         sequences = size["steps"][name] * self._batch()
         line = (

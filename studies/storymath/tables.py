@@ -48,11 +48,10 @@ KEPT += ("tokens_per_forward", "mean_length")
 
 
 class Method(NamedTuple):
-    """A row of the tables: a training configuration (None: the teacher as it is), overrides of each stage, and its
-    description on the page. after: the row whose student, of the same block and seed, replaces the teacher; without a
-    config it is only decoded. converted:
-    the teacher is the embedded autoregressive model, converted. steps, questions: of this row's training, in place of
-    --steps and --rollouts.
+    """A row of the tables: a training configuration (None: the teacher is only decoded), overrides of each stage, and
+    its description on the page. after: the row whose student, of the same block and seed, replaces the teacher.
+    converted: the teacher is the embedded autoregressive model, converted. steps, questions: of this row's training, in
+    place of --steps and --rollouts.
     """
 
     config: str | None = None
